@@ -1,0 +1,48 @@
+# Every target makes the virtual environment that it needs; `PYTHON=python3.12 make test` chooses the interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+# One line of pip, also in the README. The constraint keeps the torch that the tests were run with.
+INSTALL := $(BIN)/pip install -c constraints.txt
+REQUIREMENTS := setup.py constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint type bench dev
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+demo: .venv/.installed  ## noisy labels on real text: table, plot, saved model
+	$(BIN)/python -m hfnoise demo
+
+test: .venv/.installed  ## default suite, then the slow tests
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "slow and not gpu and not soak"
+
+lint: .venv/.installed-dev  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Checked as installed: the checkout's trainers/ is hfnoise.trainers only for an import hook, which mypy does not run.
+# What a build leaves in build/lib would end up in the next one; the rest of build/ is the editable install of `make dev`.
+type: .venv/.installed-dev  ## mypy: strict for the core, lenient where it meets untyped libraries
+	rm -rf build/lib build/bdist.* build/typed
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
+	rm -rf build/lib build/bdist.*
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p hfnoise
+
+bench: .venv/.installed  ## the benchmarks: tables, JSON, plots
+	$(BIN)/python -m hfnoise bench
+
+dev: .venv/.installed-dev  ## editable install that editors and type checkers see through (run again for new files)
+	$(INSTALL) --no-deps --config-settings editable_mode=strict -e .
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python $(REQUIREMENTS)
+	$(INSTALL) -e '.[test]'
+	touch $@
+
+.venv/.installed-dev: .venv/bin/python $(REQUIREMENTS)
+	$(INSTALL) -e '.[dev]'
+	touch $@ .venv/.installed

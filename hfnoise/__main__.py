@@ -1,0 +1,116 @@
+"""The command line: `hfnoise list`, `hfnoise <method> --config run.yaml`, `hfnoise demo`; also `python -m hfnoise`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import hfnoise
+from hfnoise.errors import UsageError
+from hfnoise.methods import COMMANDS, METHODS, Method
+
+_USAGE = "usage: hfnoise <command> [options]     (hfnoise <command> --help says more)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 2 usage error (one line, no traceback).
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): those of the process by default.
+
+    Example:
+        >>> from hfnoise.__main__ import main
+        >>> main(["--version"])
+        hfnoise 0.1.0
+        0
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command, rest = (given[0], given[1:]) if given else ("--help", [])
+    try:
+        return _dispatch(command, rest)
+    except UsageError as error:
+        print(f"hfnoise {command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(command: str, rest: list[str]) -> int:
+    if command in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if command == "--version":
+        print(f"hfnoise {hfnoise.__version__}")
+        return 0
+    if command == "list":
+        print(_table())
+        return 0
+    for method in METHODS:
+        if method.name == command:
+            if "-h" in rest or "--help" in rest:
+                print(_method_help(method))
+                return 0
+            return _call(method.launch, [method.name, *rest])
+    for other in COMMANDS:
+        if other.name == command:
+            return _call(other.launch, rest)
+    known = ["list", *(method.name for method in METHODS), *(other.name for other in COMMANDS)]
+    raise UsageError(f"unknown command; known are {', '.join(known)}.")
+
+
+def _call(launch: str, arguments: list[str]) -> int:
+    # The library says what it chose for the user in log messages; a command line shows them.
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("hfnoise").setLevel(logging.INFO)
+    module, _, function = launch.partition(":")
+    return int(getattr(import_module(module), function)(arguments) or 0)
+
+
+def _overview() -> str:
+    commands = [("list", "every method, its paper and what it replaces")]
+    commands += [(method.name, method.title) for method in METHODS]
+    commands += [(other.name, other.help) for other in COMMANDS]
+    width = max(len(name) for name, _ in commands)
+    return "\n".join([_USAGE, "", *(f"  {name:<{width}}  {text}" for name, text in commands)])
+
+
+def _table() -> str:
+    header = ("method", "family", "state", "paper", "class", "instead of")
+    rows = [
+        (method.name, method.family, method.state, f"arXiv {method.paper}", method.trainer, method.stock)
+        for method in METHODS
+    ]
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _method_help(method: Method) -> str:
+    lines = [
+        f"usage: hfnoise {method.name} [--config run.yaml] [--accelerate_config NAME_OR_FILE] [--option value ...]",
+        "",
+        f"{method.title} (arXiv {method.paper}). In Python: from hfnoise import {', '.join(method.exports)}",
+        "",
+        "Options of hfnoise:",
+    ]
+    for option in method.options:
+        default = "" if option.default is None else f", default {option.default}"
+        lines += [f"  --{option.name} ({option.type}{default})", f"      {option.help}"]
+    lines += [
+        "",
+        "Launching:",
+        "  --config FILE             YAML file of options; the command line wins over it",
+        "  --accelerate_config NAME  run under `accelerate launch`: multi_gpu, single_gpu or a YAML file of yours",
+        "  --inject_flip_rate RATE   flip this share of the labels first, to try a method out",
+        "",
+        f"Every option of {method.stock.split()[0]} works as well, and --model_name_or_path, --dataset_name, --use_peft,",
+        f"--load_in_4bit, ...; `hfnoise {method.name} --help-all` lists them all (it imports TRL, which takes a while).",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

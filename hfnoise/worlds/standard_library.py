@@ -1,0 +1,89 @@
+"""Read the docstrings of the installed Python standard library: its sources are parsed, never imported."""
+
+from __future__ import annotations
+
+import ast
+import os
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+# Tests, generated tables, and what is not part of the library proper.
+_SKIPPED = frozenset("test tests idle_test idlelib lib2to3 turtledemo ensurepip pydoc_data __phello__".split())
+_Definition = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One docstring.
+
+    Args:
+        name (`str`): qualified name of the module, class or function, such as `json.decoder.JSONDecoder.decode`.
+        text (`str`): its docstring, without the indentation of the source.
+    """
+
+    name: str
+    text: str
+
+
+@lru_cache(maxsize=1)
+def standard_library_documents() -> tuple[Document, ...]:
+    """Return all docstrings in the order of the sorted source files; of equal texts only the first.
+
+    Returns:
+        Documents with non-empty texts, 1 to 2 MB in all, kept in memory after the first call (a few seconds).
+
+    Raises:
+        RuntimeError: if this Python comes without the sources of its standard library.
+
+    Example:
+        >>> from hfnoise.worlds.standard_library import standard_library_documents
+        >>> any(document.name == "json.dumps" for document in standard_library_documents())
+        True
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    found: dict[str, Document] = {}
+    for path, name in _modules(root):
+        for document in _parse(path, name):
+            found.setdefault(" ".join(document.text.split()), document)
+    if not found:
+        raise RuntimeError(
+            f"no docstrings in {root}: this Python comes without the sources of its standard library. "
+            "Use a Python that has them (python.org, conda, pyenv, or the full package of your distribution)."
+        )
+    return tuple(found.values())
+
+
+def _modules(root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield source file and dotted name of every module, sorted; names that cannot be imported are skipped."""
+    for folder, subfolders, names in os.walk(root):
+        # Pruning here also keeps the walk out of site-packages, whose name is no identifier.
+        subfolders[:] = sorted(name for name in subfolders if name.isidentifier() and name not in _SKIPPED)
+        package = Path(folder).relative_to(root).parts
+        for stem in sorted(name[:-3] for name in names if name.endswith(".py") and name[:-3].isidentifier()):
+            yield Path(folder, f"{stem}.py"), ".".join(package if stem == "__init__" else (*package, stem))
+
+
+def _parse(path: Path, name: str) -> Iterator[Document]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in old sources are not our business
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):  # samples of bad source
+            return
+    yield from _walk(tree, name)
+
+
+def _walk(node: ast.AST, name: str) -> Iterator[Document]:
+    """Yield the docstring of a node and those of all definitions below it, also inside `if` and `try`."""
+    if isinstance(node, (ast.Module, *_Definition)):
+        text = (ast.get_docstring(node) or "").strip()
+        if text:
+            yield Document(name, text)
+    for block in ("body", "orelse", "handlers", "finalbody"):
+        children = getattr(node, block, ())
+        for child in children if isinstance(children, list) else ():
+            yield from _walk(child, f"{name}.{child.name}" if isinstance(child, _Definition) else name)

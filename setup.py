@@ -1,0 +1,80 @@
+"""Packaging of hfnoise: the top-level folders become sub-packages of one package.
+
+`trainers/` is installed as `hfnoise.trainers`, `pipelines/` as `hfnoise.pipelines`, `model_cards/` as
+`hfnoise.model_cards` and `benchmarks/` as `hfnoise.benchmarks`, so that nothing generic lands in site-packages.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+MAPPED_PARTS = ("trainers", "pipelines", "model_cards", "benchmarks")
+
+
+def mapped_packages(part: str) -> list[str]:
+    """Return the dotted names of the package in folder `part` and of its sub-packages."""
+    return [f"hfnoise.{part}"] + [f"hfnoise.{part}.{name}" for name in find_packages(str(ROOT / part))]
+
+
+def version() -> str:
+    """Return the version that `hfnoise/__init__.py` states, without importing it."""
+    match = re.search(r'^__version__ = "([^"]+)"', (ROOT / "hfnoise/__init__.py").read_text(encoding="utf-8"), re.M)
+    if match is None:
+        raise RuntimeError("hfnoise/__init__.py must hold a line of the form __version__ = \"1.2.3\"")
+    return match.group(1)
+
+
+quant = ["bitsandbytes>=0.50"]
+test = ["pytest>=8", "hypothesis>=6", "beartype>=0.20", "Pillow>=10", "setuptools>=70", "wheel>=0.40", *quant]
+
+setup(
+    name="hfnoise",
+    version=version(),
+    description="When noise is the problem or the tool: noisy labels, privacy, quantisation and diffusion noise for HF",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["hfnoise", "hfnoise.*"])
+    + [name for part in MAPPED_PARTS for name in mapped_packages(part)],
+    package_dir={"hfnoise": "hfnoise", **{f"hfnoise.{part}": part for part in MAPPED_PARTS}},
+    # `*/*` would drop the nested weights from the wheel.
+    package_data={"hfnoise": ["py.typed"], "hfnoise.model_cards": ["*.md", "**/*"]},
+    # Floors are what the joints with the libraries need; see docs/design.md.
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.23",
+        "trl>=1.15",  # the fused LM head
+        "accelerate>=1.15",
+        "peft>=0.21",
+        "datasets>=5",
+        "diffusers>=0.42",
+        "huggingface_hub>=2",
+        "safetensors>=0.5",
+        "jaxtyping>=0.3",
+        "wrapt>=1.17",
+        "jinja2>=3.1",
+        "pyyaml>=6",
+        "matplotlib>=3.8",
+        "rich>=13",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "dp": ["dp-accounting>=0.6"],
+        "quant": quant,
+        "flower": ["flwr>=1.20"],
+        "track": ["trackio>=0.40"],
+        "test": test,
+        "dev": [*test, "ruff>=0.14", "mypy>=1.18", "build>=1.2"],
+    },
+    entry_points={"console_scripts": ["hfnoise = hfnoise.__main__:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,74 @@
+"""Load preference datasets and models by name: the Hub, local files, or the embedded world."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict, load_dataset, load_from_disk
+
+from hfnoise.preference.corruption import flip_labels
+from hfnoise.worlds import docstrings
+
+logger = logging.getLogger(__name__)
+
+# Prefix of the names of embedded worlds, on the command line and in YAML.
+EMBEDDED = "hfnoise:docstrings"
+_READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def resolve_model(name: str) -> str:
+    """Return the name or path to load: the folder of the shipped model for `hfnoise:docstrings`."""
+    return docstrings.model_path() if name == EMBEDDED else name
+
+
+def load_any(name: str | None, config: str | None = None, streaming: bool = False) -> Any:
+    """Return the splits of a dataset: a Hub id, a folder of `save_to_disk`, a data file, or `hfnoise:docstrings`.
+
+    Raises:
+        ValueError: if no name is given or a local path holds no dataset.
+    """
+    if not name:
+        raise ValueError("give --dataset_name: a Hub id, a local file or folder, or hfnoise:docstrings.")
+    if name == EMBEDDED:
+        recipe = docstrings.DEMO_RECIPE
+        return DatasetDict(
+            train=docstrings.preference_pairs("train", size=recipe.train_size, seed=0),
+            test=docstrings.preference_pairs("validation", size=recipe.eval_size, seed=0),
+        )
+    path = Path(name)
+    if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+        stored = load_from_disk(name)
+        return stored if isinstance(stored, dict) else DatasetDict(train=stored)
+    if path.is_file():
+        if path.suffix not in _READERS:
+            raise ValueError(f"dataset file {name!r} must end in {', '.join(_READERS)}.")
+        return load_dataset(_READERS[path.suffix], data_files=name, streaming=streaming)
+    return load_dataset(name, name=config, streaming=streaming)
+
+
+def load_splits(script: Any) -> tuple[Any, Any]:
+    """Return the training and the evaluation split that the script arguments name, with the flips they ask for.
+
+    The evaluation split is `None` where the dataset has none of that name.
+
+    Raises:
+        ValueError: if the training split does not exist.
+    """
+    splits = load_any(script.dataset_name, script.dataset_config, script.dataset_streaming)
+    if script.dataset_train_split not in splits:
+        raise ValueError(
+            f"dataset {script.dataset_name!r} has no split {script.dataset_train_split!r}; it has {sorted(splits)}. "
+            "Name one with --dataset_train_split."
+        )
+    train, evaluation = splits[script.dataset_train_split], splits.get(script.dataset_test_split)
+    if evaluation is None:
+        logger.warning(
+            "dataset %r has no split %r, so there is no evaluation; name one with --dataset_test_split.",
+            script.dataset_name, script.dataset_test_split,
+        )  # fmt: skip
+    if script.inject_flip_rate:
+        train = flip_labels(train, script.inject_flip_rate, script.flip_seed)
+        evaluation = None if evaluation is None else flip_labels(evaluation, script.inject_flip_rate, script.flip_seed)
+    return train, evaluation

@@ -1,0 +1,158 @@
+"""DPO with noise-robust pair losses, per-pair flip rates and weights: `trl.DPOTrainer` with its loss tapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from trl import DPOTrainer
+
+from hfnoise.methods import find_method
+from hfnoise.preference.pair_loss_table import find_pair_loss
+from hfnoise.trainers.checkpoints import NoiseRunState
+from hfnoise.trainers.forward_tap import ForwardTap
+from hfnoise.trainers.noise_dpo_config import NoiseDPOConfig
+from hfnoise.trainers.noise_dpo_data import NoiseDPODataMixin
+from hfnoise.trainers.noise_dpo_run import NoiseDPORunMixin
+from hfnoise.trainers.pair_batch import PairBatch, pair_batch
+from hfnoise.trainers.pair_monitor import PairMonitor
+
+__all__ = ["NoiseDPOConfig", "NoiseDPOTrainer"]
+
+
+class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPORunMixin, DPOTrainer):
+    """Trains with DPO on noisy preference labels; takes the arguments of [`~trl.DPOTrainer`] and a [`NoiseDPOConfig`].
+
+    The losses are functions of the margin that TRL's own forward pass gives (see `ForwardTap`), so TRL's metrics, its
+    losses, PEFT, quantised bases, precomputed references and MoE auxiliary losses stay as they are. With neutral
+    settings (`loss_type="sigmoid"`, no columns) losses, gradients and weights equal those of `DPOTrainer` to the bit.
+
+    Raises:
+        ValueError: at construction, for data, settings or a distributed engine that would give a wrong result.
+
+    Example:
+        >>> from hfnoise import NoiseDPOConfig, NoiseDPOTrainer
+        >>> issubclass(NoiseDPOTrainer, __import__("trl").DPOTrainer)
+        True
+    """
+
+    _method = find_method("noise-dpo")
+    _tag_names = ["trl", *_method.tags]
+    _name = "NoiseDPO"
+    _paper = {
+        "title": "Provably Robust DPO: Aligning Language Models with Noisy Feedback",
+        "id": _method.paper,
+        "citation": _method.bibtex,
+    }
+    _config_class = NoiseDPOConfig
+
+    def __init__(self, model: Any, ref_model: Any = None, args: NoiseDPOConfig | None = None, **kwargs: Any) -> None:
+        args = self.default_config(model) if args is None else args
+        self.refuse_before_loading(args, kwargs)
+        super().__init__(model, ref_model, args, **kwargs)
+        self.refuse_engines()
+        self.add_callback(NoiseRunState(self.run_identity()))
+        names_and_weights = list(zip(args.loss_type, self.loss_weights, strict=True))
+        self._pair_losses = [(name, weight) for name, weight in names_and_weights if not args.is_computed_by_trl(name)]
+        native = [(name, weight) for name, weight in names_and_weights if args.is_computed_by_trl(name)]
+        self._has_native_loss = bool(native)
+        # TRL cannot run without a loss of its own: it computes `sigmoid`, which is then thrown away. Not with weight 0,
+        # since 0 * inf is NaN.
+        self.loss_types, self.loss_weights = map(list, zip(*(native or [("sigmoid", 1.0)]), strict=True))
+        self._pair_context = args.pair_context()
+        self._monitor = PairMonitor(self, args)
+        self.wrap_collator()
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the loss of a micro-batch: TRL's losses and ours, on one forward pass."""
+        inputs, columns = self.split_columns(inputs)
+        inputs = self._with_reference(inputs)
+        tap = ForwardTap(model)
+        with self._reference_in_inputs(), self._monitor.watch():
+            result = super().compute_loss(tap, inputs, return_outputs, num_items_in_batch)
+            loss, outputs = result if return_outputs else (result, None)
+            pairs = pair_batch(tap.output.log_probs, inputs, self.beta, columns)
+            if self._pair_losses:
+                loss = self._with_pair_losses(loss, pairs, tap)
+            self._monitor.observe(pairs, inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _with_pair_losses(self, native_loss: Tensor, pairs: PairBatch, tap: ForwardTap) -> Tensor:
+        """Return the sum of the losses TRL computed, if any was asked for, and ours."""
+        total = self.weighted_pair_values(self._pair_losses, pairs, pairs.margins).mean()
+        if self._has_native_loss:
+            return native_loss + total
+        if self.aux_loss_enabled:  # it was thrown away with TRL's own loss
+            total = total + self.router_aux_loss_coef * tap.output.aux_loss
+        return total
+
+    def weighted_pair_values(self, losses: list[tuple[str, float]], pairs: PairBatch, margins: Tensor) -> Tensor:
+        """Return the weighted sum of the named losses per pair, shape `(batch,)`, at the given margins."""
+        context = replace(
+            self._pair_context,
+            flip_rate=self._pair_context.flip_rate if pairs.flip_rate is None else pairs.flip_rate,
+            chosen_scores=pairs.chosen_scores,
+            rejected_scores=pairs.rejected_scores,
+            chosen_lengths=pairs.chosen_lengths,
+            rejected_lengths=pairs.rejected_lengths,
+            mode="train" if self.model.training else "eval",
+        )
+        values = sum(find_pair_loss(name).function(margins, context) * weight for name, weight in losses)
+        return values if pairs.weight is None else pairs.weight * values
+
+    @torch.no_grad()
+    def pair_margins(self, dataset: Any) -> Tensor:
+        """Return the margin of every pair of a dataset under the present policy, in the order of its rows.
+
+        Args:
+            dataset (`datasets.Dataset`): with the columns of a training dataset; tokenized here unless it is already.
+
+        Returns:
+            `torch.Tensor` of shape `(len(dataset),)`, float32, on the CPU, the same on every process: positive where
+            the policy agrees with the label.
+        """
+        if not self._is_vision_dataset and "chosen_ids" not in dataset.column_names:
+            dataset = self._prepare_dataset(dataset, self.processing_class, self.args, "scored")
+        training = self.model.training
+        self.model.eval()
+        margins = []
+        loader = self.get_eval_dataloader(dataset)
+        hide = self.args.disable_tqdm or not self.is_local_process_zero()
+        for batch in tqdm(loader, desc="Scoring preference pairs", disable=hide):
+            inputs, columns = self.split_columns(self._prepare_inputs(batch))
+            inputs = self._with_reference(inputs)
+            pairs = pair_batch(self._policy_log_probs(inputs), inputs, self.beta, columns)
+            margins.append(self.accelerator.gather_for_metrics(pairs.margins).float().cpu())
+        self.model.train(training)
+        return torch.cat(margins)
+
+    def _policy_log_probs(self, inputs: dict[str, Any]) -> Tensor:
+        kept_back = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
+        arguments = {key: value for key, value in inputs.items() if key not in kept_back}
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        with self.compute_loss_context_manager():
+            return self.model(**arguments, use_cache=False, labels=labels, fused_lm_head=True).log_probs
+
+    def _with_reference(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return the inputs with the reference log-probabilities, computed unless the dataset brought them."""
+        if "ref_chosen_logps" in inputs:
+            return inputs
+        chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+        return {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+    @contextmanager
+    def _reference_in_inputs(self) -> Iterator[None]:
+        """Let TRL read the reference log-probabilities from the inputs for one call."""
+        before = self.precompute_ref_logps
+        self.precompute_ref_logps = True
+        try:
+            yield
+        finally:
+            self.precompute_ref_logps = before

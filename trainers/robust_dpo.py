@@ -1,0 +1,215 @@
+"""Robust DPO: one argument, the flip rate, known or not."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from hfnoise.methods import ROBUST_DPO_OPTIONS, find_method, option_help
+from hfnoise.preference.flip_rate import FlipRateEstimate, estimate_flip_rate, posterior_flip
+from hfnoise.trainers.noise_dpo import NoiseDPOTrainer
+from hfnoise.trainers.noise_dpo_config import NoiseDPOConfig, option_field
+from hfnoise.trainers.preference_data import PAIR_INDEX
+
+__all__ = ["RobustDPOConfig", "RobustDPOTrainer"]
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+# Chosen by benchmarks/preference_noise.py; see docs/preference.md for the table.
+LOSS_WITHOUT_RATE = "sym"
+LOSS_WITH_RATE = "forward_corrected"
+# What training added to the user's dataset, or is about to add: removed before a dataset is handed back.
+_TECHNICAL_COLUMNS = (
+    "prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps", PAIR_INDEX, "p_flip",
+)  # fmt: skip
+
+
+@dataclass
+class RobustDPOConfig(NoiseDPOConfig):
+    """Configuration for [`RobustDPOTrainer`]: [`NoiseDPOConfig`] with the loss chosen from what is known of the noise.
+
+    Args:
+        flip_rate (`float` or `"auto"`, defaults to `"auto"`): probability that a label is flipped, in [0, 0.5).
+            `"auto"` trains with `sym` throughout, which needs no rate; at step 0 no rate can be known. The rate is
+            estimated after training, from the margins of the evaluation pairs, for the report and the suspects.
+        loss_type (`list[str]`, *optional*): chosen from `flip_rate` unless you give one.
+        audit_column (`str`, *optional*): boolean column of the evaluation dataset, true where a re-labelled pair
+            disagrees with the recorded label, empty where a pair was not audited.
+
+    Raises:
+        ValueError: for any value out of range, or a loss that needs a rate together with `"auto"`.
+
+    Example:
+        >>> from hfnoise import RobustDPOConfig
+        >>> RobustDPOConfig("out", use_cpu=True, bf16=False).loss_type
+        ['sym']
+        >>> RobustDPOConfig("out", flip_rate=0.2, use_cpu=True, bf16=False).loss_type
+        ['forward_corrected']
+    """
+
+    flip_rate: float | str | None = option_field("flip_rate", AUTO, ROBUST_DPO_OPTIONS)
+    loss_type: list[str] = field(
+        default_factory=lambda: [AUTO],
+        metadata={"help": f"Losses; chosen from flip_rate by default ('{LOSS_WITHOUT_RATE}' or '{LOSS_WITH_RATE}')."},
+    )
+    audit_column: str | None = field(
+        default=None, metadata={"help": option_help(ROBUST_DPO_OPTIONS, "audit_column")}
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.loss_type, str):
+            self.loss_type = [self.loss_type]
+        rate_unknown = isinstance(self.flip_rate, str) and self.flip_rate.strip().lower() == AUTO
+        if self.flip_rate is None:
+            raise ValueError("flip_rate must be a number in [0, 0.5) or 'auto', got None.")
+        if rate_unknown:
+            self.flip_rate = None  # label_smoothing, TRL's name for it, may still give one
+            rate_unknown = not self.label_smoothing and self.flip_rate_column is None
+        if list(self.loss_type) == [AUTO]:
+            self.loss_type = [LOSS_WITHOUT_RATE if rate_unknown else LOSS_WITH_RATE]
+        super().__post_init__()
+        if self.flip_rate is None:
+            self.flip_rate = AUTO
+
+
+class RobustDPOTrainer(NoiseDPOTrainer):
+    """Trains with DPO on labels of which an unknown or known share is flipped, and says which ones look flipped.
+
+    After training it has `flip_rate_estimate` (from the held-out margins of `eval_dataset`, which must carry labels
+    from the same source as the training data), `flip_rate_by_annotator`, and `export_suspects()`.
+
+    Example:
+        >>> from hfnoise import RobustDPOTrainer
+        >>> RobustDPOTrainer._paper["id"]
+        '2403.00409'
+    """
+
+    _method = find_method("robust-dpo")
+    _tag_names = ["trl", *_method.tags]
+    _name = "RobustDPO"
+    _config_class = RobustDPOConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.flip_rate_estimate: FlipRateEstimate | None = None
+        self.flip_rate_by_annotator: dict[Any, FlipRateEstimate] = {}
+        logger.info("RobustDPO: flip_rate=%s, loss_type=%s", self.args.flip_rate, self.args.loss_type)
+        if self.args.flip_rate == AUTO and self.eval_dataset is None:
+            logger.warning(
+                "RobustDPO got no eval_dataset: training needs none, but the flip rate is estimated from held-out pairs "
+                "and will not be. Pass an eval_dataset whose labels come from the same source."
+            )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, then estimate the flip rate from the evaluation pairs, if there are any."""
+        output = super().train(*args, **kwargs)
+        if self.eval_dataset is not None:
+            self.estimate_flip_rate()
+        return output
+
+    def estimate_flip_rate(self, dataset: Any = None) -> FlipRateEstimate:
+        """Return the flip rate of the labels of held-out pairs, and keep it in `flip_rate_estimate`.
+
+        Args:
+            dataset (`datasets.Dataset`, *optional*): pairs the model was not trained on, labelled by the same source as
+                the training pairs; `eval_dataset` (the first, if there are several) by default.
+
+        Returns:
+            [`FlipRateEstimate`]: look at `refused` before using it.
+
+        Raises:
+            ValueError: if there is no held-out dataset.
+        """
+        dataset = self._held_out() if dataset is None else dataset
+        margins = self.pair_margins(dataset)
+        audit = self._audit(dataset)
+        estimate = estimate_flip_rate(margins, audit=audit)
+        self.flip_rate_estimate = estimate
+        column = self.args.annotator_column
+        if column is not None and column in dataset.column_names:
+            names = list(dataset[column])
+            self.flip_rate_by_annotator = {
+                name: estimate_flip_rate(margins[[other == name for other in names]])
+                for name in self.annotators
+                if name in names
+            }
+        if estimate.refused:
+            logger.warning("the flip rate could not be estimated: %s", estimate.reason)
+        low, high = estimate.interval
+        self.log(
+            {
+                "noise/flip_rate_estimate": estimate.flip_rate,
+                "noise/flip_rate_low": low,
+                "noise/flip_rate_high": high,
+                "noise/flip_rate_refused": float(estimate.refused),
+            }
+        )
+        return estimate
+
+    def export_suspects(self, dataset: Any = None, flip_rate: float | None = None) -> Any:
+        """Return the dataset with a column `p_flip`: the probability that the label of the pair is flipped.
+
+        p_flip is the posterior sigma(-c h - logit(1 - flip_rate)) at the present policy, with the calibration c of the
+        estimate. Margins of pairs the model was trained on are larger than those of held-out pairs, so on training
+        data p_flip ranks better than it calibrates; `hfnoise audit-labels` cross-fits instead.
+
+        Args:
+            dataset (`datasets.Dataset`, *optional*): the training dataset by default.
+            flip_rate (`float`, *optional*): in [0, 0.5); by default the rate of the configuration, else the estimate.
+
+        Returns:
+            `datasets.Dataset`: the rows in their order, with `p_flip` (float); sort by it to see the suspects.
+
+        Raises:
+            ValueError: if no flip rate is known, or the estimate was refused.
+        """
+        dataset = self.train_dataset if dataset is None else dataset
+        estimate = self.flip_rate_estimate
+        rates: Any = self._known_rate(flip_rate)
+        column = self.args.annotator_column
+        if flip_rate is None and self.flip_rate_by_annotator and column in dataset.column_names:
+            usable = {name: part.flip_rate for name, part in self.flip_rate_by_annotator.items() if not part.refused}
+            rates = torch.tensor([usable.get(name, rates) for name in dataset[column]])
+        margins = self.pair_margins(dataset)
+        p_flip = posterior_flip(margins.double(), rates, scale=1.0 if estimate is None else estimate.scale)
+        kept = dataset.remove_columns([name for name in _TECHNICAL_COLUMNS if name in dataset.column_names])
+        return kept.add_column("p_flip", p_flip.tolist())
+
+    def report(self) -> dict[str, Any]:
+        """Return what is known of the noise, for the card: the rate used, the estimate, the estimates per annotator."""
+        estimate = self.flip_rate_estimate
+        return {
+            "flip_rate": self.args.flip_rate,
+            "estimate": None if estimate is None else asdict(estimate),
+            "by_annotator": {str(name): asdict(part) for name, part in self.flip_rate_by_annotator.items()},
+        }
+
+    def _held_out(self) -> Any:
+        if self.eval_dataset is None:
+            raise ValueError("no held-out pairs: pass eval_dataset to the trainer, or a dataset to this method.")
+        return next(iter(self.eval_dataset.values())) if isinstance(self.eval_dataset, dict) else self.eval_dataset
+
+    def _audit(self, dataset: Any) -> list[bool] | None:
+        column = self.args.audit_column
+        if column is None:
+            return None
+        if column not in dataset.column_names:
+            raise ValueError(f"audit_column {column!r} is not in the held-out dataset: {dataset.column_names}.")
+        return [bool(value) for value in dataset[column] if value is not None]
+
+    def _known_rate(self, flip_rate: float | None) -> float:
+        if flip_rate is not None:
+            return flip_rate
+        if isinstance(self.args.flip_rate, float):
+            return self.args.flip_rate
+        estimate = self.flip_rate_estimate
+        if estimate is None or estimate.refused:
+            why = "it was not estimated" if estimate is None else estimate.reason
+            raise ValueError(
+                f"no flip rate is known ({why}): pass flip_rate to export_suspects, or train with an eval_dataset."
+            )
+        return estimate.flip_rate
