@@ -1,8 +1,10 @@
 # Every target makes the virtual environment that it needs; `PYTHON=python3.12 make test` chooses the interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
-# One line of pip, also in the README. The constraint keeps the torch that the tests were run with.
-INSTALL := $(BIN)/pip install -c constraints.txt
+# The README's line. Compiling all libraries would double the time; Python compiles what is used, when it is used ...
+INSTALL := $(BIN)/pip install --no-compile -c constraints.txt
+# ... unless it is told not to keep the result.
+export PYTHONDONTWRITEBYTECODE :=
 REQUIREMENTS := setup.py constraints.txt
 
 .DEFAULT_GOAL := help
@@ -38,6 +40,7 @@ dev: .venv/.installed-dev  ## editable install that editors and type checkers se
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
 
 .venv/.installed: .venv/bin/python $(REQUIREMENTS)
 	$(INSTALL) -e '.[test]'

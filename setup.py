@@ -22,7 +22,7 @@ def version() -> str:
     """Return the version that `hfnoise/__init__.py` states, without importing it."""
     match = re.search(r'^__version__ = "([^"]+)"', (ROOT / "hfnoise/__init__.py").read_text(encoding="utf-8"), re.M)
     if match is None:
-        raise RuntimeError("hfnoise/__init__.py must hold a line of the form __version__ = \"1.2.3\"")
+        raise RuntimeError('hfnoise/__init__.py must hold a line of the form __version__ = "1.2.3"')
     return match.group(1)
 
 
@@ -32,7 +32,7 @@ test = ["pytest>=8", "hypothesis>=6", "beartype>=0.20", "Pillow>=10", "setuptool
 setup(
     name="hfnoise",
     version=version(),
-    description="When noise is the problem or the tool: noisy labels, privacy, quantisation and diffusion noise for HF",
+    description="When noise is the problem or the tool: noisy labels, privacy, quantisation and diffusion noise",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import hfnoise
 from hfnoise.errors import UsageError
 from hfnoise.methods import COMMANDS, METHODS, Method
 
+_INDENTED: Any = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
 _USAGE = "usage: hfnoise <command> [options]     (hfnoise <command> --help says more)"
 
 
@@ -98,7 +101,7 @@ def _method_help(method: Method) -> str:
     ]
     for option in method.options:
         default = "" if option.default is None else f", default {option.default}"
-        lines += [f"  --{option.name} ({option.type}{default})", f"      {option.help}"]
+        lines += [f"  --{option.name} ({option.type}{default})", *textwrap.wrap(option.help, 100, **_INDENTED)]
     lines += [
         "",
         "Launching:",
@@ -106,8 +109,8 @@ def _method_help(method: Method) -> str:
         "  --accelerate_config NAME  run under `accelerate launch`: multi_gpu, single_gpu or a YAML file of yours",
         "  --inject_flip_rate RATE   flip this share of the labels first, to try a method out",
         "",
-        f"Every option of {method.stock.split()[0]} works as well, and --model_name_or_path, --dataset_name, --use_peft,",
-        f"--load_in_4bit, ...; `hfnoise {method.name} --help-all` lists them all (it imports TRL, which takes a while).",
+        f"Every option of {method.stock.split()[0]} works as well, and --model_name_or_path, --dataset_name,",
+        f"--use_peft, --load_in_4bit, ...; `hfnoise {method.name} --help-all` lists them all (slow: it imports TRL).",
     ]
     return "\n".join(lines)
 

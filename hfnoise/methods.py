@@ -1,4 +1,4 @@
-"""THE table: one row per method. Command line, lazy public names, cards, README table and contract tests follow from it.
+"""THE table: one row per method. Command line, lazy names, cards, README table and contract tests follow from it.
 
 To add a method: append a row here, write one math function, one HF class and one test.
 """
@@ -91,7 +91,7 @@ NOISE_DPO_OPTIONS = (
         "annotator_column",
         "str",
         None,
-        "Dataset column that says who gave the label; agreement is logged, and flip rates are estimated, per annotator.",
+        "Dataset column that says who gave the label; agreement and flip rates are then given per annotator.",
     ),
     Option("holder_gamma", "float", 2.0, "Exponent of the 'holder' loss, above 0; 2 is the paper's choice."),
     Option("ropo_alpha", "float", 14.0, "Weight of the symmetric part of the 'ropo' loss, above 0."),
@@ -99,7 +99,7 @@ NOISE_DPO_OPTIONS = (
         "robust_rescale",
         "bool",
         False,
-        "Multiply the 'robust' loss by (1 - 2 flip_rate), so that its step size stays bounded near a rate of one half.",
+        "Multiply the 'robust' loss by (1 - 2 flip_rate), so that its step size stays bounded near one half.",
     ),
     Option(
         "robust_margin_limit",
@@ -111,8 +111,8 @@ NOISE_DPO_OPTIONS = (
         "on_nan_log_probs",
         "str",
         "raise",
-        "What to do when log-probabilities are not finite: 'raise' names the pair and stops, 'skip' names it and leaves "
-        "out the whole optimizer step on every process.",
+        "What to do when log-probabilities are not finite: 'raise' names the pair and stops, 'skip' names it and "
+        "leaves out the whole optimizer step on every process.",
     ),
     Option(
         "drop_invalid_pairs",
@@ -128,8 +128,8 @@ ROBUST_DPO_OPTIONS = (
         "flip_rate",
         "float or 'auto'",
         "auto",
-        "Probability that a preference label is flipped, in [0, 0.5). 'auto' trains with the loss 'sym', which needs no "
-        "rate, and estimates the rate from the margins of the evaluation pairs after training.",
+        "Probability that a preference label is flipped, in [0, 0.5). 'auto' trains with the loss 'sym', which needs "
+        "no rate, and estimates the rate from the margins of the evaluation pairs after training.",
     ),
     *NOISE_DPO_OPTIONS[1:],
     Option(

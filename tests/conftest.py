@@ -20,7 +20,9 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 VECTORS = Path(__file__).parent / "vectors"
-WORDS = "the quick brown fox jumps over a lazy dog while seven green birds sing in old trees near my quiet house".split()
+WORDS = (
+    "the quick brown fox jumps over a lazy dog while seven green birds sing in old trees near my quiet house"
+).split()
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,9 @@ def _check_yaml(path: Path) -> None:
     except OSError as error:
         raise UsageError(f"the configuration file {str(path)!r} cannot be read: {error.strerror}.") from None
     except yaml.YAMLError as error:
-        raise UsageError(f"the configuration file {str(path)!r} is not valid YAML: {error}") from None
+        raise UsageError(
+            f"the configuration file {str(path)!r} is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(content, dict):
         raise UsageError(f"the configuration file {str(path)!r} must hold lines of the form `option: value`.")
 

@@ -14,8 +14,8 @@ class PreferenceScriptArguments(ScriptArguments):
     """[`~trl.ScriptArguments`] with label noise that can be injected to try a method out.
 
     Args:
-        inject_flip_rate (`float`, defaults to `0.0`): share of the labels to flip, in [0, 0.5), in the training and the
-            evaluation split alike.
+        inject_flip_rate (`float`, defaults to `0.0`): share of the labels to flip, in [0, 0.5), in the training and
+            the evaluation split alike.
         flip_seed (`int`, defaults to `0`): another seed flips other pairs.
 
     Raises:

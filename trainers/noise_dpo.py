@@ -61,8 +61,8 @@ class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPORunMixin, DPOTrainer):
         self._pair_losses = [(name, weight) for name, weight in names_and_weights if not args.is_computed_by_trl(name)]
         native = [(name, weight) for name, weight in names_and_weights if args.is_computed_by_trl(name)]
         self._has_native_loss = bool(native)
-        # TRL cannot run without a loss of its own: it computes `sigmoid`, which is then thrown away. Not with weight 0,
-        # since 0 * inf is NaN.
+        # TRL needs a loss of its own: it computes `sigmoid`, which is then thrown away; a weight of 0 would
+        # make NaN of an infinite loss.
         self.loss_types, self.loss_weights = map(list, zip(*(native or [("sigmoid", 1.0)]), strict=True))
         self._pair_context = args.pair_context()
         self._monitor = PairMonitor(self, args)

@@ -99,10 +99,12 @@ class NoiseDPOConfig(DPOConfig):
 
     def reads_flip_rate(self, name: str) -> bool:
         """Return whether the loss of that name reads the flip rate."""
-        return name in TRL_LOSSES_WITH_FLIP_RATE or (name in pair_loss_names() and find_pair_loss(name).reads_flip_rate)
+        if name in pair_loss_names():
+            return find_pair_loss(name).reads_flip_rate
+        return name in TRL_LOSSES_WITH_FLIP_RATE
 
     def is_computed_by_trl(self, name: str) -> bool:
-        """Return whether TRL's own code computes that loss: whenever it can, so that its losses stay equal to the bit."""
+        """Return whether TRL's own code computes that loss: whenever it can, so that it stays equal to the bit."""
         if name not in TRL_LOSSES:
             return False
         if self.sample_weight_column is not None:
@@ -120,8 +122,8 @@ class NoiseDPOConfig(DPOConfig):
             self.flip_rate = _as_number("flip_rate", self.flip_rate)
             if smoothing not in (0.0, self.flip_rate):
                 raise ValueError(
-                    f"flip_rate={self.flip_rate:g} and label_smoothing={smoothing:g} are two names of one quantity and "
-                    "differ. Give flip_rate only."
+                    f"flip_rate={self.flip_rate:g} and label_smoothing={smoothing:g} are two names of one quantity "
+                    "and differ. Give flip_rate only."
                 )
         if self.flip_rate is not None:
             check_flip_rate(self.flip_rate)

@@ -44,16 +44,14 @@ class NoiseDPODataMixin:
             return
         if isinstance(train_dataset, IterableDataset):
             raise ValueError(
-                "annotator_column needs a map-style dataset, since the annotators must be known before training; got a "
-                "streaming one. Load it without streaming=True, or leave annotator_column out."
+                "annotator_column needs a map-style dataset, since the annotators must be known before training; got "
+                "a streaming one. Load it without streaming=True, or leave annotator_column out."
             )
         self.annotators = tuple(sorted(set(train_dataset[args.annotator_column]), key=str))
 
     @staticmethod
     def _option_columns(args: Any) -> dict[str, str | None]:
-        return {
-            name: getattr(args, name) for name in ("flip_rate_column", "sample_weight_column", "annotator_column")
-        }
+        return {name: getattr(args, name) for name in ("flip_rate_column", "sample_weight_column", "annotator_column")}
 
     def _batch_columns(self) -> dict[str, str]:
         columns = {

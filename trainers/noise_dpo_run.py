@@ -46,7 +46,7 @@ class NoiseDPORunMixin:
         self.check_datasets(args, trainer_arguments.get("train_dataset"), trainer_arguments.get("eval_dataset"))  # type: ignore[attr-defined]
 
     def refuse_engines(self) -> None:
-        """Raise ValueError if an engine that was never verified is active after all (set from outside the arguments)."""
+        """Raise ValueError if an engine that was never verified is active after all, set outside the arguments."""
         for engine, active in {"FSDP": self.is_fsdp_enabled, "DeepSpeed": self.is_deepspeed_enabled}.items():  # type: ignore[attr-defined]
             if active:
                 raise ValueError(_engine_refusal(type(self).__name__, engine))
@@ -126,7 +126,7 @@ def _is_on(variable: str) -> bool:
 
 def _engine_refusal(trainer: str, engine: str) -> str:
     return (
-        f"{trainer} does not run under {engine}: it was never verified there that the loss equals that of one process. "
+        f"{trainer} does not run under {engine}: it was never verified that the loss equals that of one process. "
         "Use DistributedDataParallel (`accelerate launch --multi_gpu`), with PEFT or a 4-bit base for large models; "
         "trl.DPOTrainer with loss_type='robust' runs under FSDP and DeepSpeed."
     )

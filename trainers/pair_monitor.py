@@ -131,8 +131,8 @@ class PairMonitor:
         )
         if self.on_nan == "raise":
             raise ValueError(
-                f"{message}. Training stopped before this step changed the model; the last checkpoint is intact. Remove "
-                "the pair, lower the learning rate, or set on_nan_log_probs='skip' to leave such steps out."
+                f"{message}. Training stopped before this step changed the model; the last checkpoint is intact. "
+                "Remove the pair, lower the learning rate, or set on_nan_log_probs='skip' to leave such steps out."
             )
         if self._mode == "train":
             self.skip_step = True

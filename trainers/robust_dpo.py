@@ -56,9 +56,7 @@ class RobustDPOConfig(NoiseDPOConfig):
         default_factory=lambda: [AUTO],
         metadata={"help": f"Losses; chosen from flip_rate by default ('{LOSS_WITHOUT_RATE}' or '{LOSS_WITH_RATE}')."},
     )
-    audit_column: str | None = field(
-        default=None, metadata={"help": option_help(ROBUST_DPO_OPTIONS, "audit_column")}
-    )
+    audit_column: str | None = field(default=None, metadata={"help": option_help(ROBUST_DPO_OPTIONS, "audit_column")})
 
     def __post_init__(self) -> None:
         if isinstance(self.loss_type, str):
@@ -100,8 +98,8 @@ class RobustDPOTrainer(NoiseDPOTrainer):
         logger.info("RobustDPO: flip_rate=%s, loss_type=%s", self.args.flip_rate, self.args.loss_type)
         if self.args.flip_rate == AUTO and self.eval_dataset is None:
             logger.warning(
-                "RobustDPO got no eval_dataset: training needs none, but the flip rate is estimated from held-out pairs "
-                "and will not be. Pass an eval_dataset whose labels come from the same source."
+                "RobustDPO got no eval_dataset: training needs none, but the flip rate is estimated from held-out "
+                "pairs and will not be. Pass an eval_dataset whose labels come from the same source."
             )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -115,8 +113,8 @@ class RobustDPOTrainer(NoiseDPOTrainer):
         """Return the flip rate of the labels of held-out pairs, and keep it in `flip_rate_estimate`.
 
         Args:
-            dataset (`datasets.Dataset`, *optional*): pairs the model was not trained on, labelled by the same source as
-                the training pairs; `eval_dataset` (the first, if there are several) by default.
+            dataset (`datasets.Dataset`, *optional*): pairs the model was not trained on, labelled by the same source
+                as the training pairs; `eval_dataset` (the first, if there are several) by default.
 
         Returns:
             [`FlipRateEstimate`]: look at `refused` before using it.
@@ -180,7 +178,7 @@ class RobustDPOTrainer(NoiseDPOTrainer):
         return kept.add_column("p_flip", p_flip.tolist())
 
     def report(self) -> dict[str, Any]:
-        """Return what is known of the noise, for the card: the rate used, the estimate, the estimates per annotator."""
+        """Return what is known of the noise, for the card: the rate used, the estimates in all and per annotator."""
         estimate = self.flip_rate_estimate
         return {
             "flip_rate": self.args.flip_rate,

@@ -27,7 +27,7 @@ def flip_labels(dataset: Any, flip_rate: float, seed: int = 0) -> Any:
         seed (`int`, defaults to `0`): another seed flips other examples.
 
     Returns:
-        A dataset of the same type with one more column, `flipped` (bool): the truth, for scoring; the Trainers ignore it.
+        A dataset of the same type with one more column, `flipped` (bool): the truth; the Trainers ignore it.
 
     Raises:
         ValueError: if the rate is out of range, the columns are missing, or the labels were flipped already.

@@ -82,8 +82,9 @@ def estimate_flip_rate(margins: Any, method: str = "auto", audit: Any = None) ->
             recorded one.
 
     Returns:
-        The estimate. It is refused when the half-width of the interval exceeds 0.10, when the rate exceeds 0.4, when
-        the margins do not determine it, and (likelihood) below 100 pairs.
+        The estimate. It is refused when the half-width of the interval exceeds 0.10 (or, in an interval cut off at 0,
+        the part above the estimate), when the rate exceeds 0.4, when the margins do not determine it, and (likelihood)
+        below 100 pairs.
 
     Raises:
         ValueError: unknown method; margins or audit empty, of wrong rank or type, or not finite; an audit that is
@@ -146,17 +147,11 @@ def posterior_flip(
 
 def _from_audit(audit: Any) -> FlipRateEstimate:
     if audit is None:
-        raise ValueError(
-            "method='audit' needs audit, booleans that are True where a new label disagrees; give it, "
-            "or use method='likelihood'."
-        )
-    disagrees = _as_vector(audit, "audit")
+        raise ValueError("method='audit' needs audit, got None; give booleans, or use method='likelihood'.")
+    disagrees = _as_vector(audit, "audit", "boolean")
     allowed = (disagrees == 0) | (disagrees == 1)
     if not bool(allowed.all()):
-        raise ValueError(
-            f"audit {_first(disagrees, ~allowed)} is not a boolean; give True where the new label "
-            "disagrees with the recorded one, else False."
-        )
+        raise ValueError(f"audit{_first(disagrees, ~allowed)} must be a boolean: True where the new label disagrees.")
     return _binomial("audit", int(disagrees.sum()), len(disagrees), "re-label more pairs")
 
 
@@ -198,60 +193,50 @@ def _from_likelihood(margins: Tensor) -> FlipRateEstimate:
     fit = fit_flip_rate(margins)
     if count < FEWEST_PAIRS:
         reason = f"{count} pairs are too few, at least {FEWEST_PAIRS} are needed; {remedy}."
-    elif float((margins < 0).double().mean()) > 0.5:
-        reason = (
-            "more than half of the margins are negative; check that they are signed by the recorded label, chosen "
-        )
-        reason += f"minus rejected, and that the model has learned from the data; else {remedy}."
+    elif int((margins < 0).sum()) * 2 > count:
+        reason = f"most margins are negative; check that they are signed by the recorded label, else {remedy}."
     elif fit.interval[1] >= 0.5:
-        reason = f"the margins do not tell the labels from coin flips (the interval reaches 0.5); {remedy}."
+        reason = f"the labels look like coin flips at these margins (the interval reaches 0.5); {remedy}."
     else:
         reason = _why_refused(fit.flip_rate, fit.interval, count, remedy)
+    rate = min(fit.flip_rate, _BELOW_HALF)
     return FlipRateEstimate(
-        flip_rate=min(fit.flip_rate, _BELOW_HALF),
-        standard_error=fit.standard_error,
-        interval=fit.interval,
-        method="likelihood",
-        refused=bool(reason),
-        reason=reason,
-        scale=fit.scale,
-        cross_check=cross_check,
-        count=count,
+        rate, fit.standard_error, fit.interval, "likelihood", bool(reason), reason, fit.scale, cross_check, count
     )
 
 
 def _why_refused(rate: float, interval: tuple[float, float], count: int, remedy: str) -> str:
     """Return the reason against a rate and its interval, or an empty string."""
-    half_width = (interval[1] - interval[0]) / 2
+    lower, upper = interval
+    # An interval that is cut off at 0 is short because it is cut: then the part above the estimate counts as well.
+    half_width = max((upper - lower) / 2, upper - rate if lower == 0 else 0.0)
     if rate > LARGEST_RATE:
         return (
             f"the rate {rate:.2f} exceeds {LARGEST_RATE}: check the labels, or train with a loss that needs no rate."
         )
     if half_width > WIDEST_HALF_WIDTH:
-        return f"the 95 % interval is +-{half_width:.2f} wide from {count} pairs, over {WIDEST_HALF_WIDTH}; {remedy}."
+        return f"{count} pairs leave a 95 % interval from {lower:.2f} to {upper:.2f}, which is too wide; {remedy}."
     return ""
 
 
 def _checked_margins(margins: Any) -> Tensor:
-    values = _as_vector(margins, "margins")
+    values = _as_vector(margins, "margins", "number")
     finite = values.isfinite()
     if not bool(finite.all()):
-        raise ValueError(
-            f"margins {_first(values, ~finite)} is not finite; drop the pair or mend its log-probabilities."
-        )
+        raise ValueError(f"margins{_first(values, ~finite)} is not finite; drop that pair or mend its log-probs.")
     return values
 
 
-def _as_vector(values: Any, name: str) -> Tensor:
+def _as_vector(values: Any, name: str, element: str) -> Tensor:
     """Return the values as a float64 vector on CPU, or raise about their type, rank or emptiness."""
-    wanted = (
-        f"give a one-dimensional tensor, array or list with one {'boolean' if name == 'audit' else 'number'} per pair"
-    )
+    wanted = f"give a one-dimensional tensor, array or list with one {element} per pair"
     try:
         vector = torch.as_tensor(values).detach()
+        if vector.is_floating_point():  # a list would have been rounded to float32
+            vector = torch.as_tensor(values, dtype=torch.float64).detach()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} of type {type(values).__name__} is not numeric ({error}); {wanted}.") from error
-    if vector.is_complex() or (name == "margins" and vector.dtype == torch.bool):
+        raise ValueError(f"{name} of type {type(values).__name__} cannot be read ({error}); {wanted}.") from error
+    if vector.is_complex() or (element == "number" and vector.dtype == torch.bool):
         raise ValueError(f"{name} has dtype {vector.dtype}; {wanted}.")
     if vector.ndim != 1 or len(vector) == 0:
         raise ValueError(f"{name} has shape {tuple(vector.shape)}; {wanted}, at least one.")

@@ -21,7 +21,7 @@ class PairContext:
         rejected_lengths (`torch.Tensor`, *optional*): the same of the rejected completion.
         mode (`str`, defaults to `"train"`): `"train"` or `"eval"`.
         holder_gamma (`float`, defaults to `2.0`): exponent of `holder`, above 0; 2 is the paper's choice.
-        ropo_alpha (`float`, defaults to `14.0`): weight of the symmetric part in `ropo`, above 0; 14 as in SymPO's runs.
+        ropo_alpha (`float`, defaults to `14.0`): weight of the symmetric part in `ropo`, above 0; 14 in SymPO's runs.
         robust_rescale (`bool`, defaults to `False`): multiply `robust` by (1 - 2 flip_rate).
         robust_margin_limit (`float`, *optional*): margin above which `robust` is constant; off by default.
 
@@ -53,7 +53,7 @@ class PairContext:
                 raise ValueError(f"{name} must be a finite number above 0, got {value!r}.")
         limit = self.robust_margin_limit
         if limit is not None and not (math.isfinite(limit) and limit > 0):
-            raise ValueError(f"robust_margin_limit must be a finite margin above 0, or None for no limit, got {limit!r}.")
+            raise ValueError(f"robust_margin_limit must be a finite margin above 0, or None, got {limit!r}.")
 
     def required_flip_rate(self, margins: Tensor) -> float | Tensor:
         """Return the flip rate, a tensor in the dtype of the margins if given per example.

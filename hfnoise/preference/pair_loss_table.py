@@ -20,7 +20,7 @@ PairFunction = Callable[[Tensor, PairContext], Tensor]
 
 @dataclass(frozen=True)
 class PairLoss:
-    """A named pair loss: `function(margins, context)` returns the loss per pair; `reads_flip_rate` says if it uses one."""
+    """A named pair loss: `function(margins, context)` returns the loss per pair."""
 
     name: str
     function: PairFunction
@@ -131,7 +131,7 @@ def pair_loss(
         raise ValueError(f"unknown option {unknown[0]!r} of a pair loss; known are {', '.join(sorted(_OPTIONS))}.")
     if margins.dim() != 1 or not margins.is_floating_point():
         raise ValueError(
-            f"margins must be a floating tensor of shape (batch,), got {margins.dtype} of shape {tuple(margins.shape)}."
+            f"margins must be a floating tensor of shape (batch,), got {margins.dtype}, {tuple(margins.shape)}."
         )
     if flip_rate is not None:
         check_flip_rate(flip_rate, count=margins.numel())
@@ -143,7 +143,7 @@ def pair_loss(
 
 
 def check_flip_rate(flip_rate: float | Tensor, count: int | None = None) -> None:
-    """Raise ValueError unless every flip rate lies in [0, 0.5) (so NaN fails too) and a tensor has `count` elements."""
+    """Raise ValueError unless every flip rate lies in [0, 0.5), so not NaN, and a tensor has `count` elements."""
     rates = torch.as_tensor(flip_rate, dtype=torch.float64).detach()
     if rates.dim() > 1 or (rates.dim() == 1 and count is not None and rates.numel() != count):
         raise ValueError(

@@ -67,7 +67,7 @@ def sym(margins: Margins, context: PairContext) -> Margins:
 
 
 def ropo(margins: Margins, context: PairContext) -> Margins:
-    """Return ROPO (arXiv 2404.04102): DPO plus `ropo_alpha` times its symmetric part, scaled to a weight of about 1."""
+    """Return ROPO (arXiv 2404.04102): DPO plus `ropo_alpha` times its symmetric part, scaled to weight 1."""
     alpha = context.ropo_alpha
     scale = 4 * alpha / (1 + alpha) ** 2
     return -scale * F.logsigmoid(margins) + scale * alpha * torch.sigmoid(-margins)

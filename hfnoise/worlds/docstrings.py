@@ -188,7 +188,7 @@ def _windows(split: str) -> list[tuple[str, str, str]]:
 def _cut(text: str) -> Iterator[tuple[str, str]]:
     """Cut a text into neighbouring prompts and answers, at white space, which belongs to the answer.
 
-    So "prompt" and "prompt + answer" start with the same tokens, as byte-level tokenizers join a space to the next word.
+    So "prompt" and "prompt + answer" start with the same tokens: byte-level tokenizers join a space to the next word.
     """
     pieces = _PIECE.findall(text)
     start = 0

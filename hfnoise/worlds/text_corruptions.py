@@ -16,14 +16,14 @@ FUNCTION_WORDS = tuple("the a an of to in is are was be by for and or not this t
 _PIECE = re.compile(r"(\s*)(\S+)")
 
 
-def corrupt(text: str, rng: Random, vocabulary: Sequence[str], double_share: float = 0.5) -> str:
+def corrupt(text: str, rng: Random, vocabulary: Sequence[str], double_share: float = 0.75) -> str:
     """Return the text with one or two small errors.
 
     Args:
         text (`str`): what to corrupt.
         rng (`random.Random`): decides the kinds and the places; the same state gives the same result.
         vocabulary (`Sequence[str]`): words that may replace a word, not empty.
-        double_share (`float`, defaults to `0.5`): probability of two errors instead of one, in [0, 1].
+        double_share (`float`, defaults to `0.75`): probability of two errors instead of one, in [0, 1].
 
     Returns:
         The corrupted text; the text itself where no error could be placed (a text of one word, say).
@@ -31,8 +31,8 @@ def corrupt(text: str, rng: Random, vocabulary: Sequence[str], double_share: flo
     Example:
         >>> from random import Random
         >>> from hfnoise.worlds.text_corruptions import corrupt
-        >>> corrupt("Return the name of the file.", Random(3), ["window"])
-        'Return the name of the the file.'
+        >>> corrupt("Return the name of the file.", Random(0), ["window"])
+        'Return the window of the file.'
     """
     pieces = _PIECE.findall(text)
     words = [word for _, word in pieces]
@@ -68,8 +68,13 @@ def _reorder(words: list[str], rng: Random, vocabulary: Sequence[str]) -> None:
 
 def _misspell(words: list[str], rng: Random, vocabulary: Sequence[str]) -> None:
     """Swap two letters inside a word."""
-    places = [(i, j) for i, word in enumerate(words) if re.fullmatch("[A-Za-z]{4,}", word)
-              for j in range(1, len(word) - 1) if word[j] != word[j + 1]]  # fmt: skip
+    places = [
+        (i, j)
+        for i, word in enumerate(words)
+        if re.fullmatch("[A-Za-z]{4,}", word)
+        for j in range(1, len(word) - 1)
+        if word[j] != word[j + 1]
+    ]
     if places:
         i, j = rng.choice(places)
         word = words[i]
@@ -86,8 +91,8 @@ def _recase(words: list[str], rng: Random, vocabulary: Sequence[str]) -> None:
 
 def _renumber(words: list[str], rng: Random, vocabulary: Sequence[str]) -> None:
     """Add or remove a plural s."""
-    places = [i for i, word in enumerate(words)
-              if re.fullmatch("[a-z]{3,}", word) and word not in FUNCTION_WORDS and not word.endswith("ss")]  # fmt: skip
+    nouns = [i for i, word in enumerate(words) if re.fullmatch("[a-z]{3,}", word) and word not in FUNCTION_WORDS]
+    places = [i for i in nouns if not words[i].endswith("ss")]
     if places:
         i = rng.choice(places)
         words[i] = words[i][:-1] if words[i].endswith("s") else words[i] + "s"
@@ -110,6 +115,4 @@ def _confuse(words: list[str], rng: Random, vocabulary: Sequence[str]) -> None:
 
 # A word that is missing, or an answer from another place, is left out on purpose: such a rejected text differs in
 # length or in topic, and a model of this size learns the length instead of the language (it ends below chance).
-CORRUPTIONS: tuple[Corruption, ...] = (
-    _swap, _repeat, _reorder, _misspell, _recase, _renumber, _replace, _confuse
-)  # fmt: skip
+CORRUPTIONS: tuple[Corruption, ...] = (_swap, _repeat, _reorder, _misspell, _recase, _renumber, _replace, _confuse)

@@ -1,0 +1,107 @@
+"""The command line: help without TRL, usage errors of one line with exit code 2, YAML and overrides."""
+
+import json
+
+import pytest
+import yaml
+from datasets import load_from_disk
+
+from hfnoise.__main__ import main
+
+
+def usage_error(capsys, *arguments):
+    assert main(list(arguments)) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    error = error.splitlines()[-1]  # progress bars come before
+    assert error.startswith(f"hfnoise {arguments[0]}: error: ")
+    return error
+
+
+@pytest.fixture
+def config_file(tmp_path, tiny_model_path, make_pairs):
+    """Return a function that writes a YAML file of a tiny run with some settings changed."""
+    make_pairs(16).to_parquet(tmp_path / "pairs.parquet")
+
+    def write(**changes):
+        settings = {
+            "model_name_or_path": tiny_model_path, "dataset_name": str(tmp_path / "pairs.parquet"),
+            "output_dir": str(tmp_path / "run"), "use_cpu": True, "bf16": False, "activation_checkpointing": False,
+            "max_steps": 2, "per_device_train_batch_size": 4, "max_length": 32, "disable_tqdm": True,
+        }  # fmt: skip
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings | changes))
+        return str(tmp_path / "run.yaml")
+
+    return write
+
+
+def test_help_and_list_name_everything(capsys):
+    assert main([]) == 0 and "robust-dpo" in capsys.readouterr().out
+    assert main(["list"]) == 0 and "arXiv 2403.00409" in capsys.readouterr().out
+    assert main(["robust-dpo", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--flip_rate (float or 'auto', default auto)" in text and "--accelerate_config" in text
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_help_all_lists_trl_options(capsys):
+    assert main(["robust-dpo", "--help-all"]) == 0
+    text = capsys.readouterr().out
+    assert "--flip_rate" in text and "--precompute_ref_log_probs" in text and "--lora_r" in text
+
+
+def test_usage_errors(capsys, config_file, tmp_path):
+    assert "known are list" in usage_error(capsys, "dpo")
+    assert "model_name_or_path" in usage_error(capsys, "robust-dpo", "--use_cpu", "--bf16", "false")
+    assert "--flip_rat" in usage_error(capsys, "robust-dpo", "--config", config_file(), "--flip_rat", "0.1")
+    assert "[0, 0.5), got 0.7" in usage_error(capsys, "robust-dpo", "--config", config_file(flip_rate=0.7))
+    assert "[0, 0.5), got 0.8" in usage_error(capsys, "robust-dpo", "--config", config_file(), "--flip_rate", "0.8")
+    assert "flip_rte" in usage_error(capsys, "robust-dpo", "--config", config_file(flip_rte=0.1))
+    assert "cannot be read" in usage_error(capsys, "robust-dpo", "--config", str(tmp_path / "absent.yaml"))
+    assert "needs the name" in usage_error(capsys, "robust-dpo", "--config")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    assert "option: value" in usage_error(capsys, "robust-dpo", f"--config={tmp_path / 'list.yaml'}")
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    assert "not valid YAML" in usage_error(capsys, "robust-dpo", "--config", str(tmp_path / "broken.yaml"))
+    assert "zero3" in usage_error(capsys, "robust-dpo", "--accelerate_config", "nowhere")
+    assert "no split 'validation'" in usage_error(
+        capsys, "robust-dpo", "--config", config_file(dataset_train_split="validation")
+    )
+    assert "unknown loss 'rdpo'" in usage_error(capsys, "noise-dpo", "--config", config_file(loss_type="rdpo"))
+
+
+def test_yaml_trains_and_the_command_line_wins(capsys, config_file, tmp_path):
+    assert main(["robust-dpo", "--config", config_file(flip_rate="auto"), "--flip_rate", "0.2"]) == 0
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "flip_rate: 0.2" in card and "forward_corrected" in card
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_audit_labels(capsys, tiny_model_path, tmp_path, make_pairs):
+    make_pairs(240).to_parquet(tmp_path / "pairs.parquet")
+    arguments = [
+        "audit-labels", "--model_name_or_path", tiny_model_path, "--dataset_name", str(tmp_path / "pairs.parquet"),
+        "--output_dir", str(tmp_path / "audit"), "--use_cpu", "--learning_rate", "1e-2", "--num_train_epochs", "4",
+        "--beta", "0.5", "--per_device_train_batch_size", "16", "--max_length", "32", "--inject_flip_rate", "0.25",
+        "--top", "30",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    estimate = json.loads((tmp_path / "audit" / "report.json").read_text())["estimate"]
+    assert not estimate["refused"] and estimate["flip_rate"] == pytest.approx(0.25, abs=0.08)
+    scored = load_from_disk(tmp_path / "audit" / "dataset")
+    suspects = sorted(scored, key=lambda row: -row["p_flip"])[:30]
+    assert sum(row["flipped"] for row in suspects) > 25  # a quarter of all pairs is flipped
+    assert (tmp_path / "audit" / "margins.png").stat().st_size > 5000
+    assert (tmp_path / "audit" / "suspects.md").read_text().count("\n") == 32
+    assert "95 % interval" in capsys.readouterr().out
+
+
+def test_audit_labels_refusals(capsys, tiny_model_path, tmp_path, make_pairs):
+    make_pairs(8).to_parquet(tmp_path / "pairs.parquet")
+    common = ["--model_name_or_path", tiny_model_path, "--dataset_name", str(tmp_path / "pairs.parquet"), "--use_cpu"]
+    assert "folds must be at least 2" in usage_error(capsys, "audit-labels", *common, "--folds", "1")
+    assert "no split 'other'" in usage_error(capsys, "audit-labels", *common, "--dataset_split", "other")
+    assert "required" in usage_error(capsys, "audit-labels", "--use_cpu")
+    assert main(["audit-labels", *common, "--output_dir", str(tmp_path / "audit"), "--max_length", "32"]) == 0
+    assert "flip rate: refused" in capsys.readouterr().out
+    assert "p_flip" not in load_from_disk(tmp_path / "audit" / "dataset").column_names

@@ -1,0 +1,189 @@
+"""`hfnoise audit-labels`: how many labels of a preference dataset are flipped, and which.
+
+Every pair is scored by a model that was not trained on it (cross-fitting), because a model agrees with labels it has
+seen. The loss is `sym`, which needs no flip rate.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from hfnoise.cards import library_versions
+from hfnoise.errors import UsageError
+from hfnoise.preference.corruption import flip_labels
+from hfnoise.preference.flip_rate import FlipRateEstimate, estimate_flip_rate, posterior_flip
+from hfnoise.trainers.audit_arguments import AuditArguments
+from hfnoise.trainers.command_line import parse
+from hfnoise.trainers.dataset_loading import load_any, resolve_model
+from hfnoise.trainers.noise_dpo_run import check_writable
+from hfnoise.trainers.preference_data import check_preference_dataset
+from hfnoise.trainers.robust_dpo import RobustDPOConfig, RobustDPOTrainer
+
+logger = logging.getLogger(__name__)
+
+_SHOWN_CHARACTERS = 60
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Audit a dataset from a command line; writes report.json, margins.png, suspects.md and dataset/."""
+    (audit,) = parse("hfnoise audit-labels", [AuditArguments], arguments)
+    try:
+        check_writable(audit.output_dir)
+        dataset = _load(audit)
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+    margins = held_out_margins(audit, dataset)
+    estimate = estimate_flip_rate(margins)
+    scored = dataset.add_column("margin", margins.tolist())
+    rate = audit.flip_rate if audit.flip_rate is not None else None if estimate.refused else estimate.flip_rate
+    if rate is None:
+        logger.warning(
+            "no p_flip column: the flip rate could not be estimated (%s). Pairs are ranked by their margin; give "
+            "--flip_rate to have probabilities.", estimate.reason,
+        )  # fmt: skip
+    else:
+        scored = scored.add_column("p_flip", posterior_flip(margins.double(), rate, scale=estimate.scale).tolist())
+    _write(audit, scored, margins, estimate)
+    return 0
+
+
+def _load(audit: AuditArguments) -> Dataset:
+    splits = load_any(audit.dataset_name, audit.dataset_config)
+    if audit.dataset_split not in splits:
+        raise ValueError(
+            f"dataset {audit.dataset_name!r} has no split {audit.dataset_split!r}; it has {sorted(splits)}."
+        )
+    dataset = splits[audit.dataset_split]
+    check_preference_dataset(dataset, f"split {audit.dataset_split!r}", {})
+    return flip_labels(dataset, audit.inject_flip_rate, audit.seed) if audit.inject_flip_rate else dataset
+
+
+def held_out_margins(audit: AuditArguments, dataset: Dataset) -> Tensor:
+    """Return the margin of every pair, shape `(len(dataset),)`, from a model that was not trained on it."""
+    if audit.ref_model_name_or_path is not None:
+        return _trainer(audit, dataset.select(range(1))).pair_margins(dataset)
+    generator = torch.Generator().manual_seed(audit.seed)
+    fold_of = torch.randperm(len(dataset), generator=generator) % audit.folds
+    margins = torch.zeros(len(dataset))
+    for fold in range(audit.folds):
+        inside, outside = ((fold_of == fold).nonzero().flatten(), (fold_of != fold).nonzero().flatten())
+        if not len(inside) or not len(outside):
+            raise UsageError(f"{len(dataset)} pairs cannot be divided into {audit.folds} folds; use fewer.")
+        logger.info("fold %d of %d: training on %d pairs", fold + 1, audit.folds, len(outside))
+        trainer = _trainer(audit, dataset.select(outside.tolist()))
+        trainer.train()
+        margins[inside] = trainer.pair_margins(dataset.select(inside.tolist()))
+    return margins
+
+
+def _trainer(audit: AuditArguments, pairs: Dataset) -> RobustDPOTrainer:
+    from transformers import AutoModelForCausalLM
+
+    reference = audit.ref_model_name_or_path
+    # Nothing is saved by these runs; the folder only satisfies the Trainer.
+    config = RobustDPOConfig(
+        tempfile.gettempdir(), loss_type="sym", num_train_epochs=audit.num_train_epochs, beta=audit.beta,
+        learning_rate=audit.learning_rate, per_device_train_batch_size=audit.per_device_train_batch_size,
+        per_device_eval_batch_size=audit.per_device_train_batch_size, max_length=audit.max_length, seed=audit.seed,
+        use_cpu=audit.use_cpu, bf16=audit.bf16, save_strategy="no", report_to="none",
+    )  # fmt: skip
+    try:
+        return RobustDPOTrainer(
+            resolve_model(audit.model_name_or_path),
+            ref_model=None if reference is None else AutoModelForCausalLM.from_pretrained(resolve_model(reference)),
+            args=config,
+            train_dataset=pairs,
+        )
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _write(audit: AuditArguments, scored: Dataset, margins: Tensor, estimate: FlipRateEstimate) -> None:
+    folder = Path(audit.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"arguments": asdict(audit), "estimate": asdict(estimate), "versions": library_versions()}
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    scored.save_to_disk(folder / "dataset")
+    plot_margins(margins, estimate, folder / "margins.png")
+    rows = suspect_rows(scored, audit.top)
+    (folder / "suspects.md").write_text(_markdown(rows), encoding="utf-8")
+    _print(rows, estimate, folder)
+
+
+def suspect_rows(scored: Dataset, top: int) -> list[tuple[str, ...]]:
+    """Return the pairs whose labels look flipped, worst first: row, p_flip or margin, prompt, chosen, rejected."""
+    key = "p_flip" if "p_flip" in scored.column_names else "margin"
+    # A large probability of a flip, or a margin far below zero.
+    order = sorted(range(len(scored)), key=lambda row: scored[key][row], reverse=key == "p_flip")
+    rows = []
+    for number in order[:top]:
+        pair = scored[number]
+        texts = (_text(pair.get(name, "")) for name in ("prompt", "chosen", "rejected"))
+        rows.append((str(number), f"{pair[key]:.3f}", *texts))
+    return rows
+
+
+def _text(value: Any) -> str:
+    """Return the start of a text, or of the last message, on one line."""
+    content = value[-1]["content"] if isinstance(value, list) and value else value
+    line = " ".join(str(content).split())
+    return line if len(line) <= _SHOWN_CHARACTERS else line[: _SHOWN_CHARACTERS - 1] + "…"
+
+
+_HEADER = ("row", "p_flip or margin", "prompt", "chosen", "rejected")
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> str:
+    lines = [_HEADER, tuple("---" for _ in _HEADER), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def _print(rows: list[tuple[str, ...]], estimate: FlipRateEstimate, folder: Path) -> None:
+    table = Table(*_HEADER, title="labels that look flipped")
+    for row in rows:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    console = Console()
+    console.print(table)
+    console.print(describe(estimate))
+    console.print(f"report.json, margins.png, suspects.md and dataset/ are in {folder}", markup=False)
+
+
+def describe(estimate: FlipRateEstimate) -> str:
+    """Return the estimate in one sentence."""
+    low, high = estimate.interval
+    if estimate.refused:
+        return f"flip rate: refused. {estimate.reason}"
+    return f"flip rate {estimate.flip_rate:.3f}, 95 % interval {low:.3f} to {high:.3f}, from {estimate.count} pairs"
+
+
+def _title(estimate: FlipRateEstimate) -> str:
+    return "flip rate: not estimated" if estimate.refused else describe(estimate)
+
+
+def plot_margins(margins: Tensor, estimate: FlipRateEstimate, path: Path) -> None:
+    """Write a histogram of the margins; pairs left of zero are those whose label the model contradicts."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    low, high = torch.quantile(margins, torch.tensor([0.005, 0.995])).tolist()
+    bins = torch.linspace(min(low, -1e-6), max(high, 1e-6), 61).tolist()
+    clamped = margins.clamp(bins[0], bins[-1])
+    axes.hist(clamped[clamped >= 0].tolist(), bins=bins, color="#4477aa", label="model agrees with the label")
+    axes.hist(clamped[clamped < 0].tolist(), bins=bins, color="#cc6677", label="model contradicts the label")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="held-out margin h, signed by the recorded label", ylabel="pairs", title=_title(estimate))
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
