@@ -43,6 +43,8 @@ setup(
     package_dir={"hfnoise": "hfnoise", **{f"hfnoise.{part}": part for part in MAPPED_PARTS}},
     # `*/*` would drop the nested weights from the wheel.
     package_data={"hfnoise": ["py.typed"], "hfnoise.model_cards": ["*.md", "**/*"]},
+    # `**/*` would take compiled files along.
+    exclude_package_data={"hfnoise.model_cards": ["__pycache__/*", "**/__pycache__/*"]},
     # Floors are what the joints with the libraries need; see docs/design.md.
     install_requires=[
         "torch>=2.6",

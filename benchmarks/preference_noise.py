@@ -24,6 +24,7 @@ FEATURE_METHODS = {
     "sigmoid (DPO)": "sigmoid",
     "cdpo [true rate]": "cdpo",
     "robust [true rate]": "robust",
+    "robust [0.45 always]": "robust at 0.45",
     "exo_pair [true rate]": "exo_pair",
     "forward_corrected [true rate]": "forward_corrected",
     "forward_corrected [estimated rate]": "forward_corrected (estimated)",
@@ -32,7 +33,18 @@ FEATURE_METHODS = {
     "holder [nothing]": "holder",
     "information limit": "clean fraction",
 }
+ESTIMATED = "forward_corrected [estimated rate]"
 TRAINER_RATES = (0.0, 0.3)
+
+Runs = dict[str, dict[str, list[frozen_features.Result]]]
+
+_COLOURS = (
+    "#222222", "#bbbbbb", "#ee8866", "#882255", "#99ddff", "#4477aa", "#66ccee", "#228833", "#aaaa00", "#aa3377",
+)  # fmt: skip
+_STYLES: dict[str, dict[str, Any]] = {
+    title: {"color": colour, "marker": "o", "markersize": 4}
+    for title, colour in zip(FEATURE_METHODS, _COLOURS, strict=False)
+} | {"information limit": {"color": "black", "linestyle": "--", "linewidth": 1}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,52 +69,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _features(given: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    pool = frozen_features.extract("train", given.pairs * 4 + frozen_features.RATE_PAIRS)
+    pool = frozen_features.extract("train", given.pairs * 3 + frozen_features.RATE_PAIRS)
     pool, test = frozen_features.normalised(pool, frozen_features.extract("validation", 2000))
-    runs: dict[str, dict[str, list[frozen_features.Result]]] = {}
-    total = len(FEATURE_METHODS) * len(FLIP_RATES) * given.seeds
-    with tqdm(total=total, desc="runs on frozen features") as bar:
-        for title, name in FEATURE_METHODS.items():
-            runs[title] = {str(rate): [] for rate in FLIP_RATES}
-            for rate in FLIP_RATES:
-                for seed in range(given.seeds):
-                    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
-                    train = pool.select(order[: given.pairs])
-                    held_out = pool.select(order[-frozen_features.RATE_PAIRS :])
-                    result = frozen_features.run(name, rate, seed, train, held_out, test)
-                    runs[title][str(rate)].append(result)
-                    bar.update()
-    accuracy = {
-        title: {rate: mean_and_error([result.accuracy for result in results]) for rate, results in by_rate.items()}
-        for title, by_rate in runs.items()
-    }
-    header = ["method [told]", *(f"{rate:.0%} flips" for rate in FLIP_RATES)]
-    rows = [[title, *(show(value) for value in by_rate.values())] for title, by_rate in accuracy.items()]
-    print_table(f"accuracy on clean pairs, per cent, mean ± s.e. of {given.seeds} seeds", header, rows)
-    rate_header, rate_rows = _rate_table(runs["forward_corrected [estimated rate]"])
-    print_table("estimated flip rate", rate_header, rate_rows)
-    suspect_header, suspect_rows = _suspect_table(runs)
-    print_table("share of true flips among the suspects", suspect_header, suspect_rows)
-    _plot(accuracy, folder / "preference_noise_features.png")
-    results = {title: {rate: [vars(r) for r in rs] for rate, rs in by_rate.items()} for title, by_rate in runs.items()}
-    return results, [
-        markdown(header, rows), markdown(rate_header, rate_rows), markdown(suspect_header, suspect_rows),
-    ]  # fmt: skip
+    accuracies, results, tables = {}, {}, []
+    for regime in frozen_features.REGIMES:
+        runs = _runs(given, regime, pool, test)
+        accuracy = {
+            title: {rate: mean_and_error([result.accuracy for result in found]) for rate, found in by_rate.items()}
+            for title, by_rate in runs.items()
+        }
+        header = [f"{regime}: method [told]", *(f"{rate:.0%} flips" for rate in FLIP_RATES)]
+        rows = [[title, *(show(value) for value in by_rate.values())] for title, by_rate in accuracy.items()]
+        for title, (head, body) in {
+            f"accuracy on clean pairs, per cent, mean ± s.e. of {given.seeds} seeds": (header, rows),
+            "flip rate estimated from the held-out margins of sym": _rate_table(runs[ESTIMATED]),
+            "share of true flips among the suspects, per cent": _suspect_table(runs),
+        }.items():
+            print_table(f"{regime}: {title}", head, body)
+            tables.append(f"{regime}: {title}\n\n{markdown(head, body)}")
+        accuracies[regime] = accuracy
+        results[regime] = {
+            title: {rate: [vars(result) for result in found] for rate, found in by_rate.items()}
+            for title, by_rate in runs.items()
+        }
+    _plot(accuracies, folder / "preference_noise_features.png")
+    return results, tables
+
+
+def _runs(given: argparse.Namespace, regime: str, pool: Any, test: Any) -> Runs:
+    """Return every method's results by flip rate; all methods see the same pairs and flips."""
+    runs: Runs = {title: {str(rate): [] for rate in FLIP_RATES} for title in FEATURE_METHODS}
+    cells = [(title, rate, seed) for title in FEATURE_METHODS for rate in FLIP_RATES for seed in range(given.seeds)]
+    for title, rate, seed in tqdm(cells, desc=f"runs on frozen features, {regime}"):
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
+        train, held_out = pool.select(order[: given.pairs]), pool.select(order[-frozen_features.RATE_PAIRS :])
+        result = frozen_features.run(FEATURE_METHODS[title], rate, seed, train, held_out, test, regime)
+        runs[title][str(rate)].append(result)
+    return runs
 
 
 def _rate_table(runs: dict[str, list[frozen_features.Result]]) -> tuple[list[str], list[list[str]]]:
-    header = ["true flip rate", "mean estimate", "mean absolute error", "refused"]
+    header = ["true flip rate", "mean estimate", "mean absolute error", "interval holds the truth", "refused"]
     rows = []
     for rate, results in runs.items():
-        used = [result.estimated_flip_rate for result in results if not result.refused]
-        numbers = [value for value in used if value is not None]
-        error = mean_and_error([abs(value - float(rate)) for value in numbers])[0] if numbers else float("nan")
-        mean = mean_and_error(numbers)[0] if numbers else float("nan")
-        rows.append([rate, f"{mean:.3f}", f"{error:.3f}", f"{len(results) - len(numbers)} of {len(results)}"])
+        estimates = [float(result.estimated_flip_rate or 0.0) for result in results]
+        error = mean_and_error([abs(value - float(rate)) for value in estimates])[0]
+        covered = sum(bool(result.truth_inside) for result in results)
+        refused = sum(result.refused for result in results)
+        count = len(results)
+        mean = mean_and_error(estimates)[0]
+        rows.append([rate, f"{mean:.3f}", f"{error:.3f}", f"{covered} of {count}", f"{refused} of {count}"])
     return header, rows
 
 
-def _suspect_table(runs: dict[str, dict[str, list[frozen_features.Result]]]) -> tuple[list[str], list[list[str]]]:
+def _suspect_table(runs: Runs) -> tuple[list[str], list[list[str]]]:
     rates = [str(rate) for rate in FLIP_RATES if rate]
     rows = []
     for title, by_rate in runs.items():
@@ -112,24 +132,21 @@ def _suspect_table(runs: dict[str, dict[str, list[frozen_features.Result]]]) -> 
     return ["method [told]", *(f"{float(rate):.0%} flips" for rate in rates)], rows
 
 
-def _plot(accuracy: dict[str, dict[str, tuple[float, float]]], path: Path) -> None:
-    """Write accuracy against flip rate; the dashed line is what no method can beat."""
+def _plot(accuracies: dict[str, Any], path: Path) -> None:
+    """Write accuracy against flip rate; above the dashed line a method does better than clean pairs would let it."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    colours = ["#222222", "#bbbbbb", "#ee8866", "#99ddff", "#4477aa", "#66ccee", "#228833", "#aaaa00", "#aa3377"]
-    for number, (title, by_rate) in enumerate(accuracy.items()):
-        means = [100 * mean for mean, _ in by_rate.values()]
-        errors = [100 * error for _, error in by_rate.values()]
-        limit = title == "information limit"
-        style: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1} if limit else {
-            "color": colours[number], "marker": "o", "markersize": 4,
-        }  # fmt: skip
-        axes.errorbar(FLIP_RATES, means, yerr=errors, capsize=2, label=title, **style)
-    axes.set(xlabel="share of flipped training labels", ylabel="accuracy on clean held-out pairs, %")
-    axes.set_title("Preference learning from noisy labels, frozen features of the docstrings world")
-    axes.legend(frameon=False, fontsize=8)
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    panels = figure.subplots(1, len(accuracies), sharey=True)
+    for axes, (regime, accuracy) in zip(panels, accuracies.items(), strict=True):
+        for title, by_rate in accuracy.items():
+            means = [100 * mean for mean, _ in by_rate.values()]
+            errors = [100 * error for _, error in by_rate.values()]
+            axes.errorbar(FLIP_RATES, means, yerr=errors, capsize=2, label=title, **_STYLES[title])
+        axes.set(xlabel="share of flipped training labels", title=regime)
+    panels[0].set_ylabel("accuracy on clean held-out pairs, %")
+    panels[0].legend(frameon=False, fontsize=8, loc="lower left")
+    figure.suptitle("Preference learning from noisy labels, frozen features of the docstrings world")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 

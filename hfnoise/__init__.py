@@ -37,7 +37,7 @@ class _CheckoutFinder:
 
 
 if (_ROOT / "setup.py").is_file() and not any(getattr(f, "__name__", "") == "_CheckoutFinder" for f in sys.meta_path):
-    sys.meta_path.append(_CheckoutFinder)  # type: ignore[arg-type]
+    sys.meta_path.append(_CheckoutFinder)
 
 from hfnoise.registration import install_hooks as _install_hooks  # noqa: E402  (the finder comes first)
 

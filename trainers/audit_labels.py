@@ -94,7 +94,7 @@ def _trainer(audit: AuditArguments, pairs: Dataset) -> RobustDPOTrainer:
     reference = audit.ref_model_name_or_path
     # Nothing is saved by these runs; the folder only satisfies the Trainer.
     config = RobustDPOConfig(
-        tempfile.gettempdir(), loss_type="sym", num_train_epochs=audit.num_train_epochs, beta=audit.beta,
+        tempfile.gettempdir(), loss_type=["sym"], num_train_epochs=audit.num_train_epochs, beta=audit.beta,
         learning_rate=audit.learning_rate, per_device_train_batch_size=audit.per_device_train_batch_size,
         per_device_eval_batch_size=audit.per_device_train_batch_size, max_length=audit.max_length, seed=audit.seed,
         use_cpu=audit.use_cpu, bf16=audit.bf16, save_strategy="no", report_to="none",

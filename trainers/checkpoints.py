@@ -101,7 +101,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 f"checkpoint {str(path)!r}: {name} is missing or damaged, so the run cannot go on as it was. Use an "
                 "older checkpoint; save_only_model=True writes none that can be resumed."
             )
-    return state  # type: ignore[no-any-return]
+    return state
 
 
 def _check_weights(path: Path, model: Any) -> None:

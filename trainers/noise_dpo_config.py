@@ -59,7 +59,8 @@ class NoiseDPOConfig(DPOConfig):
         0.2
     """
 
-    flip_rate: float | None = option_field("flip_rate", None)
+    # A string as well, for "auto" in a subclass: the command line brings strings, and argparse refuses other unions.
+    flip_rate: float | str | None = option_field("flip_rate", None)
     flip_rate_column: str | None = option_field("flip_rate_column", None)
     sample_weight_column: str | None = option_field("sample_weight_column", None)
     annotator_column: str | None = option_field("annotator_column", None)

@@ -53,8 +53,8 @@ class DemoRecipe:
 
     train_size: int = 640
     eval_size: int = 500
-    beta: float = 0.1
-    learning_rate: float = 3e-4
+    beta: float = 1.0
+    learning_rate: float = 2e-4
     num_train_epochs: int = 4
     per_device_train_batch_size: int = 32
     per_device_eval_batch_size: int = 64

@@ -72,6 +72,6 @@ def run_trainer(method: str, flip_rate: float, seed: int, output_dir: str | None
         eval_dataset={"noisy": flip_labels(clean, flip_rate, seed), "clean": clean} if ours else {"clean": clean},
     )
     output = trainer.train()
-    accuracy = trainer.evaluate()["eval_clean_rewards/accuracies"]
+    accuracy = trainer.evaluate("clean")["eval_rewards/accuracies"]
     estimate = trainer.flip_rate_estimate if ours else None
     return RunResult(accuracy, output.metrics["train_runtime"], estimate, trainer)

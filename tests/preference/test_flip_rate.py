@@ -107,15 +107,18 @@ def test_interval_covers_nine_tenths_of_the_truths(measured):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*GENERATORS, *HARDER])
+@pytest.mark.parametrize("name", ["normal 3", "separated", "saturating", "heavy tails", *HARDER])
 def test_error_and_coverage_of_every_generator(name):
     results = [
         measure({**GENERATORS, **HARDER}[name], rate, range(20 * row, 20 * row + 20)) for row, rate in enumerate(RATES)
     ]
-    assert numpy.concatenate(results)[:, 1].mean() >= 0.89  # 80 samples: one standard deviation below 0.92
-    for result in results:
-        # 1000 pairs hold too little about "normal 1.5" (standard error 0.06): those are the cells that are refused.
-        assert numpy.abs(result[:, 0]).mean() <= (0.09 if name == "normal 1.5" else 0.06)
+    assert numpy.concatenate(results)[:, 1].mean() >= 0.9
+    if name in GENERATORS:
+        assert max(numpy.abs(result[:, 0]).mean() for result in results) <= 0.05
+    # 1000 pairs of the harder ones hold too little: at rates of 0.2 and more the mean error is 0.05 to 0.08, and most
+    # of them are refused. What is not refused keeps the promise.
+    errors, _, refused = numpy.concatenate(results).T
+    assert numpy.abs(errors[refused == 0]).mean() <= 0.05
 
 
 @pytest.mark.parametrize("name", [*GENERATORS, "bent"])
