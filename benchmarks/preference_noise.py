@@ -153,11 +153,13 @@ def _plot(accuracies: dict[str, Any], path: Path) -> None:
 
 def _trainer(given: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
     found: dict[str, dict[str, list[float]]] = {}
-    for method in docstrings_run.METHODS:
-        found[method] = {}
-        for rate in TRAINER_RATES:
-            runs = [docstrings_run.run_trainer(method, rate, seed) for seed in range(given.trainer_seeds)]
-            found[method][str(rate)] = [run.accuracy for run in runs]
+    cells = [(method, rate) for method in docstrings_run.METHODS for rate in TRAINER_RATES]
+    for method, rate in tqdm(cells, desc="methods and flip rates"):
+        runs = [
+            docstrings_run.run_trainer(method, rate, seed, disable_tqdm=True, logging_strategy="no")
+            for seed in range(given.trainer_seeds)
+        ]
+        found.setdefault(method, {})[str(rate)] = [run.accuracy for run in runs]
     header = ["method", *(f"{rate:.0%} flips" for rate in TRAINER_RATES)]
     rows = [
         [method, *(show(mean_and_error(values)) for values in by_rate.values())] for method, by_rate in found.items()

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
+from accelerate.utils import is_peft_model
 from torch import Tensor
-from tqdm.auto import tqdm
 from trl import DPOTrainer
 
 from hfnoise.methods import find_method
@@ -19,13 +18,14 @@ from hfnoise.trainers.forward_tap import ForwardTap
 from hfnoise.trainers.noise_dpo_config import NoiseDPOConfig
 from hfnoise.trainers.noise_dpo_data import NoiseDPODataMixin
 from hfnoise.trainers.noise_dpo_run import NoiseDPORunMixin
+from hfnoise.trainers.noise_dpo_scoring import NoiseDPOScoringMixin
 from hfnoise.trainers.pair_batch import PairBatch, pair_batch
 from hfnoise.trainers.pair_monitor import PairMonitor
 
 __all__ = ["NoiseDPOConfig", "NoiseDPOTrainer"]
 
 
-class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPORunMixin, DPOTrainer):
+class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPOScoringMixin, NoiseDPORunMixin, DPOTrainer):
     """Trains with DPO on noisy preference labels; takes the arguments of [`~trl.DPOTrainer`] and a [`NoiseDPOConfig`].
 
     The losses are functions of the margin that TRL's own forward pass gives (see `ForwardTap`), so TRL's metrics, its
@@ -54,7 +54,7 @@ class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPORunMixin, DPOTrainer):
     def __init__(self, model: Any, ref_model: Any = None, args: NoiseDPOConfig | None = None, **kwargs: Any) -> None:
         args = self.default_config(model) if args is None else args
         self.refuse_before_loading(args, kwargs)
-        super().__init__(model, ref_model, args, **kwargs)
+        super().__init__(model, ref_model, args, **self.number_vision_pairs(args, kwargs))
         self.refuse_engines()
         self.add_callback(NoiseRunState(self.run_identity()))
         names_and_weights = list(zip(args.loss_type, self.loss_weights, strict=True))
@@ -107,45 +107,23 @@ class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPORunMixin, DPOTrainer):
         values = sum(find_pair_loss(name).function(margins, context) * weight for name, weight in losses)
         return values if pairs.weight is None else pairs.weight * values
 
-    @torch.no_grad()
-    def pair_margins(self, dataset: Any) -> Tensor:
-        """Return the margin of every pair of a dataset under the present policy, in the order of its rows.
-
-        Args:
-            dataset (`datasets.Dataset`): with the columns of a training dataset; tokenized here unless it is already.
-
-        Returns:
-            `torch.Tensor` of shape `(len(dataset),)`, float32, on the CPU, the same on every process: positive where
-            the policy agrees with the label.
-        """
-        if not self._is_vision_dataset and "chosen_ids" not in dataset.column_names:
-            dataset = self._prepare_dataset(dataset, self.processing_class, self.args, "scored")
-        training = self.model.training
-        self.model.eval()
-        margins = []
-        loader = self.get_eval_dataloader(dataset)
-        hide = self.args.disable_tqdm or not self.is_local_process_zero()
-        for batch in tqdm(loader, desc="Scoring preference pairs", disable=hide):
-            inputs, columns = self.split_columns(self._prepare_inputs(batch))
-            inputs = self._with_reference(inputs)
-            pairs = pair_batch(self._policy_log_probs(inputs), inputs, self.beta, columns)
-            margins.append(self.accelerator.gather_for_metrics(pairs.margins).float().cpu())
-        self.model.train(training)
-        return torch.cat(margins)
-
-    def _policy_log_probs(self, inputs: dict[str, Any]) -> Tensor:
-        kept_back = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
-        arguments = {key: value for key, value in inputs.items() if key not in kept_back}
-        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        with self.compute_loss_context_manager():
-            return self.model(**arguments, use_cache=False, labels=labels, fused_lm_head=True).log_probs
-
     def _with_reference(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return the inputs with the reference log-probabilities, computed unless the dataset brought them."""
         if "ref_chosen_logps" in inputs:
             return inputs
+        if self.args.precompute_ref_log_probs and self.ref_model is None and not is_peft_model(self.model):
+            self._refuse_trained_reference()
         chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
         return {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+    def _refuse_trained_reference(self) -> None:
+        """Raise ValueError once the policy has been trained: the reference it was then is not in memory."""
+        if self.state.global_step > 0:
+            raise ValueError(
+                "the reference log-probabilities of these pairs were not precomputed, and the reference model is gone "
+                "(precompute_ref_log_probs=True without ref_model). Pass the pairs as eval_dataset at construction, "
+                "pass a ref_model, or set precompute_ref_log_probs=False."
+            )
 
     @contextmanager
     def _reference_in_inputs(self) -> Iterator[None]:

@@ -42,6 +42,7 @@ class NoiseDPOConfig(DPOConfig):
         sample_weight_column (`str`, *optional*): dataset column with a weight per pair, finite and >= 0.
         annotator_column (`str`, *optional*): dataset column that names who gave the label.
         holder_gamma (`float`, defaults to `2.0`): exponent of `holder`, above 0.
+        sym_temperature (`float`, defaults to `1.0`): unit of margin of `sym`, above 0.
         ropo_alpha (`float`, defaults to `14.0`): weight of the symmetric part of `ropo`, above 0.
         robust_rescale (`bool`, defaults to `False`): multiply `robust` by (1 - 2 flip_rate).
         robust_margin_limit (`float`, *optional*): margin above which `robust` is constant.
@@ -65,6 +66,7 @@ class NoiseDPOConfig(DPOConfig):
     sample_weight_column: str | None = option_field("sample_weight_column", None)
     annotator_column: str | None = option_field("annotator_column", None)
     holder_gamma: float = option_field("holder_gamma", 2.0)
+    sym_temperature: float = option_field("sym_temperature", 1.0)
     ropo_alpha: float = option_field("ropo_alpha", 14.0)
     robust_rescale: bool = option_field("robust_rescale", False)
     robust_margin_limit: float | None = option_field("robust_margin_limit", None)
@@ -79,6 +81,12 @@ class NoiseDPOConfig(DPOConfig):
         self._check_losses()
         if self.on_nan_log_probs not in ("raise", "skip"):
             raise ValueError(f"on_nan_log_probs must be 'raise' or 'skip', got {self.on_nan_log_probs!r}.")
+        if self.on_nan_log_probs == "skip" and self.fp16:
+            raise ValueError(
+                "on_nan_log_probs='skip' cannot be combined with fp16=True: the gradient scaler fails on a step "
+                "without gradients, and skips steps that overflow by itself. Use bf16=True, or "
+                "on_nan_log_probs='raise'."
+            )
         self.pair_context()
         super().__post_init__()
 
@@ -88,6 +96,7 @@ class NoiseDPOConfig(DPOConfig):
             flip_rate=self.flip_rate if isinstance(self.flip_rate, float) else None,  # not "auto"
             beta=self.beta,
             holder_gamma=self.holder_gamma,
+            sym_temperature=self.sym_temperature,
             ropo_alpha=self.ropo_alpha,
             robust_rescale=self.robust_rescale,
             robust_margin_limit=self.robust_margin_limit,

@@ -10,12 +10,14 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 
+from hfnoise.trainers.pair_collator import PairColumnCollator
+from hfnoise.trainers.pair_stream import StreamedPairFilter
 from hfnoise.trainers.preference_data import (
     PAIR_INDEX,
-    PairColumnCollator,
     add_pair_index,
     check_preference_dataset,
     keep_valid_pairs,
+    number_vision_pairs,
     report_removed,
 )
 
@@ -25,6 +27,12 @@ _BATCH_KEYS = {
     "pair_weight": "weight",
     "pair_annotator": "annotator",
     "pair_index": "index",
+}
+# Key of a batch -> option that names its column.
+_BATCH_OPTIONS = {
+    "pair_flip_rate": "flip_rate_column",
+    "pair_weight": "sample_weight_column",
+    "pair_annotator": "annotator_column",
 }
 # Counts up when the values in a reference cache change their meaning.
 _REFERENCE_LAYOUT = 1
@@ -42,30 +50,41 @@ class NoiseDPODataMixin:
         check_preference_dataset(eval_dataset, "eval_dataset", self._option_columns(args))
         if args.annotator_column is None or train_dataset is None:
             return
-        if isinstance(train_dataset, IterableDataset):
+        evaluated = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+        if any(isinstance(dataset, IterableDataset) for dataset in (train_dataset, *evaluated)):
             raise ValueError(
-                "annotator_column needs a map-style dataset, since the annotators must be known before training; got "
+                "annotator_column needs map-style datasets, since the annotators must be known before training; got "
                 "a streaming one. Load it without streaming=True, or leave annotator_column out."
             )
         self.annotators = tuple(sorted(set(train_dataset[args.annotator_column]), key=str))
 
     @staticmethod
+    def number_vision_pairs(args: Any, trainer_arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments with row numbers in datasets that have images, which TRL does not prepare."""
+        numbered = {
+            name: number_vision_pairs(trainer_arguments.get(name), name, args.drop_invalid_pairs)
+            for name in ("train_dataset", "eval_dataset")
+        }
+        return {**trainer_arguments, **numbered}
+
+    @staticmethod
     def _option_columns(args: Any) -> dict[str, str | None]:
-        return {name: getattr(args, name) for name in ("flip_rate_column", "sample_weight_column", "annotator_column")}
+        return {name: getattr(args, name) for name in _BATCH_OPTIONS.values()}
 
     def _batch_columns(self) -> dict[str, str]:
-        columns = {
-            "pair_flip_rate": self.args.flip_rate_column,
-            "pair_weight": self.args.sample_weight_column,
-            "pair_annotator": self.args.annotator_column,
-            "pair_index": PAIR_INDEX,
-        }
+        columns = {key: getattr(self.args, option) for key, option in _BATCH_OPTIONS.items()}
+        columns["pair_index"] = PAIR_INDEX
         return {key: column for key, column in columns.items() if column is not None}
 
     def wrap_collator(self) -> None:
         """Let the collator bring the per-pair columns along."""
+        columns = self._batch_columns()
+        # Without remove_unused_columns a collator of the user's sees, and may use, every column of the dataset.
+        hidden = set(columns.values()) if self.args.remove_unused_columns else {PAIR_INDEX}
         numbers = {name: number for number, name in enumerate(self.annotators)}
-        self.data_collator = PairColumnCollator(self.data_collator, self._batch_columns(), numbers)
+        self.data_collator = PairColumnCollator(
+            self.data_collator, columns, frozenset(hidden), _BATCH_OPTIONS, numbers
+        )
 
     @staticmethod
     def split_columns(inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -79,6 +98,8 @@ class NoiseDPODataMixin:
         self._signature_columns = [*self._signature_columns, *new]
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        if isinstance(dataset, IterableDataset):
+            return self._prepare_stream(dataset, processing_class, args, dataset_name)
         indexed = add_pair_index(dataset)
         prepared = super()._prepare_dataset(indexed, processing_class, args, dataset_name)  # type: ignore[misc]
         name, drop = f"the {dataset_name} dataset", args.drop_invalid_pairs
@@ -87,12 +108,21 @@ class NoiseDPODataMixin:
             "Raise max_length, shorten the prompts", drop,
         )  # fmt: skip
         with args.main_process_first(desc="checking preference pairs"):
-            valid = keep_valid_pairs(prepared, None, args.max_length, args.truncation_mode)
+            valid = keep_valid_pairs(prepared, args.max_length, args.truncation_mode)
         report_removed(
             prepared, valid, name, f"have identical answers (up to max_length={args.max_length})",
             "Remove them, raise max_length", drop,
         )  # fmt: skip
         return valid
+
+    def _prepare_stream(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        unlimited = copy.copy(args)
+        unlimited.max_length = None  # else TRL drops the pairs whose prompt fills it without a word
+        prepared = super()._prepare_dataset(dataset, processing_class, unlimited, dataset_name)  # type: ignore[misc]
+        name = f"the {dataset_name} dataset"
+        return prepared.filter(
+            StreamedPairFilter(name, args.max_length, args.truncation_mode, args.drop_invalid_pairs)
+        )
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as `DPOTrainer` does; a new dataset is checked first."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 
 from hfnoise.trainers.checkpoints import check_checkpoint, last_complete_checkpoint
 
@@ -101,6 +102,14 @@ class NoiseDPORunMixin:
         card = preference_card(self, model_name=model_name, dataset_name=dataset_name, tags=tags)
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
         card.save(Path(self.args.output_dir) / "README.md")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save as the Trainer does, and put our card in the place of the one PEFT writes next to an adapter."""
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if is_peft_model(self.model):
+            from hfnoise.cards import preference_card
+
+            preference_card(self).save(Path(output_dir or self.args.output_dir) / "README.md")
 
 
 def check_writable(output_dir: str) -> None:

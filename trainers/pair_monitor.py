@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from hfnoise.preference.flip_rate import posterior_flip
@@ -141,10 +142,10 @@ class PairMonitor:
             logger.warning("%s. The evaluation loss of this batch is not finite.", message)
 
     def _prompt_of_first(self, inputs: dict[str, Any], bad: Tensor) -> str:
-        """Return the start of the first offending prompt of this process, to recognise it by eye."""
-        if not bad.any():
-            return ""
-        row = int(bad.nonzero()[0])
-        is_prompt = (inputs["completion_mask"][row] == 0) & (inputs["attention_mask"][row] == 1)
-        text = self.trainer._tokenizer.decode(inputs["input_ids"][row][is_prompt])
-        return f", prompt {text[:80]!r}"
+        """Return the start of the first offending prompt of all processes, to recognise it by eye."""
+        here = []
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            is_prompt = (inputs["completion_mask"][row] == 0) & (inputs["attention_mask"][row] == 1)
+            here = [self.trainer._tokenizer.decode(inputs["input_ids"][row][is_prompt])]
+        return "".join(f", prompt {text[:80]!r}" for text in gather_object(here)[:1])

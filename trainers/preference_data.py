@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from datasets import Dataset, IterableDataset
 
 logger = logging.getLogger(__name__)
 
-# Position of a pair in the dataset the user gave; it lets an error name the pair.
-PAIR_INDEX = "pair_index"
+# Position of a pair in the dataset the user gave; it lets an error name the pair. No user's column is called so.
+PAIR_INDEX = "hfnoise_pair_index"
 # How many offending rows an error message lists.
 _SHOWN = 5
 
@@ -28,7 +26,8 @@ def check_preference_dataset(dataset: Any, name: str, per_pair: dict[str, str | 
         per_pair (`dict[str, str | None]`): option name to column name, for the columns the configuration asks for.
 
     Raises:
-        ValueError: what is wrong, in which rows, and what to do. A streaming dataset is checked by its first example.
+        ValueError: what is wrong, in which rows, and what to do. Of a streaming dataset only the first example is
+            looked at; the others are checked as they come.
     """
     if dataset is None:
         return
@@ -54,11 +53,12 @@ def check_preference_dataset(dataset: Any, name: str, per_pair: dict[str, str | 
     if isinstance(dataset, Dataset):
         for option, column in per_pair.items():
             if column is not None:
-                _check_column(dataset[column], name, column, option)
+                check_values(dataset[column], name, column, option)
 
 
-def _check_column(values: Iterable[Any], name: str, column: str, option: str) -> None:
-    accepted, wanted = _PER_PAIR_VALUES[option]
+def check_values(values: Iterable[Any], name: str, column: str, option: str) -> None:
+    """Raise ValueError naming the values of a per-pair column that its option does not accept."""
+    accepted, wanted = PER_PAIR_VALUES[option]
     bad = [(row, value) for row, value in enumerate(values) if not accepted(value)]
     if bad:
         shown = ", ".join(f"row {row}: {value!r}" for row, value in bad[:_SHOWN])
@@ -71,28 +71,21 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-_PER_PAIR_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+PER_PAIR_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "flip_rate_column": (lambda value: _is_number(value) and 0 <= value < 0.5, "a flip rate in [0, 0.5)"),
     "sample_weight_column": (lambda value: _is_number(value) and value >= 0, "a finite weight >= 0"),
     "annotator_column": (lambda value: isinstance(value, (str, int)), "a string or an integer"),
 }
 
 
-def add_pair_index(dataset: Any) -> Any:
-    """Return the dataset with the column `pair_index`, its row numbers, unless it has one."""
-    first = next(iter(dataset))
-    if PAIR_INDEX in first:
-        return dataset
-    if isinstance(dataset, Dataset):
-        return dataset.add_column(PAIR_INDEX, list(range(len(dataset))))
-    return dataset.map(_with_index, with_indices=True)
+def add_pair_index(dataset: Dataset) -> Dataset:
+    """Return the dataset with its row numbers in a column; those of an earlier run are replaced."""
+    if PAIR_INDEX in dataset.column_names:
+        dataset = dataset.remove_columns(PAIR_INDEX)
+    return dataset.add_column(PAIR_INDEX, list(range(len(dataset))))
 
 
-def _with_index(example: dict[str, Any], index: int) -> dict[str, Any]:
-    return {PAIR_INDEX: index}
-
-
-def keep_valid_pairs(prepared: Any, count: int | None, max_length: int | None, truncation_mode: str) -> Any:
+def keep_valid_pairs(prepared: Dataset, max_length: int | None, truncation_mode: str) -> Dataset:
     """Return the tokenized dataset without the pairs whose two answers are equal once truncated."""
     return prepared.filter(
         has_distinct_answers, fn_kwargs={"max_length": max_length, "truncation_mode": truncation_mode}
@@ -108,18 +101,17 @@ def has_distinct_answers(example: dict[str, Any], max_length: int | None, trunca
     return rows[0] != rows[1]
 
 
-def report_removed(before: Any, after: Any, name: str, reason: str, remedy: str, drop: bool) -> None:
+def report_removed(before: Dataset, after: Dataset, name: str, reason: str, remedy: str, drop: bool) -> None:
     """Raise, or log where `drop` is set, if rows of `before` are gone from `after`.
 
     Raises:
         ValueError: the number of rows, the first of them, why they cannot be trained on, and what to do.
     """
-    if not isinstance(before, Dataset) or len(before) == len(after):
+    if len(before) == len(after):
         return
     kept = set(after[PAIR_INDEX])
     removed = [index for index in before[PAIR_INDEX] if index not in kept]
-    shown = ", ".join(map(str, removed[:_SHOWN])) + (", ..." if len(removed) > _SHOWN else "")
-    message = f"{len(removed)} of {len(before)} pairs of {name} {reason} (rows {shown})"
+    message = removed_message(removed, len(before), name, reason)
     if not drop:
         raise ValueError(f"{message}. {remedy} or set drop_invalid_pairs=True to train without them.")
     if len(after) == 0:
@@ -127,30 +119,32 @@ def report_removed(before: Any, after: Any, name: str, reason: str, remedy: str,
     logger.warning("%s: dropped.", message)
 
 
-@dataclass
-class PairColumnCollator:
-    """Collates the columns that TRL's collator drops and leaves the rest to it.
+def removed_message(removed: list[int], count: int, name: str, reason: str) -> str:
+    """Return the sentence on the rows that cannot be trained on, without its end."""
+    shown = ", ".join(map(str, removed[:_SHOWN])) + (", ..." if len(removed) > _SHOWN else "")
+    return f"{len(removed)} of {count} pairs of {name} {reason} (rows {shown})"
 
-    Args:
-        base (`Callable`): the collator of the stock Trainer.
-        columns (`dict[str, str]`): batch key to dataset column.
-        annotators (`dict`, *optional*): number of each annotator, for the key `pair_annotator`.
+
+def number_vision_pairs(dataset: Any, name: str, drop: bool) -> Any:
+    """Return a dataset with images, which TRL tokenizes batch by batch, with row numbers and without equal answers.
+
+    Raises:
+        ValueError: naming the rows with identical answers, unless `drop` is set.
     """
-
-    base: Callable[[list[dict[str, Any]]], dict[str, Any]]
-    columns: dict[str, str]
-    annotators: dict[Any, int] | None = None
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        extra = {
-            key: self._tensor(key, [example[column] for example in examples])
-            for key, column in self.columns.items()
-            if column in examples[0]
-        }
-        return {**self.base(examples), **extra}
-
-    def _tensor(self, key: str, values: list[Any]) -> torch.Tensor:
-        if key == "pair_annotator":
-            # An annotator first met in evaluation has no number; -1 keeps it out of the per-annotator figures.
-            return torch.tensor([(self.annotators or {}).get(value, -1) for value in values], dtype=torch.long)
-        return torch.tensor(values, dtype=torch.long if key == "pair_index" else torch.float32)
+    if isinstance(dataset, dict):
+        return {key: number_vision_pairs(part, f"{name}[{key!r}]", drop) for key, part in dataset.items()}
+    if not isinstance(dataset, Dataset) or not {"image", "images"} & set(dataset.column_names):
+        return dataset
+    # A new column makes a copy of a dataset that was shuffled or selected from, with all its images: too dear for a
+    # row number. An error then names the pair by its prompt alone.
+    numbered = dataset if dataset._indices is not None else add_pair_index(dataset)
+    answers = zip(dataset["chosen"], dataset["rejected"], strict=True)
+    equal = [row for row, (chosen, rejected) in enumerate(answers) if chosen == rejected]
+    if not equal:
+        return numbered
+    message = removed_message(equal, len(dataset), name, "have identical answers")
+    if not drop or len(equal) == len(dataset):
+        raise ValueError(f"{message}. Remove them or set drop_invalid_pairs=True to train without them.")
+    logger.warning("%s: dropped.", message)
+    left_out = set(equal)
+    return numbered.select([row for row in range(len(dataset)) if row not in left_out])

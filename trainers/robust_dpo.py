@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from hfnoise.methods import ROBUST_DPO_OPTIONS, find_method, option_help
 from hfnoise.preference.flip_rate import FlipRateEstimate, estimate_flip_rate, posterior_flip
@@ -37,6 +38,7 @@ class RobustDPOConfig(NoiseDPOConfig):
             `"auto"` trains with `sym` throughout, which needs no rate; at step 0 no rate can be known. The rate is
             estimated after training, from the margins of the evaluation pairs, for the report and the suspects.
         loss_type (`list[str]`, *optional*): chosen from `flip_rate` unless you give one.
+        sym_temperature (`float`, defaults to `4.0`): unit of margin of `sym`, above 0; 1 is the loss of the paper.
         audit_column (`str`, *optional*): boolean column of the evaluation dataset, true where a re-labelled pair
             disagrees with the recorded label, empty where a pair was not audited.
 
@@ -56,6 +58,7 @@ class RobustDPOConfig(NoiseDPOConfig):
         default_factory=lambda: [AUTO],
         metadata={"help": f"Losses; chosen from flip_rate by default ('{LOSS_WITHOUT_RATE}' or '{LOSS_WITH_RATE}')."},
     )
+    sym_temperature: float = option_field("sym_temperature", 4.0, ROBUST_DPO_OPTIONS)
     audit_column: str | None = field(default=None, metadata={"help": option_help(ROBUST_DPO_OPTIONS, "audit_column")})
 
     def __post_init__(self) -> None:
@@ -93,6 +96,7 @@ class RobustDPOTrainer(NoiseDPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._given_train_dataset = kwargs.get("train_dataset")
         self.flip_rate_estimate: FlipRateEstimate | None = None
         self.flip_rate_by_annotator: dict[Any, FlipRateEstimate] = {}
         logger.info("RobustDPO: flip_rate=%s, loss_type=%s", self.args.flip_rate, self.args.loss_type)
@@ -106,8 +110,17 @@ class RobustDPOTrainer(NoiseDPOTrainer):
         """Train, then estimate the flip rate from the evaluation pairs, if there are any."""
         output = super().train(*args, **kwargs)
         if self.eval_dataset is not None:
-            self.estimate_flip_rate()
+            try:
+                self.estimate_flip_rate()
+            except ValueError as error:  # the run is over and worth saving
+                logger.warning("the flip rate was not estimated: %s", error)
         return output
+
+    def check_datasets(self, args: Any, train_dataset: Any, eval_dataset: Any) -> None:
+        """Raise ValueError for datasets that cannot be trained on or audited, before a model is loaded."""
+        super().check_datasets(args, train_dataset, eval_dataset)
+        if args.audit_column is not None:
+            self._audit(args.audit_column, _first_dataset(eval_dataset))
 
     def estimate_flip_rate(self, dataset: Any = None) -> FlipRateEstimate:
         """Return the flip rate of the labels of held-out pairs, and keep it in `flip_rate_estimate`.
@@ -122,18 +135,20 @@ class RobustDPOTrainer(NoiseDPOTrainer):
         Raises:
             ValueError: if there is no held-out dataset.
         """
-        dataset = self._held_out() if dataset is None else dataset
+        dataset = self.prepared(self._held_out() if dataset is None else dataset)
         margins = self.pair_margins(dataset)
-        audit = self._audit(dataset)
-        estimate = estimate_flip_rate(margins, audit=audit)
+        finite = margins.isfinite()
+        if not finite.all():
+            logger.warning("%d of %d held-out margins are not finite: left out.", int((~finite).sum()), len(margins))
+        audit = None if self.args.audit_column is None else self._audit(self.args.audit_column, dataset)
+        estimate = estimate_flip_rate(margins[finite], audit=audit)
         self.flip_rate_estimate = estimate
         column = self.args.annotator_column
-        if column is not None and column in dataset.column_names:
+        if column is not None and isinstance(dataset, Dataset) and column in dataset.column_names:
             names = list(dataset[column])
+            members = {name: finite & torch.tensor([other == name for other in names]) for name in self.annotators}
             self.flip_rate_by_annotator = {
-                name: estimate_flip_rate(margins[[other == name for other in names]])
-                for name in self.annotators
-                if name in names
+                name: estimate_flip_rate(margins[member]) for name, member in members.items() if member.any()
             }
         if estimate.refused:
             logger.warning("the flip rate could not be estimated: %s", estimate.reason)
@@ -160,12 +175,19 @@ class RobustDPOTrainer(NoiseDPOTrainer):
             flip_rate (`float`, *optional*): in [0, 0.5); by default the rate of the configuration, else the estimate.
 
         Returns:
-            `datasets.Dataset`: the rows in their order, with `p_flip` (float); sort by it to see the suspects.
+            `datasets.Dataset`: your rows in their order, less those that `drop_invalid_pairs` dropped, with `p_flip`
+            (float); sort by it to see the suspects.
 
         Raises:
-            ValueError: if no flip rate is known, or the estimate was refused.
+            ValueError: if no flip rate is known, the estimate was refused, or the dataset is a streaming one.
         """
-        dataset = self.train_dataset if dataset is None else dataset
+        given = self._given_train_dataset if dataset is None else dataset
+        if not isinstance(given, Dataset):
+            raise ValueError(
+                f"export_suspects adds a column to a map-style dataset, got {type(given).__name__}. Load the pairs "
+                "without streaming=True and pass them as dataset."
+            )
+        dataset = self.train_dataset if dataset is None else self.prepared(given)
         estimate = self.flip_rate_estimate
         rates: Any = self._known_rate(flip_rate)
         column = self.args.annotator_column
@@ -174,6 +196,9 @@ class RobustDPOTrainer(NoiseDPOTrainer):
             rates = torch.tensor([usable.get(name, rates) for name in dataset[column]])
         margins = self.pair_margins(dataset)
         p_flip = posterior_flip(margins.double(), rates, scale=1.0 if estimate is None else estimate.scale)
+        if not self._is_vision_dataset and "chosen_ids" not in given.column_names:
+            # TRL glued the end-of-sequence token to the answers of the dataset it tokenized.
+            dataset = given.select(dataset[PAIR_INDEX])
         kept = dataset.remove_columns([name for name in _TECHNICAL_COLUMNS if name in dataset.column_names])
         return kept.add_column("p_flip", p_flip.tolist())
 
@@ -189,15 +214,22 @@ class RobustDPOTrainer(NoiseDPOTrainer):
     def _held_out(self) -> Any:
         if self.eval_dataset is None:
             raise ValueError("no held-out pairs: pass eval_dataset to the trainer, or a dataset to this method.")
-        return next(iter(self.eval_dataset.values())) if isinstance(self.eval_dataset, dict) else self.eval_dataset
+        return _first_dataset(self.eval_dataset)
 
-    def _audit(self, dataset: Any) -> list[bool] | None:
-        column = self.args.audit_column
-        if column is None:
-            return None
-        if column not in dataset.column_names:
-            raise ValueError(f"audit_column {column!r} is not in the held-out dataset: {dataset.column_names}.")
-        return [bool(value) for value in dataset[column] if value is not None]
+    @staticmethod
+    def _audit(column: str, dataset: Any) -> list[bool]:
+        if not isinstance(dataset, Dataset) or column not in dataset.column_names:
+            columns = getattr(dataset, "column_names", None)
+            raise ValueError(
+                f"audit_column {column!r} must be a column of eval_dataset, a map-style one; it has {columns}."
+            )
+        values = [value for value in dataset[column] if value is not None]
+        if not values or not all(value in (True, False) for value in values):
+            raise ValueError(
+                f"audit_column {column!r} must hold true, false or nothing, and not nothing in every row; it holds "
+                f"{sorted(set(values), key=str)[:5]}."
+            )
+        return [bool(value) for value in values]
 
     def _known_rate(self, flip_rate: float | None) -> float:
         if flip_rate is not None:
@@ -211,3 +243,7 @@ class RobustDPOTrainer(NoiseDPOTrainer):
                 f"no flip rate is known ({why}): pass flip_rate to export_suspects, or train with an eval_dataset."
             )
         return estimate.flip_rate
+
+
+def _first_dataset(datasets: Any) -> Any:
+    return next(iter(datasets.values())) if isinstance(datasets, dict) else datasets

@@ -21,6 +21,7 @@ class PairContext:
         rejected_lengths (`torch.Tensor`, *optional*): the same of the rejected completion.
         mode (`str`, defaults to `"train"`): `"train"` or `"eval"`.
         holder_gamma (`float`, defaults to `2.0`): exponent of `holder`, above 0; 2 is the paper's choice.
+        sym_temperature (`float`, defaults to `1.0`): unit of margin of `sym`, above 0.
         ropo_alpha (`float`, defaults to `14.0`): weight of the symmetric part in `ropo`, above 0; 14 in SymPO's runs.
         robust_rescale (`bool`, defaults to `False`): multiply `robust` by (1 - 2 flip_rate).
         robust_margin_limit (`float`, *optional*): margin above which `robust` is constant; off by default.
@@ -42,12 +43,13 @@ class PairContext:
     rejected_lengths: Tensor | None = None
     mode: str = "train"
     holder_gamma: float = 2.0
+    sym_temperature: float = 1.0
     ropo_alpha: float = 14.0
     robust_rescale: bool = False
     robust_margin_limit: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("holder_gamma", "ropo_alpha"):
+        for name in ("holder_gamma", "sym_temperature", "ropo_alpha"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a finite number above 0, got {value!r}.")

@@ -58,12 +58,15 @@ def forward_corrected(margins: Margins, context: PairContext) -> Margins:
 
 
 def sym(margins: Margins, context: PairContext) -> Margins:
-    """Return 1 - sigma(h) (SymPO, arXiv 2505.24709): the loss of a pair and of its flip add up to one.
+    """Return t (1 - sigma(h / t)), t = 1 in SymPO (arXiv 2505.24709): losses of a pair and its flip add up to t.
 
     Hence uniform flips at any rate below one half leave the minimiser where it was, and no rate is needed. The weight
-    -dL/dh is at most 1/4. Departure: sigma(-h) for the official 1 - 1 / (1 + exp(-h)), which overflows.
+    -dL/dh is at most 1/4. Departures: `sym_temperature` t, a unit for the margin, under which the loss is nearly linear
+    in margins below it and so leaves less to gain from learning single flips by heart; and sigma(-h) for the official
+    1 - 1 / (1 + exp(-h)), which overflows.
     """
-    return torch.sigmoid(-margins)
+    temperature = context.sym_temperature
+    return temperature * torch.sigmoid(-margins / temperature)
 
 
 def ropo(margins: Margins, context: PairContext) -> Margins:

@@ -51,11 +51,11 @@ class DemoRecipe:
         flip_rate (`float`): share of labels that the noisy runs flip.
     """
 
-    train_size: int = 640
+    train_size: int = 1280
     eval_size: int = 500
-    beta: float = 1.0
+    beta: float = 2.0
     learning_rate: float = 2e-4
-    num_train_epochs: int = 4
+    num_train_epochs: int = 2
     per_device_train_batch_size: int = 32
     per_device_eval_batch_size: int = 64
     max_length: int = MAX_TOKENS

@@ -43,6 +43,8 @@ class RunResult:
 def run_trainer(method: str, flip_rate: float, seed: int, output_dir: str | None = None, **changes: Any) -> RunResult:
     """Train one method on the docstrings world with a share of the labels flipped, and score it on clean pairs.
 
+    The first evaluation dataset of ours is as noisy as the training pairs: the flip rate is estimated from it.
+
     Args:
         method (`str`): a key of `METHODS`.
         flip_rate (`float`): share of flipped labels, in [0, 0.5).

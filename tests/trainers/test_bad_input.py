@@ -101,7 +101,7 @@ def with_values(pairs, column, values, **others):
 def test_invalid_pairs_can_be_dropped(make_trainer, make_pairs, caplog):
     pairs = with_values(make_pairs(8), "prompt", {4: "fox " * 40}, chosen={2: " a dog"}, rejected={2: " a dog"})
     trainer = make_trainer(NoiseDPOTrainer, NoiseDPOConfig, pairs, loss_type="sym", drop_invalid_pairs=True)
-    assert list(trainer.train_dataset["pair_index"]) == [0, 1, 3, 5, 6, 7]
+    assert list(trainer.train_dataset["hfnoise_pair_index"]) == [0, 1, 3, 5, 6, 7]
     assert "rows 4): dropped" in caplog.text and "rows 2): dropped" in caplog.text
 
 

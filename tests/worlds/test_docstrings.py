@@ -11,7 +11,7 @@ SETTINGS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, 
 
 @pytest.fixture(scope="module")
 def validation_pairs():
-    return preference_pairs("validation", size=300)
+    return preference_pairs("validation", size=150)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,9 @@ def test_corpus_splits_are_disjoint_and_complete():
 def test_a_document_stays_in_its_split():
     """The split is part of what the shipped weights promise: it hangs on the name alone."""
     names = {document.name for document in corpus("validation")}
-    assert {name for name in ("json.dumps", "json.loads", "os.walk", "textwrap.dedent") if name in names} == {"json.loads"}
+    assert {name for name in ("json.dumps", "json.loads", "os.walk", "textwrap.dedent") if name in names} == {
+        "json.loads"
+    }
 
 
 def test_pairs_are_deterministic_and_nested(validation_pairs):

@@ -1,0 +1,78 @@
+"""The scoring side of NoiseDPOTrainer: the margin of every pair of a dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from hfnoise.trainers.pair_batch import pair_batch
+
+
+class NoiseDPOScoringMixin:
+    """What `trl.DPOTrainer` lacks: margins by row instead of their mean."""
+
+    args: Any
+    model: Any
+    accelerator: Any
+
+    def prepared(self, dataset: Any) -> Any:
+        """Return the dataset tokenized, unless it is or has images; `drop_invalid_pairs` applies to it as well."""
+        if self._is_vision_dataset or "chosen_ids" in next(iter(dataset)):  # type: ignore[attr-defined]
+            return dataset
+        return self._prepare_dataset(dataset, self.processing_class, self.args, "scored")  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def pair_margins(self, dataset: Any) -> Tensor:
+        """Return the margin of every pair of a dataset under the present policy, in the order of its rows.
+
+        Args:
+            dataset (`datasets.Dataset`): with the columns of a training dataset; tokenized here unless it is already.
+
+        Returns:
+            `torch.Tensor` of shape `(len(dataset),)`, float32, on the CPU, the same on every process: positive where
+            the policy agrees with the label. Pairs that `drop_invalid_pairs` drops are not among them.
+        """
+        training = self.model.training
+        self.model.eval()
+        margins = []
+        hide = self.args.disable_tqdm or not self.is_local_process_zero()  # type: ignore[attr-defined]
+        for batch in tqdm(self._row_loader(dataset), desc="Scoring preference pairs", disable=hide):
+            inputs, columns = self.split_columns(self._prepare_inputs(batch))  # type: ignore[attr-defined]
+            inputs = self._with_reference(inputs)  # type: ignore[attr-defined]
+            pairs = pair_batch(self._policy_log_probs(inputs), inputs, self.beta, columns)  # type: ignore[attr-defined]
+            margins.append(self.accelerator.gather_for_metrics(pairs.margins).float().cpu())
+        self.model.train(training)
+        return torch.cat(margins)
+
+    def _row_loader(self, dataset: Any) -> DataLoader[Any]:
+        """Return a loader of all rows in their order.
+
+        The Trainer's evaluation loader is none: it may sort rows by length, drop the last batch, and with persistent
+        workers it returns the dataset of an earlier evaluation.
+        """
+        dataset = self.prepared(dataset)
+        if isinstance(dataset, Dataset):
+            dataset = self._remove_unused_columns(dataset, "Scoring")  # type: ignore[attr-defined]
+            collator = self.data_collator  # type: ignore[attr-defined]
+        else:
+            collator = self._get_collator_with_removed_columns(self.data_collator, "Scoring")  # type: ignore[attr-defined]
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=self.args.eval_batch_size,
+            collate_fn=collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+
+    def _policy_log_probs(self, inputs: dict[str, Any]) -> Tensor:
+        kept_back = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
+        arguments = {key: value for key, value in inputs.items() if key not in kept_back}
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        with self.compute_loss_context_manager():  # type: ignore[attr-defined]
+            return self.model(**arguments, use_cache=False, labels=labels, fused_lm_head=True).log_probs  # type: ignore[no-any-return]
