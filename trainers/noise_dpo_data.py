@@ -42,6 +42,7 @@ class NoiseDPODataMixin:
     """Overrides of `trl.DPOTrainer` that concern datasets and batches."""
 
     args: Any
+    accelerator: Any
     annotators: tuple[Any, ...] = ()
 
     def check_datasets(self, args: Any, train_dataset: Any, eval_dataset: Any) -> None:
@@ -92,6 +93,10 @@ class NoiseDPODataMixin:
         columns = {field: inputs[key] for key, field in _BATCH_KEYS.items() if key in inputs}
         return {key: value for key, value in inputs.items() if key not in _BATCH_KEYS}, columns
 
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """Compute the reference log-probabilities as `DPOTrainer` does; the per-pair columns are not for the model."""
+        return super().compute_ref_log_probs(model, self.split_columns(inputs)[0])  # type: ignore[misc]
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
         new = [column for column in self._batch_columns().values() if column not in self._signature_columns]
@@ -134,9 +139,12 @@ class NoiseDPODataMixin:
         """Compute or load the reference log-probabilities, cached under what they depend on and nothing else.
 
         TRL's key re-uses stale values when `ld_alpha` changes with `max_length=None`, and recomputes when the learning
-        rate changes with `max_length` set.
+        rate changes with `max_length` set. For a dataset in memory it caches in a folder that is another one on every
+        process, and fails on all but the first: nothing is cached then.
         """
         if isinstance(dataset, Dataset):
+            if not dataset.cache_files and self.accelerator.num_processes > 1:
+                return self.with_reference_columns(dataset, batch_size)  # type: ignore[attr-defined]
             dataset = copy.copy(dataset)
             dataset._fingerprint = reference_key(dataset, self.args)
         return super()._precompute_ref_logps(dataset, name, batch_size)  # type: ignore[misc]

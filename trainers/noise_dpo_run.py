@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import IterableDataset
 
 from hfnoise.trainers.checkpoints import check_checkpoint, last_complete_checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 class NoiseDPORunMixin:
@@ -78,6 +82,11 @@ class NoiseDPORunMixin:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
             check_checkpoint(str(resume_from_checkpoint), self.run_identity(), self.model)
+            if isinstance(self.train_dataset, IterableDataset):  # type: ignore[attr-defined]
+                logger.warning(
+                    "resuming on a streaming dataset is exact only within the first pass over it: the Trainer does "
+                    "not know how long a pass is and skips the pairs of all earlier steps in one."
+                )
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -49,7 +49,21 @@ class NoiseDPOScoringMixin:
         self.model.train(training)
         return torch.cat(margins)
 
-    def _row_loader(self, dataset: Any) -> DataLoader[Any]:
+    @torch.no_grad()
+    def with_reference_columns(self, dataset: Dataset, batch_size: int) -> Dataset:
+        """Return a tokenized dataset with the reference log-probabilities, computed by all processes together."""
+        parts: dict[str, list[Tensor]] = {"ref_chosen_logps": [], "ref_rejected_logps": []}
+        hide = self.args.disable_tqdm or not self.is_local_process_zero()  # type: ignore[attr-defined]
+        loader = self._row_loader(dataset, batch_size)
+        for batch in tqdm(loader, desc="Computing reference log probs", disable=hide):
+            computed = self.compute_ref_log_probs(self.ref_model or self.model, self._prepare_inputs(batch))  # type: ignore[attr-defined]
+            for column, values in zip(parts, self.accelerator.gather_for_metrics(computed), strict=True):
+                parts[column].append(values.float().cpu())
+        for column, tensors in parts.items():
+            dataset = dataset.add_column(column, torch.cat(tensors).tolist())
+        return dataset
+
+    def _row_loader(self, dataset: Any, batch_size: int | None = None) -> DataLoader[Any]:
         """Return a loader of all rows in their order.
 
         The Trainer's evaluation loader is none: it may sort rows by length, drop the last batch, and with persistent
@@ -63,7 +77,7 @@ class NoiseDPOScoringMixin:
             collator = self._get_collator_with_removed_columns(self.data_collator, "Scoring")  # type: ignore[attr-defined]
         loader: DataLoader[Any] = DataLoader(
             dataset,
-            batch_size=self.args.eval_batch_size,
+            batch_size=batch_size or self.args.eval_batch_size,
             collate_fn=collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,

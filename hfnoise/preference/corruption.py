@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from hfnoise.preference.pair_loss_table import check_flip_rate
@@ -56,7 +57,7 @@ def flip_labels(dataset: Any, flip_rate: float, seed: int = 0) -> Any:
     return dataset.map(_flip_example, fn_kwargs={"flip_rate": float(flip_rate), "seed": int(seed)})
 
 
-def _flip_example(example: dict[str, Any], flip_rate: float, seed: int) -> dict[str, Any]:
+def _flip_example(example: Mapping[str, Any], flip_rate: float, seed: int) -> dict[str, Any]:
     flipped = _unit_hash(example, seed) < flip_rate
     changes: dict[str, Any] = {FLIPPED_COLUMN: flipped}
     if flipped:
@@ -67,7 +68,7 @@ def _flip_example(example: dict[str, Any], flip_rate: float, seed: int) -> dict[
     return changes
 
 
-def _unit_hash(example: dict[str, Any], seed: int) -> float:
+def _unit_hash(example: Mapping[str, Any], seed: int) -> float:
     """Return a number in [0, 1) that depends on the example and the seed alone."""
     identity = [seed, *(example.get(name) for name in _IDENTITY)]
     text = json.dumps(identity, sort_keys=True, ensure_ascii=False)

@@ -98,10 +98,20 @@ def test_robust_is_unbiased_under_flips(margin, flip_rate):
     assert ((1 - flip_rate) * kept + flip_rate * flipped).item() == pytest.approx(clean, abs=1e-10)
 
 
-@given(margin=st.floats(-700, 700))
-def test_sym_is_symmetric(margin):
-    pair = pair_loss("sym", torch.tensor([margin, -margin], dtype=torch.float64))
-    assert pair.sum().item() == pytest.approx(1.0, abs=1e-12)
+@given(margin=st.floats(-700, 700), temperature=st.floats(0.1, 20))
+def test_sym_is_symmetric(margin, temperature):
+    margins = torch.tensor([margin, -margin], dtype=torch.float64, requires_grad=True)
+    pair = pair_loss("sym", margins, sym_temperature=temperature)
+    assert pair.sum().item() == pytest.approx(temperature, abs=1e-12 * max(1.0, temperature))
+    (slope,) = torch.autograd.grad(pair.sum(), margins)
+    assert (slope <= 0).all() and (slope >= -0.25).all()
+
+
+def test_sym_at_temperature_one_is_the_paper_and_linear_far_above():
+    margins = torch.linspace(-3, 3, 13)
+    assert torch.equal(pair_loss("sym", margins), torch.sigmoid(-margins))
+    hot = pair_loss("sym", margins, sym_temperature=1000.0)
+    torch.testing.assert_close(hot, 500 - margins / 4, rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["forward_corrected", "sym", "holder"])
@@ -111,7 +121,7 @@ def test_redescending_losses_let_go_of_contradicted_pairs(name):
     assert abs(slope[0]) < 1e-3 < abs(slope[1])
 
 
-@pytest.mark.parametrize("name", sorted(set(pair_loss_names())))
+@pytest.mark.parametrize("name", sorted(pair_loss_names()))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(name, dtype):
     margins = torch.tensor([-700.0, -3.0, 0.0, 3.0, 700.0], dtype=dtype, requires_grad=True)
@@ -173,3 +183,11 @@ def test_register_your_own():
         register_pair_loss("sigmoid", lambda margins, context: margins)
     with pytest.raises(TypeError, match="callable"):
         register_pair_loss("test_other", 3)
+
+
+def test_shapes_in_annotations_are_enforced_in_the_tests():
+    from hfnoise.preference import pair_losses
+    from hfnoise.preference.pair_context import PairContext
+
+    with pytest.raises(Exception, match="Type-check error"):
+        pair_losses.sym(torch.zeros(2, 2), PairContext())

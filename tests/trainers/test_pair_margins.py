@@ -45,7 +45,10 @@ def test_new_pairs_are_not_compared_with_the_trained_policy(make_trainer, make_p
         **settings,
     )  # fmt: skip
     adapted.train()
-    assert adapted.pair_margins(make_pairs(4, seed=9)).abs().min() > 0
+    margins = adapted.pair_margins(make_pairs(4, seed=9))
+    assert margins.abs().min() > 0
+    evaluation = adapted.evaluate(make_pairs(4, seed=9))
+    assert evaluation["eval_rewards/margins"] == pytest.approx(margins.mean().item(), rel=1e-5)
 
 
 def with_rows(pairs, changes):

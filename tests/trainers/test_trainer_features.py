@@ -32,6 +32,7 @@ def assert_equal_runs(stock, ours, losses_of):
     assert stock.evaluate()["eval_loss"] == ours.evaluate()["eval_loss"]
 
 
+@pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated:FutureWarning")
 @pytest.mark.parametrize("feature", FEATURES)
 def test_neutral_settings_equal_trl_to_the_bit(make_trainer, make_pairs, losses_of, feature):
     pairs = make_pairs(16, note=["not for the model"] * 16)
@@ -128,8 +129,9 @@ def test_compute_metrics(tiny_model_path, tokenizer, cpu_arguments, make_pairs):
         (NoiseDPOTrainer, NoiseDPOConfig, {"loss_type": "forward_corrected", "flip_rate_column": "rate"}),
     ):
         trainer = trainer_class(
-            tiny_model_path, args=config_class(**cpu_arguments | settings), train_dataset=make_pairs(8, rate=[0.0] * 8),
-            eval_dataset=make_pairs(6, rate=[0.0] * 6), processing_class=tokenizer, compute_metrics=count,
+            tiny_model_path, args=config_class(**cpu_arguments | settings), processing_class=tokenizer,
+            train_dataset=make_pairs(8, rate=[0.0] * 8), eval_dataset=make_pairs(6, rate=[0.0] * 6),
+            compute_metrics=count,
         )  # fmt: skip
         trainer.train()
         found.append(trainer.evaluate())
@@ -138,7 +140,7 @@ def test_compute_metrics(tiny_model_path, tokenizer, cpu_arguments, make_pairs):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_resume_in_the_middle_of_an_epoch(make_trainer, make_pairs, streaming):
+def test_resume_in_the_middle_of_an_epoch(make_trainer, make_pairs, caplog, streaming):
     # 7 steps of 4 pairs in 2 micro-batches each: 26 pairs are 6 whole steps and a short one.
     settings = {
         "loss_type": "forward_corrected", "flip_rate_column": "rate", "per_device_train_batch_size": 2,
@@ -154,10 +156,12 @@ def test_resume_in_the_middle_of_an_epoch(make_trainer, make_pairs, streaming):
     whole = made()
     whole.train()
     weights = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
-    for step in (3, 9):  # in the first epoch and in the second
+    # In the first epoch and, where the Trainer knows how long an epoch is, in the second.
+    for step in (3,) if streaming else (3, 9):
         resumed = made()
         resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-{step}")
         assert resumed.state.global_step == 11
+        assert ("exact only within the first pass" in caplog.text) == streaming
         assert all(torch.equal(tensor, weights[name]) for name, tensor in resumed.model.state_dict().items())
 
 

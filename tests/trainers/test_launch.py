@@ -1,0 +1,60 @@
+"""The example is what a user launches: its YAML follows the world's recipe, and two processes equal one."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hfnoise.worlds.docstrings import DEMO_RECIPE
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = ROOT / "examples" / "configs" / "robust_dpo.yaml"
+LAUNCHER = ROOT / "examples" / "accelerate" / "two_cpu_processes.yaml"
+
+
+def test_the_yaml_is_the_recipe_of_the_world():
+    settings = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    for name in (
+        "beta", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size",
+        "max_length",
+    ):  # fmt: skip
+        assert settings[name] == getattr(DEMO_RECIPE, name), name
+    assert settings["inject_flip_rate"] == DEMO_RECIPE.flip_rate and settings["flip_rate"] == "auto"
+
+
+def launched(command, output_dir, **overrides):
+    """Run the example on other data; return what it printed and the losses of its steps."""
+    options = [text for name, value in overrides.items() for text in (f"--{name}", str(value))]
+    # One thread each: the processes of a test share two cores.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--config", str(CONFIG), "--output_dir", str(output_dir), *options],
+        env=environment, cwd=output_dir.parent, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (state,) = output_dir.glob("checkpoint-*/trainer_state.json")
+    return done.stdout + done.stderr, [
+        entry["loss"] for entry in json.loads(state.read_text())["log_history"] if "loss" in entry
+    ]
+
+
+@pytest.mark.slow  # three interpreters that import all libraries
+def test_accelerate_launch_equals_one_process(tiny_model_path, make_pairs, tmp_path):
+    make_pairs(24).to_parquet(tmp_path / "pairs.parquet")
+    overrides = {
+        "model_name_or_path": tiny_model_path, "dataset_name": tmp_path / "pairs.parquet", "max_length": 32,
+        "num_train_epochs": 1, "learning_rate": 1e-2, "logging_steps": 1,
+    }  # fmt: skip
+    script = str(ROOT / "examples" / "robust_dpo.py")
+    _, one = launched([sys.executable, script], tmp_path / "one", per_device_train_batch_size=8, **overrides)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCHER)]
+    _, two = launched([*launcher, script], tmp_path / "two", per_device_train_batch_size=4, **overrides)
+    assert len(one) == 3 and len(set(one)) == 3
+    assert two == pytest.approx(one, rel=1e-4)
+    # With one process and 4 pairs to a step these would be 4 pairs, and 6 losses.
+    assert re.search(r"\| pairs per step \| 8 \|", (tmp_path / "two" / "README.md").read_text())
