@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,19 +153,34 @@ def _plot(accuracies: dict[str, Any], path: Path) -> None:
 
 
 def _trainer(given: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    found: dict[str, dict[str, list[float]]] = {}
-    cells = [(method, rate) for method in docstrings_run.METHODS for rate in TRAINER_RATES]
-    for method, rate in tqdm(cells, desc="methods and flip rates"):
-        runs = [
-            docstrings_run.run_trainer(method, rate, seed, disable_tqdm=True, logging_strategy="no")
-            for seed in range(given.trainer_seeds)
-        ]
-        found.setdefault(method, {})[str(rate)] = [run.accuracy for run in runs]
+    """Run whole Trainers; a cell that an interrupted run has finished is taken from its file."""
+    partial = folder / "preference_noise_trainer.partial.json"
+    found: dict[str, list[float]] = json.loads(partial.read_text()) if partial.is_file() else {}
+    # With clean labels, told a rate of 0, both corrected losses are DPO to the bit: not run again.
+    cells = [
+        (method, rate, seed)
+        for method in docstrings_run.METHODS
+        for rate in TRAINER_RATES
+        for seed in range(given.trainer_seeds)
+        if rate or not method.endswith("true rate")
+    ]
+    for method, rate, seed in tqdm(cells, desc="whole runs"):
+        done = found.setdefault(f"{method} | {rate}", [])
+        if seed < len(done):
+            continue
+        run = docstrings_run.run_trainer(method, rate, seed, disable_tqdm=True, logging_strategy="no")
+        done.append(run.accuracy)
+        write_json(partial, found)
     header = ["method", *(f"{rate:.0%} flips" for rate in TRAINER_RATES)]
     rows = [
-        [method, *(show(mean_and_error(values)) for values in by_rate.values())] for method, by_rate in found.items()
+        [
+            method,
+            *(show(mean_and_error(found.get(f"{method} | {rate}", found[f"DPO | {rate}"]))) for rate in TRAINER_RATES),
+        ]
+        for method in docstrings_run.METHODS
     ]
     print_table(f"whole runs: accuracy on clean pairs, per cent, {given.trainer_seeds} seeds", header, rows)
+    partial.unlink(missing_ok=True)
     return found, [markdown(header, rows)]
 
 
