@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _features(given: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
     pool = frozen_features.extract("train", given.pairs * 3 + frozen_features.RATE_PAIRS)
-    pool, test = frozen_features.normalised(pool, frozen_features.extract("validation", 2000))
+    pool, test = frozen_features.normalised(pool, frozen_features.extract("validation", frozen_features.TEST_PAIRS))
     accuracies, results, tables = {}, {}, []
     for regime in frozen_features.REGIMES:
         runs = _runs(given, regime, pool, test)
