@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -67,7 +68,8 @@ def _dispatch(command: str, rest: list[str]) -> int:
 def _call(launch: str, arguments: list[str]) -> int:
     # The library says what it chose for the user in log messages; a command line shows them.
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("hfnoise").setLevel(logging.INFO)
+    main_process = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("hfnoise").setLevel(logging.INFO if main_process else logging.ERROR)
     module, _, function = launch.partition(":")
     return int(getattr(import_module(module), function)(arguments) or 0)
 

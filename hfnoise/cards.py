@@ -158,6 +158,6 @@ def _training_rows(args: Any, steps: int, processes: int) -> list[tuple[str, str
 
 
 def _metric_rows(log_history: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    last = next((entry for entry in reversed(log_history) if "eval_loss" in entry), {})
+    last: dict[str, Any] = next((entry for entry in reversed(log_history) if "eval_loss" in entry), {})
     shown = ("eval_loss", "eval_rewards/accuracies", "eval_rewards/margins")
     return [(name.removeprefix("eval_"), f"{last[name]:.4f}") for name in shown if name in last]

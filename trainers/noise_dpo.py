@@ -104,7 +104,7 @@ class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPOScoringMixin, NoiseDPORunMixin,
             rejected_lengths=pairs.rejected_lengths,
             mode="train" if self.model.training else "eval",
         )
-        values = sum(find_pair_loss(name).function(margins, context) * weight for name, weight in losses)
+        values: Any = sum(find_pair_loss(name).function(margins, context) * weight for name, weight in losses)
         return values if pairs.weight is None else pairs.weight * values
 
     def _with_reference(self, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,12 @@ from hfnoise.trainers.checkpoints import check_checkpoint, last_complete_checkpo
 
 logger = logging.getLogger(__name__)
 
+# Options that make another loss of a loss of the same name.
+_LOSS_OPTIONS = (
+    "beta", "flip_rate", "flip_rate_column", "sample_weight_column", "holder_gamma", "sym_temperature", "ropo_alpha",
+    "robust_rescale", "robust_margin_limit", "ld_alpha", "f_divergence_type", "use_weighting",
+)  # fmt: skip
+
 
 class NoiseDPORunMixin:
     """Overrides of `trl.DPOTrainer` that concern the course of a run."""
@@ -62,10 +68,8 @@ class NoiseDPORunMixin:
         return {
             "trainer": type(self).__name__,
             "loss_type": list(args.loss_type),
-            "flip_rate": args.flip_rate,
-            "flip_rate_column": args.flip_rate_column,
-            "sample_weight_column": args.sample_weight_column,
-            "beta": args.beta,
+            "loss_weights": args.loss_weights and [float(weight) for weight in args.loss_weights],
+            **{name: getattr(args, name) for name in _LOSS_OPTIONS},
         }
 
     def report(self) -> dict[str, Any]:
@@ -98,7 +102,7 @@ class NoiseDPORunMixin:
             loss = torch.zeros_like(loss)
             if self.accelerator.sync_gradients:
                 self._monitor.skip_step = False
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

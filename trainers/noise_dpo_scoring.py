@@ -37,16 +37,21 @@ class NoiseDPOScoringMixin:
             `torch.Tensor` of shape `(len(dataset),)`, float32, on the CPU, the same on every process: positive where
             the policy agrees with the label. Pairs that `drop_invalid_pairs` drops are not among them.
         """
+        dataset = self.prepared(dataset)
+        in_rows = isinstance(dataset, Dataset)
+        hide = self.args.disable_tqdm or not self.is_local_process_zero()  # type: ignore[attr-defined]
+        margins = []
         training = self.model.training
         self.model.eval()
-        margins = []
-        hide = self.args.disable_tqdm or not self.is_local_process_zero()  # type: ignore[attr-defined]
-        for batch in tqdm(self._row_loader(dataset), desc="Scoring preference pairs", disable=hide):
-            inputs, columns = self.split_columns(self._prepare_inputs(batch))  # type: ignore[attr-defined]
-            inputs = self._with_reference(inputs)  # type: ignore[attr-defined]
-            pairs = pair_batch(self._policy_log_probs(inputs), inputs, self.beta, columns)  # type: ignore[attr-defined]
-            margins.append(self.accelerator.gather_for_metrics(pairs.margins).float().cpu())
-        self.model.train(training)
+        try:
+            for batch in tqdm(self._row_loader(dataset), desc="Scoring preference pairs", disable=hide):
+                inputs, columns = self.split_columns(self._prepare_inputs(batch))  # type: ignore[attr-defined]
+                inputs = self._with_reference(inputs)  # type: ignore[attr-defined]
+                pairs = pair_batch(self._policy_log_probs(inputs), inputs, self.beta, columns)  # type: ignore[attr-defined]
+                values = self.accelerator.gather_for_metrics(pairs.margins) if in_rows else pairs.margins
+                margins.append(values.float().cpu())
+        finally:
+            self.model.train(training)
         return torch.cat(margins)
 
     @torch.no_grad()
@@ -64,12 +69,11 @@ class NoiseDPOScoringMixin:
         return dataset
 
     def _row_loader(self, dataset: Any, batch_size: int | None = None) -> DataLoader[Any]:
-        """Return a loader of all rows in their order.
+        """Return a loader of all rows of a prepared dataset in their order, shared by the processes.
 
         The Trainer's evaluation loader is none: it may sort rows by length, drop the last batch, and with persistent
         workers it returns the dataset of an earlier evaluation.
         """
-        dataset = self.prepared(dataset)
         if isinstance(dataset, Dataset):
             dataset = self._remove_unused_columns(dataset, "Scoring")  # type: ignore[attr-defined]
             collator = self.data_collator  # type: ignore[attr-defined]
@@ -82,11 +86,12 @@ class NoiseDPOScoringMixin:
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
-        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+        # accelerate fills the last batch of a stream with rows that it cannot take away: every process reads it all.
+        return self.accelerator.prepare(loader) if isinstance(dataset, Dataset) else loader
 
     def _policy_log_probs(self, inputs: dict[str, Any]) -> Tensor:
         kept_back = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
         arguments = {key: value for key, value in inputs.items() if key not in kept_back}
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         with self.compute_loss_context_manager():  # type: ignore[attr-defined]
-            return self.model(**arguments, use_cache=False, labels=labels, fused_lm_head=True).log_probs  # type: ignore[no-any-return]
+            return self.model(**arguments, use_cache=False, labels=labels, fused_lm_head=True).log_probs

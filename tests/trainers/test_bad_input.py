@@ -206,6 +206,9 @@ def test_foreign_checkpoint(make_trainer, saved_run, tmp_path):
     other_rate = make_trainer(RobustDPOTrainer, RobustDPOConfig, **settings | {"flip_rate": 0.3})
     with pytest.raises(ValueError, match="another run .*flip_rate: 0.2 there, 0.3 here"):
         other_rate.train(resume_from_checkpoint=checkpoint)
+    other_option = make_trainer(RobustDPOTrainer, RobustDPOConfig, **settings | {"robust_rescale": True})
+    with pytest.raises(ValueError, match="another run .*robust_rescale: False there, True here"):
+        other_option.train(resume_from_checkpoint=checkpoint)
     with pytest.raises(ValueError, match="no complete checkpoint"):
         make_trainer(RobustDPOTrainer, RobustDPOConfig, **settings | {"output_dir": str(tmp_path / "empty")}).train(
             resume_from_checkpoint=True

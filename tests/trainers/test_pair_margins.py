@@ -29,6 +29,8 @@ def test_loading_does_not_reorder_or_drop_rows(make_trainer, make_pairs, setting
     trainer.evaluate()  # its loader may be kept for later evaluations
     # Other batches pad rows to other lengths, which moves the last bits of float32.
     torch.testing.assert_close(trainer.pair_margins(pairs), expected, rtol=1e-4, atol=1e-5)
+    for loader in getattr(trainer, "_eval_dataloaders", {}).values():  # else garbage collection waits for workers
+        loader.base_dataloader._iterator._shutdown_workers()
 
 
 def test_new_pairs_are_not_compared_with_the_trained_policy(make_trainer, make_pairs):

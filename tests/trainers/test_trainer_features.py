@@ -13,9 +13,7 @@ FEATURES = {
         "sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5,
     },
     "workers": {"dataloader_num_workers": 2},
-    "unused columns": {"remove_unused_columns": False},
     "keep_end": {"truncation_mode": "keep_end", "max_length": 8},
-    "last batch is short": {"num_train_epochs": 1, "max_steps": -1, "per_device_train_batch_size": 6},
 }  # fmt: skip
 PROMPT_LEARNING = {
     "prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
@@ -94,7 +92,7 @@ def test_own_collator_sees_what_it_sees_in_trl(
 
 def test_several_evaluation_datasets_and_the_best_model(make_trainer, make_pairs):
     settings = {
-        "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 4,
+        "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3,
         "load_best_model_at_end": True, "metric_for_best_model": "eval_second_loss", "greater_is_better": False,
     }  # fmt: skip
     held_out = {"first": make_pairs(8, seed=1), "second": make_pairs(6, seed=2)}
