@@ -72,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _features(given: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
     pool = frozen_features.extract("train", given.pairs * 3 + frozen_features.RATE_PAIRS)
     pool, test = frozen_features.normalised(pool, frozen_features.extract("validation", frozen_features.TEST_PAIRS))
+    torch.set_num_threads(1)  # the head is too small for more
     accuracies, results, tables = {}, {}, []
     for regime in frozen_features.REGIMES:
         runs = _runs(given, regime, pool, test)

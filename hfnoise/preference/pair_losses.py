@@ -58,7 +58,7 @@ def forward_corrected(margins: Margins, context: PairContext) -> Margins:
 
 
 def sym(margins: Margins, context: PairContext) -> Margins:
-    """Return t (1 - sigma(h / t)), t = 1 in SymPO (arXiv 2505.24709): a pair and its flip add up to t.
+    """Return t (1 - sigma(h / t)), t = 1 in SymPO (arXiv 2505.24709): a pair and its flip sum to t.
 
     Hence uniform flips at any rate below one half leave the minimiser where it was, and no rate is needed. The weight
     -dL/dh is at most 1/4. Departures: `sym_temperature` t, a unit for the margin, under which the loss is nearly linear
