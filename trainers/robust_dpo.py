@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 AUTO = "auto"
 # Chosen by benchmarks/preference_noise.py; see docs/preference.md for the table.
 LOSS_WITHOUT_RATE = "sym"
-LOSS_WITH_RATE = "forward_corrected"
+LOSS_WITH_RATE = "robust"
 # What training added to the user's dataset, or is about to add: removed before a dataset is handed back.
 _TECHNICAL_COLUMNS = (
     "prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps", PAIR_INDEX, "p_flip",
@@ -50,7 +50,7 @@ class RobustDPOConfig(NoiseDPOConfig):
         >>> RobustDPOConfig("out", use_cpu=True, bf16=False).loss_type
         ['sym']
         >>> RobustDPOConfig("out", flip_rate=0.2, use_cpu=True, bf16=False).loss_type
-        ['forward_corrected']
+        ['robust']
     """
 
     flip_rate: float | str | None = option_field("flip_rate", AUTO, ROBUST_DPO_OPTIONS)

@@ -61,8 +61,8 @@ def sym(margins: Margins, context: PairContext) -> Margins:
     """Return t (1 - sigma(h / t)), t = 1 in SymPO (arXiv 2505.24709): a pair and its flip sum to t.
 
     Hence uniform flips at any rate below one half leave the minimiser where it was, and no rate is needed. The weight
-    -dL/dh is at most 1/4. Departures: `sym_temperature` t, a unit for the margin, under which the loss is nearly linear
-    in margins below it and so leaves less to gain from learning single flips by heart; and sigma(-h) for the official
+    -dL/dh is at most 1/4. Departures: `sym_temperature` t, a unit for the margin, ours: the loss is nearly linear in
+    margins below it, which leaves less to gain from learning single flips by heart; and sigma(-h) in the place of
     1 - 1 / (1 + exp(-h)), which overflows.
     """
     temperature = context.sym_temperature

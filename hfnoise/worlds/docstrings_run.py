@@ -19,7 +19,10 @@ METHODS: dict[str, tuple[str, str, str, Any]] = {
     "RobustDPO, rate unknown": (
         "hfnoise", "RobustDPOTrainer", "RobustDPOConfig", lambda rate: {"flip_rate": "auto"},
     ),
-    "RobustDPO, true rate": ("hfnoise", "RobustDPOTrainer", "RobustDPOConfig", lambda rate: {"flip_rate": rate}),
+    "forward_corrected, true rate": (
+        "hfnoise", "RobustDPOTrainer", "RobustDPOConfig",
+        lambda rate: {"flip_rate": rate, "loss_type": ["forward_corrected"]},
+    ),
 }  # fmt: skip
 
 

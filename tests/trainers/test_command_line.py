@@ -73,7 +73,7 @@ def test_usage_errors(capsys, config_file, tmp_path):
 def test_yaml_trains_and_the_command_line_wins(capsys, config_file, tmp_path):
     assert main(["robust-dpo", "--config", config_file(flip_rate="auto"), "--flip_rate", "0.2"]) == 0
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "flip_rate: 0.2" in card and "forward_corrected" in card
+    assert "flip_rate: 0.2" in card and "`robust`" in card
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 

@@ -14,9 +14,7 @@ def learnable(make_pairs):
     return lambda count, rate, seed: flip_labels(make_pairs(count, seed=seed), rate, seed=0)
 
 
-@pytest.mark.parametrize(
-    ("flip_rate", "loss_type"), [("auto", ["sym"]), (0.2, ["forward_corrected"]), (0.0, ["forward_corrected"])]
-)
+@pytest.mark.parametrize(("flip_rate", "loss_type"), [("auto", ["sym"]), (0.2, ["robust"]), (0.0, ["robust"])])
 def test_the_rate_decides_the_loss(cpu_arguments, flip_rate, loss_type):
     config = RobustDPOConfig(**cpu_arguments, flip_rate=flip_rate)
     assert config.loss_type == loss_type and config.flip_rate == flip_rate
