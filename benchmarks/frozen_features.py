@@ -95,7 +95,7 @@ def normalised(train: PairFeatures, *others: PairFeatures) -> list[PairFeatures]
 
 
 def train_head(
-    pairs: PairFeatures, loss: str, flip_rate: float | None, seed: int, regime: str = "trained"
+    pairs: PairFeatures, loss: str, flip_rate: float | None, seed: int, regime: str, **options: float
 ) -> torch.nn.Module:
     """Return a head trained on the pairs with the named loss."""
     torch.manual_seed(seed)
@@ -108,7 +108,7 @@ def train_head(
         for index in torch.randperm(len(pairs)).split(BATCH_SIZE):
             margins = head(pairs.chosen[index]).squeeze(-1) - head(pairs.rejected[index]).squeeze(-1)
             optimizer.zero_grad(set_to_none=True)
-            pair_loss(loss, margins, flip_rate).mean().backward()
+            pair_loss(loss, margins, flip_rate, **options).mean().backward()
             optimizer.step()
     return head
 
@@ -136,7 +136,7 @@ def run(
     """Run one method at one flip rate.
 
     `name` is a pair loss, which is told the true rate if it reads one; or "robust at 0.45", which always assumes that
-    rate; or "forward_corrected (estimated)", told the rate estimated from held-out margins of `sym`; or "clean
+    rate; or "sym at temperature 4", as RobustDPOTrainer has it; or "forward_corrected (estimated)", told the rate estimated from held-out margins of `sym`; or "clean
     fraction", plain DPO on as many clean pairs as the noisy ones are worth.
     """
     generator = torch.Generator().manual_seed(1000 + seed)
@@ -157,7 +157,8 @@ def run(
         return Result(_accuracy(head, test), estimate.flip_rate, estimate.refused, truth_inside)
     # exo_pair is infinite at a rate of 0; 1e-3 is what its paper recommends.
     told = {"exo_pair": max(flip_rate, 1e-3), "robust at 0.45": 0.45}.get(name, flip_rate)
-    head = train_head(noisy, name.split()[0], told, seed, regime)
+    options = {"sym_temperature": 4.0} if name == "sym at temperature 4" else {}
+    head = train_head(noisy, name.split()[0], told, seed, regime, **options)
     suspects = margins_of(head, noisy).argsort()[: int(flips.sum())]
     precision = flips[suspects].float().mean().item() if flips.any() else None
     return Result(_accuracy(head, test), suspect_precision=precision)

@@ -29,7 +29,8 @@ FEATURE_METHODS = {
     "exo_pair [true rate]": "exo_pair",
     "forward_corrected [true rate]": "forward_corrected",
     "forward_corrected [estimated rate]": "forward_corrected (estimated)",
-    "sym [nothing]": "sym",
+    "sym, temperature 4 [nothing]": "sym at temperature 4",
+    "sym, temperature 1 [nothing]": "sym",
     "ropo [nothing]": "ropo",
     "holder [nothing]": "holder",
     "information limit": "clean fraction",
@@ -40,7 +41,8 @@ TRAINER_RATES = (0.0, 0.3)
 Runs = dict[str, dict[str, list[frozen_features.Result]]]
 
 _COLOURS = (
-    "#222222", "#bbbbbb", "#ee8866", "#882255", "#99ddff", "#4477aa", "#66ccee", "#228833", "#aaaa00", "#aa3377",
+    "#222222", "#bbbbbb", "#ee8866", "#882255", "#99ddff", "#4477aa", "#66ccee", "#117733", "#88cc88", "#aaaa00",
+    "#aa3377",
 )  # fmt: skip
 _STYLES: dict[str, dict[str, Any]] = {
     title: {"color": colour, "marker": "o", "markersize": 4}
