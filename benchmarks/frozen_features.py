@@ -136,8 +136,9 @@ def run(
     """Run one method at one flip rate.
 
     `name` is a pair loss, which is told the true rate if it reads one; or "robust at 0.45", which always assumes that
-    rate; or "sym at temperature 4", as RobustDPOTrainer has it; or "forward_corrected (estimated)", told the rate estimated from held-out margins of `sym`; or "clean
-    fraction", plain DPO on as many clean pairs as the noisy ones are worth.
+    rate; or "sym at temperature 4", as RobustDPOTrainer has it; or "forward_corrected (estimated)", told the rate
+    estimated from held-out margins of `sym`; or "clean fraction", plain DPO on the clean pairs that the noisy ones are
+    worth.
     """
     generator = torch.Generator().manual_seed(1000 + seed)
     flips = torch.rand(len(train), generator=generator) < flip_rate
