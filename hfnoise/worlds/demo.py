@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
+from transformers import TrainerCallback
 
 from hfnoise.errors import UsageError
 from hfnoise.worlds import docstrings
@@ -21,6 +24,16 @@ from hfnoise.worlds.docstrings_run import RunResult, run_trainer
 
 SHOWN = ("DPO", "TRL robust, true rate", "RobustDPO, rate unknown")
 PROMPT = "Return a new list containing"
+
+
+class StepBar(TrainerCallback):
+    """Moves one bar through the steps of all runs."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.bar.update()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,15 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     folder = Path(given.output_dir)
     results: dict[str, dict[float, RunResult]] = {name: {} for name in SHOWN}
-    cells = [(name, rate) for rate in (0.0, given.flip_rate) for name in SHOWN]
-    with tqdm(cells, desc="runs") as bar:
-        for name, rate in bar:
-            bar.set_postfix_str(f"{name}, {rate:.0%} flips")
-            # With clean labels TRL's robust loss is DPO itself: same numbers, so it is not run twice.
-            done = results["DPO"].get(rate) if name == SHOWN[1] and rate == 0 else None
-            results[name][rate] = done or run_trainer(
-                name, rate, given.seed, str(folder / "model"), disable_tqdm=True, logging_strategy="no"
+    # With clean labels TRL's robust loss is DPO itself, the same numbers: it is not run twice.
+    cells = [(name, rate) for rate in (0.0, given.flip_rate) for name in SHOWN if rate or name != SHOWN[1]]
+    recipe = docstrings.DEMO_RECIPE
+    steps = math.ceil(recipe.train_size / recipe.per_device_train_batch_size) * recipe.num_train_epochs
+    with tqdm(total=steps * len(cells), unit="step") as bar:
+        for name, rate in cells:
+            bar.set_description(f"{name}, {rate:.0%} flipped")
+            results[name][rate] = run_trainer(
+                name, rate, given.seed, str(folder / "model"), [StepBar(bar)], disable_tqdm=True, logging_strategy="no"
             )
+    results[SHOWN[1]][0.0] = results[SHOWN[0]][0.0]
     _report(results, given.flip_rate, folder, time.perf_counter() - start)
     return 0
 

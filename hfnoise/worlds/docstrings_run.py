@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from transformers import PrinterCallback
+
 from hfnoise.preference import flip_labels
 from hfnoise.worlds import docstrings
 
@@ -43,7 +45,14 @@ class RunResult:
     trainer: Any
 
 
-def run_trainer(method: str, flip_rate: float, seed: int, output_dir: str | None = None, **changes: Any) -> RunResult:
+def run_trainer(
+    method: str,
+    flip_rate: float,
+    seed: int,
+    output_dir: str | None = None,
+    callbacks: list[Any] | None = None,
+    **changes: Any,
+) -> RunResult:
     """Train one method on the docstrings world with a share of the labels flipped, and score it on clean pairs.
 
     The first evaluation dataset of ours is as noisy as the training pairs: the flip rate is estimated from it.
@@ -53,6 +62,7 @@ def run_trainer(method: str, flip_rate: float, seed: int, output_dir: str | None
         flip_rate (`float`): share of flipped labels, in [0, 0.5).
         seed (`int`): of the training pairs, the flips and the run.
         output_dir (`str`, *optional*): where the run would save; a temporary folder by default.
+        callbacks (`list`, *optional*): callbacks of the Trainer.
         **changes: settings that differ from the recipe of the world.
     """
     module_name, trainer_name, config_name, settings = METHODS[method]
@@ -75,7 +85,9 @@ def run_trainer(method: str, flip_rate: float, seed: int, output_dir: str | None
         args=getattr(module, config_name)(**{**arguments, **settings(flip_rate), **changes}),
         train_dataset=train,
         eval_dataset={"noisy": flip_labels(clean, flip_rate, seed), "clean": clean} if ours else {"clean": clean},
+        callbacks=callbacks,
     )
+    trainer.remove_callback(PrinterCallback)  # with its bar disabled, the Trainer prints every log entry instead
     output = trainer.train()
     accuracy = trainer.evaluate("clean")["eval_rewards/accuracies"]
     estimate = trainer.flip_rate_estimate if ours else None
