@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import tempfile
 import time
 from itertools import cycle
-from multiprocessing import get_context
 from typing import Any
 
-import torch
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from hfnoise.worlds import docstrings
 
@@ -70,21 +68,17 @@ def _step(trainer: Any, batch: dict[str, Any]) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(loss: str | None, steps: int = 3) -> float:
-    """Return the peak memory of a process that takes a few steps, in MB, above what it had before the first one."""
-    receiver, sender = get_context("spawn").Pipe(duplex=False)
-    process = get_context("spawn").Process(target=_measure_memory, args=(loss, steps, sender))
-    process.start()
-    growth = receiver.recv()
-    process.join()
-    return float(growth)
+def peak_memories() -> dict[str, float]:
+    """Return, for every loss, the peak of all tensors during a step in MB: weights, gradients, moments, activations."""
+    return {name or "TRL sigmoid": _peak_memory(build(name)) for name in (None, *LOSSES)}
 
 
-def _measure_memory(loss: str | None, steps: int, sender: Any) -> None:
-    torch.set_num_threads(1)
-    trainer = build(loss)
+def _peak_memory(trainer: Any) -> float:
     batches = cycle(list(trainer.get_train_dataloader()))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(steps):
+    _step(trainer, next(batches))  # the optimizer makes its moments
+    tracker = MemTracker()
+    tracker.track_external(trainer.model, trainer.optimizer)
+    with tracker:
         _step(trainer, next(batches))
-    sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    (device,) = tracker.get_tracker_snapshot("peak").values()
+    return float(device["Total"]) / 2**20

@@ -35,6 +35,6 @@ def test_block_of_the_readme_uses_names_that_exist():
     import hfnoise
 
     names = re.search(r"from hfnoise import ([\w, ]+)", block).group(1).split(", ")
-    assert all(hasattr(hfnoise, name) for name in names)
+    assert all(hasattr(hfnoise, name.strip()) for name in names)
     for attribute in ("flip_rate_estimate", "export_suspects"):
         assert attribute in block
