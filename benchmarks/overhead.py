@@ -69,7 +69,7 @@ def _step(trainer: Any, batch: dict[str, Any]) -> float:
 
 
 def peak_memories() -> dict[str, float]:
-    """Return, for every loss, the peak of all tensors during a step in MB: weights, gradients, moments, activations."""
+    """Return, for every loss, the peak of all tensors during a step in MB, weights and moments included."""
     return {name or "TRL sigmoid": _peak_memory(build(name)) for name in (None, *LOSSES)}
 
 
