@@ -1,0 +1,31 @@
+"""The demo from end to end, on a recipe of a few steps."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from hfnoise.__main__ import main
+from hfnoise.worlds import docstrings
+
+
+@pytest.mark.slow
+def test_demo(tmp_path, monkeypatch, capsys):
+    small = replace(docstrings.DEMO_RECIPE, train_size=64, eval_size=48, num_train_epochs=1)
+    monkeypatch.setattr(docstrings, "DEMO_RECIPE", small)
+    assert main(["demo", "--output_dir", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "RobustDPO, rate unknown" in text and "30% flipped" in text and "flip rate: not estimated" in text
+    accuracies = json.loads((tmp_path / "demo.json").read_text())
+    assert set(accuracies) == {"DPO", "TRL robust, true rate", "RobustDPO, rate unknown"}
+    assert all(0 <= value <= 1 for by_rate in accuracies.values() for value in by_rate.values())
+    assert (tmp_path / "demo.png").stat().st_size > 5000
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "RobustDPO" in card and "None" not in card
+    AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+
+
+def test_usage(capsys):
+    assert main(["demo", "--flip_rate", "0.6"]) == 2
+    assert "above 0 and below 0.5" in capsys.readouterr().err
