@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trainer_seeds", type=int, default=3, help="whole Trainer runs for every method and rate")
     parser.add_argument("--pairs", type=int, default=1000, help="training pairs on frozen features")
     parser.add_argument("--steps", type=int, default=60, help="timed steps of every loss")
-    parser.add_argument("--output_dir", default="benchmarks/results", help="folder of the results")
+    parser.add_argument("--output_dir", default="benchmark_results", help="folder of the results")
     given = parser.parse_args(arguments)
     torch.set_num_threads(2)
     logging.getLogger("hfnoise").setLevel(logging.WARNING)
