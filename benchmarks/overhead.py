@@ -5,13 +5,15 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from itertools import cycle
 from typing import Any
 
+import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from hfnoise.worlds import docstrings
 
+STOCK = "TRL sigmoid"
+_WARM_UP = 3  # the first steps allocate
 LOSSES = ("sigmoid", "robust", "cdpo", "forward_corrected", "sym", "ropo", "holder")
 
 
@@ -40,24 +42,40 @@ def build(loss: str | None) -> Any:
     return trainer
 
 
-def time_steps(steps: int) -> dict[str, float]:
-    """Return the median, over the steps, of the time of a step with each loss divided by that of the stock step.
+def measure(steps: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Return, for every loss, the step time divided by the stock one, and the peak memory of a step in MB.
 
-    The trainers take turns on the same batch, so that a change of the machine's speed hits all of them alike.
+    The trainers take turns on the same batches, in an order that rotates, so that a change of the machine's speed hits all
+    of them alike; the ratio is the median over the steps. A second stock trainer shows how well ratios are resolved.
     """
-    trainers = {"TRL sigmoid": build(None), **{loss: build(loss) for loss in LOSSES}}
-    streams = {name: cycle(list(trainer.get_train_dataloader())) for name, trainer in trainers.items()}
-    times: dict[str, list[float]] = {name: [] for name in trainers}
-    for step in range(steps + 2):
-        for name, trainer in trainers.items():
-            seconds = _step(trainer, next(streams[name]))
-            if step >= 2:  # the first steps allocate
+    trainers = {STOCK: build(None), f"{STOCK}, again": build(None), **{loss: build(loss) for loss in LOSSES}}
+    names = list(trainers)
+    batches: dict[str, list[Any]] = {}
+    for name, trainer in trainers.items():
+        torch.manual_seed(0)  # the order of the pairs, hence the lengths of the batches
+        batches[name] = list(trainer.get_train_dataloader())
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for step in range(_WARM_UP + steps):
+        for turn in range(len(names)):
+            name = names[(step + turn) % len(names)]
+            seconds = _step(trainers[name], batches[name][step % len(batches[name])])
+            if step >= _WARM_UP:
                 times[name].append(seconds)
-    stock = times["TRL sigmoid"]
-    return {
-        name: statistics.median(own / base for own, base in zip(seconds, stock, strict=True))
-        for name, seconds in times.items()
+    ratios = {
+        name: statistics.median(own / base for own, base in zip(times[name], times[STOCK], strict=True))
+        for name in names
     }
+    return ratios, {name: _peak_memory(trainer, batches[name][0]) for name, trainer in trainers.items()}
+
+
+def _peak_memory(trainer: Any, batch: dict[str, Any]) -> float:
+    """Return the peak of all tensors during a step in MB, weights and moments included."""
+    tracker = MemTracker()
+    tracker.track_external(trainer.model, trainer.optimizer)
+    with tracker:
+        _step(trainer, batch)
+    (device,) = tracker.get_tracker_snapshot("peak").values()
+    return float(device["Total"]) / 2**20
 
 
 def _step(trainer: Any, batch: dict[str, Any]) -> float:
@@ -66,19 +84,3 @@ def _step(trainer: Any, batch: dict[str, Any]) -> float:
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()
     return time.perf_counter() - start
-
-
-def peak_memories() -> dict[str, float]:
-    """Return, for every loss, the peak of all tensors during a step in MB, weights and moments included."""
-    return {name or "TRL sigmoid": _peak_memory(build(name)) for name in (None, *LOSSES)}
-
-
-def _peak_memory(trainer: Any) -> float:
-    batches = cycle(list(trainer.get_train_dataloader()))
-    _step(trainer, next(batches))  # the optimizer makes its moments
-    tracker = MemTracker()
-    tracker.track_external(trainer.model, trainer.optimizer)
-    with tracker:
-        _step(trainer, next(batches))
-    (device,) = tracker.get_tracker_snapshot("peak").values()
-    return float(device["Total"]) / 2**20

@@ -188,9 +188,8 @@ def _trainer(given: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], l
 
 
 def _overhead(given: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    memory = overhead.peak_memories()
-    ratios = overhead.time_steps(given.steps)
-    stock = memory["TRL sigmoid"]
+    ratios, memory = overhead.measure(given.steps)
+    stock = memory[overhead.STOCK]
     header = ["loss", "step time / TRL sigmoid", "peak memory / TRL sigmoid"]
     rows = [[name, f"{ratio:.3f}", f"{memory[name] / stock:.3f}"] for name, ratio in ratios.items()]
     print_table(f"overhead, median of {given.steps} steps taken in turn", header, rows)
