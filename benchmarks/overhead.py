@@ -45,8 +45,8 @@ def build(loss: str | None) -> Any:
 def measure(steps: int) -> tuple[dict[str, float], dict[str, float]]:
     """Return, for every loss, the step time divided by the stock one, and the peak memory of a step in MB.
 
-    The trainers take turns on the same batches, in an order that rotates, so that a change of the machine's speed hits
-    all of them alike; the ratio is the median over the steps. A second stock trainer shows how well ratios are resolved.
+    The trainers take turns on the same batches, in an order that rotates, so that changes of the machine's speed hit
+    all of them alike; the ratio is the median over the steps. A second stock trainer shows the resolution.
     """
     trainers = {STOCK: build(None), f"{STOCK}, again": build(None), **{loss: build(loss) for loss in LOSSES}}
     names = list(trainers)
