@@ -9,6 +9,7 @@ from datasets import Dataset
 from trl import DPOConfig
 
 from hfnoise import NoiseDPOConfig, NoiseDPOTrainer, RobustDPOConfig, RobustDPOTrainer
+from tests.trainers.poisoned_reference import poisoned
 
 CPU = {"output_dir": "unused", "use_cpu": True, "bf16": False}
 
@@ -128,16 +129,6 @@ def test_engines_are_refused_by_name(make_trainer, monkeypatch, variable, cpu_ar
     monkeypatch.setenv(variable, "true")
     with pytest.raises(ValueError, match="NoiseDPOTrainer does not run under (FSDP|DeepSpeed)"):
         make_trainer(NoiseDPOTrainer, lambda **kwargs: config)
-
-
-def poisoned(trainer, row):
-    """Give one pair of the precomputed reference a NaN, as a bad cache or an overflow would."""
-    values = list(trainer.train_dataset["ref_chosen_logps"])
-    values[row] = math.nan
-    trainer.train_dataset = trainer.train_dataset.remove_columns("ref_chosen_logps").add_column(
-        "ref_chosen_logps", values
-    )
-    return trainer
 
 
 def test_nan_names_the_pair_and_saves_nothing(make_trainer):

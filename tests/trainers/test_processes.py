@@ -1,7 +1,5 @@
 """Two processes agree with each other, with one process, and with trl.DPOTrainer."""
 
-import math
-
 import datasets
 import pytest
 import torch
@@ -9,6 +7,7 @@ from accelerate.utils import gather_object
 from trl import DPOConfig, DPOTrainer
 
 from hfnoise import NoiseDPOConfig, NoiseDPOTrainer, RobustDPOConfig, RobustDPOTrainer
+from tests.trainers.poisoned_reference import poisoned
 
 # 20 pairs, 4 to a step of both processes.
 SETTINGS = {"loss_type": "sym", "precompute_ref_log_probs": True, "per_device_train_batch_size": 2, "max_steps": 5}
@@ -16,15 +15,6 @@ SETTINGS = {"loss_type": "sym", "precompute_ref_log_probs": True, "per_device_tr
 
 def weights_of(trainer):
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-
-
-def poisoned(trainer, row):
-    values = list(trainer.train_dataset["ref_chosen_logps"])
-    values[row] = math.nan
-    trainer.train_dataset = trainer.train_dataset.remove_columns("ref_chosen_logps").add_column(
-        "ref_chosen_logps", values
-    )
-    return trainer
 
 
 def raise_on_both(make_trainer, pairs):
