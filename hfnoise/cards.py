@@ -92,10 +92,10 @@ def _hub_name(path: str) -> str | None:
 
 def _lead(trainer: Any, base: str | None, dataset_name: str | None) -> str:
     data = f" on `{dataset_name}`" if dataset_name else ""
-    start = f"[{base}](https://huggingface.co/{base})" if base else "a local model"
+    start = f"[{base}](https://huggingface.co/{base})" if base else "A local model"
     return (
         f"{start} trained{data} with {trainer._name} ([paper](https://huggingface.co/papers/{trainer._method.paper})) "
-        "by hfnoise, for preference labels of which a share is flipped."
+        f"by hfnoise, {trainer._purpose}."
     )
 
 
@@ -107,7 +107,7 @@ def _flat(report: dict[str, Any]) -> dict[str, Any]:
         flat["flip_rate_estimate"] = round(estimate["flip_rate"], 4)
         flat["flip_rate_interval"] = [round(bound, 4) for bound in estimate["interval"]]
         flat["flip_rate_refused"] = estimate["refused"]
-    return flat
+    return flat | report.get("settings", {})
 
 
 def _noise_rows(args: Any, report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -117,6 +117,10 @@ def _noise_rows(args: Any, report: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("loss", " + ".join(f"`{name}`" for name in args.loss_type)))
     if args.sample_weight_column:
         rows.append(("weight per pair", f"column `{args.sample_weight_column}`"))
+    rows += [
+        (f"`{name}`", f"{value:g}" if isinstance(value, float) else str(value))
+        for name, value in report.get("settings", {}).items()
+    ]
     estimate = report.get("estimate")
     if estimate is not None:
         rows.append(("flip rate estimated afterwards", _estimate_text(estimate)))

@@ -155,6 +155,24 @@ ROBUST_DPO_OPTIONS = (
     ),
 )
 
+DR_DPO_OPTIONS = (
+    *NOISE_DPO_OPTIONS,
+    Option(
+        "dr_beta",
+        "float",
+        1.0,
+        "Temperature of the weights exp(-loss / dr_beta), at least 0.01145: a large one is DPO, a small one trusts "
+        "only pairs that the model agrees with already.",
+    ),
+    Option(
+        "dr_scope",
+        "str",
+        "global",
+        "'global' weighs the pairs of the whole batch, over processes, accumulation and per-device batch; "
+        "'micro_batch' those of each per-device batch, as the official code does.",
+    ),
+)
+
 _ROBUST_DPO_BIBTEX = """\
 @inproceedings{chowdhury2024provably,
     title     = {{Provably Robust DPO: Aligning Language Models with Noisy Feedback}},
@@ -162,6 +180,17 @@ _ROBUST_DPO_BIBTEX = """\
     booktitle = {Proceedings of the 41st International Conference on Machine Learning},
     year      = {2024},
     url       = {https://arxiv.org/abs/2403.00409},
+}"""
+
+_DR_DPO_BIBTEX = """\
+@inproceedings{wu2025towards,
+    title     = {{Towards Robust Alignment of Language Models: Distributionally Robustifying Direct Preference
+                 Optimization}},
+    author    = {Junkang Wu and Yuexiang Xie and Zhengyi Yang and Jiancan Wu and Jiawei Chen and Jinyang Gao and
+                 Bolin Ding and Xiang Wang and Xiangnan He},
+    booktitle = {The Thirteenth International Conference on Learning Representations},
+    year      = {2025},
+    url       = {https://arxiv.org/abs/2407.07880},
 }"""
 
 METHODS: tuple[Method, ...] = (
@@ -196,6 +225,22 @@ METHODS: tuple[Method, ...] = (
         state="ready",
         tags=("hfnoise", "robust-dpo", "dpo", "noisy-labels"),
         bibtex=_ROBUST_DPO_BIBTEX,
+    ),
+    Method(
+        name="dr-dpo",
+        family="preference",
+        title="Dr. DPO: pairs weighted over the global batch, with no extra forward pass",
+        paper="2407.07880",
+        module="hfnoise.trainers.dr_dpo",
+        exports=("DrDPOConfig", "DrDPOTrainer"),
+        config="DrDPOConfig",
+        trainer="DrDPOTrainer",
+        launch="hfnoise.trainers.launch:train_preference",
+        options=DR_DPO_OPTIONS,
+        stock="none in TRL; the official code weighs each micro-batch alone",
+        state="ready",
+        tags=("hfnoise", "dr-dpo", "dpo", "noisy-labels"),
+        bibtex=_DR_DPO_BIBTEX,
     ),
 )
 

@@ -50,6 +50,7 @@ class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPOScoringMixin, NoiseDPORunMixin,
         "citation": _method.bibtex,
     }
     _config_class = NoiseDPOConfig
+    _purpose = "for preference labels of which a share is flipped"  # ends the first sentence of the card
 
     def __init__(self, model: Any, ref_model: Any = None, args: NoiseDPOConfig | None = None, **kwargs: Any) -> None:
         args = self.default_config(model) if args is None else args
@@ -60,7 +61,7 @@ class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPOScoringMixin, NoiseDPORunMixin,
         names_and_weights = list(zip(args.loss_type, self.loss_weights, strict=True))
         self._pair_losses = [(name, weight) for name, weight in names_and_weights if not args.is_computed_by_trl(name)]
         native = [(name, weight) for name, weight in names_and_weights if args.is_computed_by_trl(name)]
-        self._has_native_loss = bool(native)
+        self._has_own_loss, self._has_native_loss = bool(self._pair_losses), bool(native)
         # TRL needs a loss of its own: it computes `sigmoid`, which is then thrown away; a weight of 0 would
         # make NaN of an infinite loss.
         self.loss_types, self.loss_weights = map(list, zip(*(native or [("sigmoid", 1.0)]), strict=True))
@@ -79,19 +80,23 @@ class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPOScoringMixin, NoiseDPORunMixin,
             result = super().compute_loss(tap, inputs, return_outputs, num_items_in_batch)
             loss, outputs = result if return_outputs else (result, None)
             pairs = pair_batch(tap.output.log_probs, inputs, self.beta, columns)
-            if self._pair_losses:
+            if self._has_own_loss:
                 loss = self._with_pair_losses(loss, pairs, tap)
             self._monitor.observe(pairs, inputs)
         return (loss, outputs) if return_outputs else loss
 
     def _with_pair_losses(self, native_loss: Tensor, pairs: PairBatch, tap: ForwardTap) -> Tensor:
         """Return the sum of the losses TRL computed, if any was asked for, and ours."""
-        total = self.weighted_pair_values(self._pair_losses, pairs, pairs.margins).mean()
+        total = self.reduced_pair_losses(pairs)
         if self._has_native_loss:
             return native_loss + total
         if self.aux_loss_enabled:  # it was thrown away with TRL's own loss
             total = total + self.router_aux_loss_coef * tap.output.aux_loss
         return total
+
+    def reduced_pair_losses(self, pairs: PairBatch) -> Tensor:
+        """Return the sum of our losses over a micro-batch as one number, with its graph: their mean."""
+        return self.weighted_pair_values(self._pair_losses, pairs, pairs.margins).mean()
 
     def weighted_pair_values(self, losses: list[tuple[str, float]], pairs: PairBatch, margins: Tensor) -> Tensor:
         """Return the weighted sum of the named losses per pair, shape `(batch,)`, at the given margins."""

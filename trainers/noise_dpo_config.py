@@ -107,8 +107,13 @@ class NoiseDPOConfig(DPOConfig):
         """Whether the losses depend on columns of the dataset that TRL does not know."""
         return self.flip_rate_column is not None or self.sample_weight_column is not None
 
+    def base_loss(self, name: str) -> str:
+        """Return the loss per pair behind a name of `loss_type`; a subclass may know names made of others."""
+        return name
+
     def reads_flip_rate(self, name: str) -> bool:
         """Return whether the loss of that name reads the flip rate."""
+        name = self.base_loss(name)
         if name in pair_loss_names():
             return find_pair_loss(name).reads_flip_rate
         return name in TRL_LOSSES_WITH_FLIP_RATE
@@ -143,7 +148,7 @@ class NoiseDPOConfig(DPOConfig):
         if not self.loss_type:
             raise ValueError("loss_type is empty; give at least one loss, for instance 'sym'.")
         for name in self.loss_type:
-            if name not in TRL_LOSSES and name not in pair_loss_names():
+            if name not in TRL_LOSSES and self.base_loss(name) not in pair_loss_names():
                 ours = [loss for loss in pair_loss_names() if loss not in TRL_LOSSES]
                 raise ValueError(
                     f"unknown loss {name!r} in loss_type; TRL has {', '.join(TRL_LOSSES)}; hfnoise adds "
@@ -154,7 +159,7 @@ class NoiseDPOConfig(DPOConfig):
                 raise ValueError(f"loss_weights must be finite numbers, got {weight!r}.")
         ours = [name for name in self.loss_type if not self.is_computed_by_trl(name)]
         self._check_flip_rate_is_used()
-        without_pair_form = [name for name in ours if name not in pair_loss_names()]
+        without_pair_form = [name for name in ours if self.base_loss(name) not in pair_loss_names()]
         if without_pair_form:
             raise ValueError(
                 f"{without_pair_form} cannot use flip_rate_column or sample_weight_column: TRL reduces it over the "
@@ -173,7 +178,8 @@ class NoiseDPOConfig(DPOConfig):
                 f"loss_type {lacking} needs a flip rate: give flip_rate in [0, 0.5) or flip_rate_column, or use 'sym' "
                 "or 'holder', which need none."
             )
-        used = readers or any(name in _RATE_FREE_ROBUST or name not in TRL_LOSSES for name in self.loss_type)
+        bases = [self.base_loss(name) for name in self.loss_type]
+        used = readers or any(name in _RATE_FREE_ROBUST or name not in TRL_LOSSES for name in bases)
         if (self.flip_rate or self.flip_rate_column) and not used:
             raise ValueError(
                 f"flip_rate={self.flip_rate} would be ignored by loss_type {self.loss_type} (TRL ignores it without a "

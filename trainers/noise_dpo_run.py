@@ -73,7 +73,7 @@ class NoiseDPORunMixin:
         }
 
     def report(self) -> dict[str, Any]:
-        """Return what is known of the noise, for the card."""
+        """Return what is known of the noise, for the card; a subclass puts its own rows under `settings`."""
         return {"flip_rate": self.args.flip_rate}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:

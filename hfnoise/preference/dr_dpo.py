@@ -32,7 +32,7 @@ def dr_dpo_weights(losses: Float[Tensor, " batch"], dr_beta: float) -> Float[Ten
         >>> import torch
         >>> from hfnoise.preference import dr_dpo_weights
         >>> [round(x, 3) for x in dr_dpo_weights(torch.tensor([0.1, 0.7, 3.0]), dr_beta=1.0).tolist()]
-        [0.625, 0.343, 0.034]
+        [0.624, 0.342, 0.034]
     """
     return torch.softmax(_checked(losses, dr_beta).detach() / -dr_beta, dim=0)
 
@@ -58,7 +58,7 @@ def dr_dpo_value(losses: Float[Tensor, " batch"], dr_beta: float) -> Float[Tenso
         >>> import torch
         >>> from hfnoise.preference import dr_dpo_value
         >>> round(dr_dpo_value(torch.tensor([0.1, 0.7, 3.0]), dr_beta=1.0).item(), 4)
-        0.7279
+        0.7262
     """
     losses = _checked(losses, dr_beta)
     if math.isinf(dr_beta):

@@ -80,8 +80,8 @@ def optimal_trace_alpha(
         >>> import torch
         >>> from hfnoise.preference import optimal_trace_alpha
         >>> trace = torch.tensor([[3.0, 0.0], [-1.0, 0.0]])
-        >>> optimal_trace_alpha(trace, torch.tensor([[1.0, 0.5], [1.0, -0.5]])).alpha
-        0.058823529411764705
+        >>> round(optimal_trace_alpha(trace, torch.tensor([[5.0, 0.5], [5.0, -0.5]])).alpha, 3)
+        0.75
     """
     if trace_grads.shape != empty_grads.shape or trace_grads.dim() != 2 or len(trace_grads) < 2:
         raise ValueError(
