@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hfnoise.preference import estimate_flip_rate, pair_loss
+from hfnoise.preference import dr_dpo_value, estimate_flip_rate, pair_loss
 from hfnoise.worlds import docstrings
 
 # How long the head is trained: (epochs, learning rate). "trained" is where plain DPO on clean labels is near its best;
@@ -95,9 +95,16 @@ def normalised(train: PairFeatures, *others: PairFeatures) -> list[PairFeatures]
 
 
 def train_head(
-    pairs: PairFeatures, loss: str, flip_rate: float | None, seed: int, regime: str, **options: float
+    pairs: PairFeatures,
+    loss: str,
+    flip_rate: float | None,
+    seed: int,
+    regime: str,
+    dr_pairs: int = 0,
+    dr_beta: float = 1.0,
+    **options: float,
 ) -> torch.nn.Module:
-    """Return a head trained on the pairs with the named loss."""
+    """Return a head trained with the named loss; with Dr. DPO over `dr_pairs` pairs at a time, if not 0."""
     torch.manual_seed(seed)
     epochs, learning_rate = REGIMES[regime]
     head = torch.nn.Sequential(
@@ -108,7 +115,10 @@ def train_head(
         for index in torch.randperm(len(pairs)).split(BATCH_SIZE):
             margins = head(pairs.chosen[index]).squeeze(-1) - head(pairs.rejected[index]).squeeze(-1)
             optimizer.zero_grad(set_to_none=True)
-            pair_loss(loss, margins, flip_rate, **options).mean().backward()
+            losses = pair_loss(loss, margins, flip_rate, **options)
+            if dr_pairs:
+                losses = torch.stack([dr_dpo_value(part, dr_beta) for part in losses.split(dr_pairs)])
+            losses.mean().backward()
             optimizer.step()
     return head
 
@@ -135,10 +145,13 @@ def run(
 ) -> Result:
     """Run one method at one flip rate.
 
-    `name` is a pair loss, which is told the true rate if it reads one; or "robust at 0.45", which always assumes that
-    rate; or "sym at temperature 4", as RobustDPOTrainer has it; or "forward_corrected (estimated)", told the rate
-    estimated from held-out margins of `sym`; or "clean fraction", plain DPO on the clean pairs that the noisy ones are
-    worth.
+    `name` is a pair loss, which is told the true rate if it reads one; or one of
+
+    - "robust at 0.45", which always assumes that rate;
+    - "sym at temperature 4", as RobustDPOTrainer has it;
+    - "dr_sigmoid over 8 at 1.0", Dr. DPO over 8 pairs at a time with that `dr_beta`;
+    - "forward_corrected (estimated)", told the rate estimated from held-out margins of `sym`;
+    - "clean fraction", plain DPO on the clean pairs that the noisy ones are worth.
     """
     generator = torch.Generator().manual_seed(1000 + seed)
     flips = torch.rand(len(train), generator=generator) < flip_rate
@@ -158,8 +171,11 @@ def run(
         return Result(_accuracy(head, test), estimate.flip_rate, estimate.refused, truth_inside)
     # exo_pair is infinite at a rate of 0; 1e-3 is what its paper recommends.
     told = {"exo_pair": max(flip_rate, 1e-3), "robust at 0.45": 0.45}.get(name, flip_rate)
-    options = {"sym_temperature": 4.0} if name == "sym at temperature 4" else {}
-    head = train_head(noisy, name.split()[0], told, seed, regime, **options)
+    options: dict[str, Any] = {"sym_temperature": 4.0} if name == "sym at temperature 4" else {}
+    if name.startswith("dr_sigmoid"):
+        _, _, pairs, _, dr_beta = name.split()
+        options = {"dr_pairs": int(pairs), "dr_beta": float(dr_beta)}
+    head = train_head(noisy, name.split()[0].removeprefix("dr_"), told, seed, regime, **options)
     suspects = margins_of(head, noisy).argsort()[: int(flips.sum())]
     precision = flips[suspects].float().mean().item() if flips.any() else None
     return Result(_accuracy(head, test), suspect_precision=precision)

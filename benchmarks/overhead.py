@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -16,14 +17,14 @@ from hfnoise.worlds import docstrings
 
 STOCK = "TRL sigmoid"
 _WARM_UP = 3  # the first steps allocate
-LOSSES = ("sigmoid", "robust", "cdpo", "forward_corrected", "sym", "ropo", "holder")
+LOSSES = ("sigmoid", "robust", "cdpo", "forward_corrected", "sym", "ropo", "holder", "dr_sigmoid")
 
 
 def build(loss: str | None) -> Any:
     """Return a trainer ready to step: TRL's own for `None`, else ours with that loss."""
     from trl import DPOConfig, DPOTrainer
 
-    from hfnoise import NoiseDPOConfig, NoiseDPOTrainer
+    from hfnoise import DrDPOConfig, DrDPOTrainer, NoiseDPOConfig, NoiseDPOTrainer
 
     recipe = docstrings.DEMO_RECIPE
     arguments = {
@@ -34,6 +35,8 @@ def build(loss: str | None) -> Any:
     pairs = docstrings.preference_pairs("train", 256, seed=0)
     if loss is None:
         trainer = DPOTrainer(docstrings.model_path(), args=DPOConfig(**arguments), train_dataset=pairs)
+    elif loss.startswith("dr_"):
+        trainer = DrDPOTrainer(docstrings.model_path(), args=DrDPOConfig(**arguments), train_dataset=pairs)
     else:
         rate = {"flip_rate": 0.2} if loss in ("robust", "cdpo", "forward_corrected") else {}
         config = NoiseDPOConfig(**arguments, loss_type=loss, **rate)
@@ -50,7 +53,7 @@ class Cost:
 
     Args:
         step_time (`float`): median of step time / step time of the stock trainer on the same batch.
-        own_share (`float`): median share of the step spent in our code around TRL's `compute_loss`.
+        own_share (`float`): median share of the step spent in our code around TRL's.
         peak_memory (`float`): of all tensors during a step, MB.
     """
 
@@ -90,10 +93,10 @@ def measure(steps: int) -> dict[str, Cost]:
 
 
 def _own_share(trainer: Any, batches: list[Any]) -> float:
-    """Return the median share of the step that passes inside our `compute_loss` but outside TRL's."""
+    """Return the median share of the step that passes in our `training_step` and `compute_loss` outside TRL's."""
     from trl import DPOTrainer
 
-    seconds = {"ours": 0.0, "TRL": 0.0}
+    seconds: dict[str, float] = {}
 
     def timed(name: str, function: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -104,15 +107,16 @@ def _own_share(trainer: Any, batches: list[Any]) -> float:
 
         return call
 
-    stock = DPOTrainer.compute_loss
+    names = ("training_step", "compute_loss")
     shares = []
-    with (
-        patch.object(DPOTrainer, "compute_loss", timed("TRL", stock)),
-        patch.object(trainer, "compute_loss", timed("ours", trainer.compute_loss)),
-    ):
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(patch.object(DPOTrainer, name, timed(f"TRL {name}", getattr(DPOTrainer, name))))
+        for name in names:
+            stack.enter_context(patch.object(trainer, name, timed(f"own {name}", getattr(trainer, name))))
         for batch in batches:
             step = _step(trainer, batch)
-            shares.append((seconds["ours"] - seconds["TRL"]) / step)
+            shares.append(sum(seconds[f"own {name}"] - seconds[f"TRL {name}"] for name in names) / step)
     return statistics.median(shares)
 
 
@@ -128,6 +132,8 @@ def _peak_memory(trainer: Any, batch: dict[str, Any]) -> float:
 
 def _step(trainer: Any, batch: dict[str, Any]) -> float:
     start = time.perf_counter()
+    if hasattr(trainer, "dr_mechanism"):  # what the loop of the Trainer calls before the micro-batches of a step
+        trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
     trainer.training_step(trainer.model, dict(batch))
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()

@@ -34,6 +34,10 @@ FEATURE_METHODS = {
     "sym, temperature 1 [nothing]": "sym",
     "ropo [nothing]": "ropo",
     "holder [nothing]": "holder",
+    "Dr. DPO, whole batch of 64, dr_beta 0.5 [nothing]": "dr_sigmoid over 64 at 0.5",
+    "Dr. DPO, whole batch of 64 [nothing]": "dr_sigmoid over 64 at 1.0",
+    "Dr. DPO, 8 pairs at a time [nothing]": "dr_sigmoid over 8 at 1.0",
+    "Dr. DPO, 2 pairs at a time [nothing]": "dr_sigmoid over 2 at 1.0",
     "information limit": "clean fraction",
 }
 ESTIMATED = "forward_corrected [estimated rate]"
@@ -43,7 +47,7 @@ Runs = dict[str, dict[str, list[frozen_features.Result]]]
 
 _COLOURS = (
     "#222222", "#bbbbbb", "#ee8866", "#882255", "#99ddff", "#4477aa", "#66ccee", "#117733", "#88cc88", "#aaaa00",
-    "#aa3377",
+    "#aa3377", "#332288", "#999933", "#ddcc77", "#cc6677",
 )  # fmt: skip
 _STYLES: dict[str, dict[str, Any]] = {
     title: {"color": colour, "marker": "o", "markersize": 4}

@@ -173,6 +173,26 @@ DR_DPO_OPTIONS = (
     ),
 )
 
+BVPO_OPTIONS = (
+    Option(
+        "trace_alpha",
+        "float or 'auto'",
+        "auto",
+        "Share of the loss with traces, in [0, 1]: 0.5, the paper's choice, is plain DPO on both kinds of answers; "
+        "'auto' estimates the share of least gradient error while training.",
+    ),
+    Option("alpha_decay", "float", 0.98, "Decay of the moving averages behind trace_alpha 'auto', in [0, 1)."),
+    Option("alpha_min", "float", 0.05, "Smallest share that trace_alpha 'auto' takes, in [0, 1]."),
+    Option("alpha_every", "int", 1, "Optimizer steps between two estimates of trace_alpha 'auto'."),
+    Option(
+        "max_length",
+        "int",
+        4096,
+        "Tokens of prompt and answer with its trace; rows that exceed it are dropped and counted, never cut.",
+    ),
+    *NOISE_DPO_OPTIONS,
+)
+
 _ROBUST_DPO_BIBTEX = """\
 @inproceedings{chowdhury2024provably,
     title     = {{Provably Robust DPO: Aligning Language Models with Noisy Feedback}},
@@ -191,6 +211,15 @@ _DR_DPO_BIBTEX = """\
     booktitle = {The Thirteenth International Conference on Learning Representations},
     year      = {2025},
     url       = {https://arxiv.org/abs/2407.07880},
+}"""
+
+_BVPO_BIBTEX = """\
+@article{zhu2025from,
+    title   = {{From Noisy Traces to Stable Gradients: Bias-Variance Optimized Preference Optimization for Aligning
+               Large Reasoning Models}},
+    author  = {Mingkang Zhu and Xi Chen and Bei Yu and Hengshuang Zhao and Jiaya Jia},
+    year    = {2025},
+    eprint  = {arXiv:2510.05095},
 }"""
 
 METHODS: tuple[Method, ...] = (
@@ -241,6 +270,22 @@ METHODS: tuple[Method, ...] = (
         state="ready",
         tags=("hfnoise", "dr-dpo", "dpo", "noisy-labels"),
         bibtex=_DR_DPO_BIBTEX,
+    ),
+    Method(
+        name="bvpo",
+        family="preference",
+        title="BVPO: reasoning models on sampled traces, with the best share of answers without",
+        paper="2510.05095",
+        module="hfnoise.trainers.bvpo",
+        exports=("BVPOConfig", "BVPOTrainer", "DataCollatorForTracePreference"),
+        config="BVPOConfig",
+        trainer="BVPOTrainer",
+        launch="hfnoise.trainers.launch:train_preference",
+        options=BVPO_OPTIONS,
+        stock="trl.DPOTrainer on both datasets, which is the share 0.5",
+        state="ready",
+        tags=("hfnoise", "bvpo", "dpo", "reasoning"),
+        bibtex=_BVPO_BIBTEX,
     ),
 )
 

@@ -49,8 +49,8 @@ def last_complete_checkpoint(output_dir: str) -> str:
     raise ValueError(f"no complete checkpoint in {output_dir!r}; start without resume_from_checkpoint.")
 
 
-def check_checkpoint(path: str, identity: dict[str, Any], model: Any) -> None:
-    """Raise unless the checkpoint is whole and belongs to this run and this model.
+def check_checkpoint(path: str, identity: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Return the stored states of the callbacks of a checkpoint that is whole and of this run and this model.
 
     Raises:
         ValueError: which file is damaged, or what differs from this run, and what to do.
@@ -71,6 +71,8 @@ def check_checkpoint(path: str, identity: dict[str, Any], model: Any) -> None:
             "start a new run in another output_dir."
         )
     _check_weights(Path(path), model)
+    states: dict[str, Any] = state["stateful_callbacks"]
+    return states
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

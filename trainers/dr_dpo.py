@@ -13,6 +13,7 @@ from hfnoise.methods import DR_DPO_OPTIONS, find_method
 from hfnoise.preference.dr_dpo import SMALLEST_DR_BETA, dr_dpo_value
 from hfnoise.preference.pair_loss_table import pair_loss_names
 from hfnoise.trainers.dr_dpo_global import DeferredNormalization, TwoPassWeights
+from hfnoise.trainers.forward_tap import ForwardTap
 from hfnoise.trainers.noise_dpo import NoiseDPOTrainer
 from hfnoise.trainers.noise_dpo_config import NoiseDPOConfig, option_field
 from hfnoise.trainers.pair_batch import PairBatch, pair_batch
@@ -196,10 +197,10 @@ class DrDPOTrainer(NoiseDPOTrainer):
         self._metrics["train"]["noise/effective_fraction"].append(effective)
         return loss.new_tensor(value) if self.dr_mechanism == "deferred" else loss
 
-    def reduced_pair_losses(self, pairs: PairBatch) -> Tensor:
+    def reduced_pair_losses(self, pairs: PairBatch, tap: ForwardTap) -> Tensor:
         """Return what a micro-batch adds to the loss: weighted pairs in training, the plain mean in evaluation."""
         losses, weights = self._dr_losses(pairs), pairs.weight
-        others = super().reduced_pair_losses(pairs) if self._pair_losses else torch.zeros_like(losses[0])
+        others = super().reduced_pair_losses(pairs, tap) if self._pair_losses else torch.zeros_like(losses[0])
         if not self.model.training:
             self._eval_losses.append(self.accelerator.gather_for_metrics(losses.detach()).cpu())
             mean = (losses if weights is None else weights * losses).mean()

@@ -87,14 +87,14 @@ class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPOScoringMixin, NoiseDPORunMixin,
 
     def _with_pair_losses(self, native_loss: Tensor, pairs: PairBatch, tap: ForwardTap) -> Tensor:
         """Return the sum of the losses TRL computed, if any was asked for, and ours."""
-        total = self.reduced_pair_losses(pairs)
+        total = self.reduced_pair_losses(pairs, tap)
         if self._has_native_loss:
             return native_loss + total
         if self.aux_loss_enabled:  # it was thrown away with TRL's own loss
             total = total + self.router_aux_loss_coef * tap.output.aux_loss
         return total
 
-    def reduced_pair_losses(self, pairs: PairBatch) -> Tensor:
+    def reduced_pair_losses(self, pairs: PairBatch, tap: ForwardTap) -> Tensor:
         """Return the sum of our losses over a micro-batch as one number, with its graph: their mean."""
         return self.weighted_pair_values(self._pair_losses, pairs, pairs.margins).mean()
 

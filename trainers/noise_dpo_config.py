@@ -162,8 +162,8 @@ class NoiseDPOConfig(DPOConfig):
         without_pair_form = [name for name in ours if self.base_loss(name) not in pair_loss_names()]
         if without_pair_form:
             raise ValueError(
-                f"{without_pair_form} cannot use flip_rate_column or sample_weight_column: TRL reduces it over the "
-                f"batch. Use losses with a value per pair: {', '.join(pair_loss_names())}."
+                f"{without_pair_form} cannot be weighted pair by pair (flip_rate_column, sample_weight_column, BVPO): "
+                f"TRL reduces it over the batch. Use losses with a value per pair: {', '.join(pair_loss_names())}."
             )
         if ours:
             self._check_margin_options(ours)

@@ -72,6 +72,9 @@ class NoiseDPORunMixin:
             **{name: getattr(args, name) for name in _LOSS_OPTIONS},
         }
 
+    def restore_run_state(self, states: dict[str, Any]) -> None:
+        """Take over what a subclass has written into a checkpoint; here nothing."""
+
     def report(self) -> dict[str, Any]:
         """Return what is known of the noise, for the card; a subclass puts its own rows under `settings`."""
         return {"flip_rate": self.args.flip_rate}
@@ -85,7 +88,8 @@ class NoiseDPORunMixin:
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
-            check_checkpoint(str(resume_from_checkpoint), self.run_identity(), self.model)
+            states = check_checkpoint(str(resume_from_checkpoint), self.run_identity(), self.model)
+            self.restore_run_state(states)
             if isinstance(self.train_dataset, IterableDataset):  # type: ignore[attr-defined]
                 logger.warning(
                     "resuming on a streaming dataset is exact only within the first pass over it: the Trainer does "

@@ -48,7 +48,8 @@ class NoiseDPOScoringMixin:
                 inputs, columns = self.split_columns(self._prepare_inputs(batch))  # type: ignore[attr-defined]
                 inputs = self._with_reference(inputs)  # type: ignore[attr-defined]
                 pairs = pair_batch(self._policy_log_probs(inputs), inputs, self.beta, columns)  # type: ignore[attr-defined]
-                values = self.accelerator.gather_for_metrics(pairs.margins) if in_rows else pairs.margins
+                values = self.by_row(pairs.margins)
+                values = self.accelerator.gather_for_metrics(values) if in_rows else values
                 margins.append(values.float().cpu())
         finally:
             self.model.train(training)
@@ -62,11 +63,17 @@ class NoiseDPOScoringMixin:
         loader = self._row_loader(dataset, batch_size)
         for batch in tqdm(loader, desc="Computing reference log probs", disable=hide):
             computed = self.compute_ref_log_probs(self.ref_model or self.model, self._prepare_inputs(batch))  # type: ignore[attr-defined]
-            for column, values in zip(parts, self.accelerator.gather_for_metrics(computed), strict=True):
+            by_row = tuple(self.by_row(values) for values in computed)
+            for column, values in zip(parts, self.accelerator.gather_for_metrics(by_row), strict=True):
                 parts[column].append(values.float().cpu())
         for column, tensors in parts.items():
             dataset = dataset.add_column(column, torch.cat(tensors).tolist())
         return dataset
+
+    @staticmethod
+    def by_row(values: Tensor) -> Tensor:
+        """Return values per pair by row of the dataset; here every row is one pair."""
+        return values
 
     def _row_loader(self, dataset: Any, batch_size: int | None = None) -> DataLoader[Any]:
         """Return a loader of all rows of a prepared dataset in their order, shared by the processes.

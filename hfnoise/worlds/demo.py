@@ -22,7 +22,7 @@ from hfnoise.errors import UsageError
 from hfnoise.worlds import docstrings
 from hfnoise.worlds.docstrings_run import RunResult, run_trainer
 
-SHOWN = ("DPO", "TRL robust, true rate", "RobustDPO, rate unknown")
+SHOWN = ("DPO", "TRL robust, true rate", "Dr. DPO, rate unknown", "RobustDPO, rate unknown")
 PROMPT = "Return a new list containing"
 
 
@@ -119,7 +119,7 @@ def _estimate_line(run: RunResult, flip_rate: float) -> str:
 def _plot(results: dict[str, dict[float, RunResult]], flip_rate: float, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(8.5, 4), layout="constrained")
     axes = figure.subplots()
     for number, (rate, colour) in enumerate(((0.0, "#bbccee"), (flip_rate, "#4477aa"))):
         heights = [100 * by_rate[rate].accuracy for by_rate in results.values()]

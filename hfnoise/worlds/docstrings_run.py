@@ -21,6 +21,7 @@ METHODS: dict[str, tuple[str, str, str, Any]] = {
     "RobustDPO, rate unknown": (
         "hfnoise", "RobustDPOTrainer", "RobustDPOConfig", lambda rate: {"flip_rate": "auto"},
     ),
+    "Dr. DPO, rate unknown": ("hfnoise", "DrDPOTrainer", "DrDPOConfig", lambda rate: {"dr_beta": 1.0}),
     "forward_corrected, true rate": (
         "hfnoise", "RobustDPOTrainer", "RobustDPOConfig",
         lambda rate: {"flip_rate": rate, "loss_type": ["forward_corrected"]},
@@ -55,7 +56,7 @@ def run_trainer(
 ) -> RunResult:
     """Train one method on the docstrings world with a share of the labels flipped, and score it on clean pairs.
 
-    The first evaluation dataset of ours is as noisy as the training pairs: the flip rate is estimated from it.
+    The first evaluation dataset of RobustDPO is as noisy as the training pairs: the flip rate is estimated from it.
 
     Args:
         method (`str`): a key of `METHODS`.
@@ -70,8 +71,8 @@ def run_trainer(
     recipe = docstrings.DEMO_RECIPE
     train = flip_labels(docstrings.preference_pairs("train", recipe.train_size, seed), flip_rate, seed)
     clean = docstrings.preference_pairs("validation", recipe.eval_size, seed)
-    # Our Trainer estimates the rate from the first evaluation dataset: labels from the same noisy source.
-    ours = module_name == "hfnoise"
+    # RobustDPOTrainer estimates the rate from the first evaluation dataset: labels from the same noisy source.
+    estimates = trainer_name == "RobustDPOTrainer"
     arguments = {
         "output_dir": output_dir or tempfile.gettempdir(), "seed": seed, "save_strategy": "no", "report_to": "none",
         "use_cpu": True, "bf16": False, "activation_checkpointing": False, "precompute_ref_log_probs": True,
@@ -84,11 +85,11 @@ def run_trainer(
         docstrings.model_path(),
         args=getattr(module, config_name)(**{**arguments, **settings(flip_rate), **changes}),
         train_dataset=train,
-        eval_dataset={"noisy": flip_labels(clean, flip_rate, seed), "clean": clean} if ours else {"clean": clean},
+        eval_dataset={"noisy": flip_labels(clean, flip_rate, seed), "clean": clean} if estimates else {"clean": clean},
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # with its bar disabled, the Trainer prints every log entry instead
     output = trainer.train()
     accuracy = trainer.evaluate("clean")["eval_rewards/accuracies"]
-    estimate = trainer.flip_rate_estimate if ours else None
+    estimate = trainer.flip_rate_estimate if estimates else None
     return RunResult(accuracy, output.metrics["train_runtime"], estimate, trainer)

@@ -1,0 +1,223 @@
+"""BVPO: preference optimisation of reasoning models on sampled traces, mixed with answers without a trace."""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from hfnoise.methods import BVPO_OPTIONS, find_method
+from hfnoise.preference.online_trace_alpha import MOMENTS, GradientSums, OnlineTraceAlpha
+from hfnoise.trainers.ches_capture import final_hidden_states
+from hfnoise.trainers.noise_dpo import NoiseDPOTrainer
+from hfnoise.trainers.noise_dpo_config import NoiseDPOConfig, option_field
+from hfnoise.trainers.pair_batch import PairBatch
+from hfnoise.trainers.trace_collator import DataCollatorForTracePreference
+from hfnoise.trainers.trace_data import TraceDataMixin
+from hfnoise.trainers.trace_probe import pair_gradients, scored_tokens
+
+__all__ = ["BVPOConfig", "BVPOTrainer", "DataCollatorForTracePreference"]
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+
+
+@dataclass
+class BVPOConfig(NoiseDPOConfig):
+    """Configuration for [`BVPOTrainer`]: [`NoiseDPOConfig`] with the share of the loss on traces.
+
+    Args:
+        trace_alpha (`float` or `"auto"`, defaults to `"auto"`): share of the loss with traces, in [0, 1]. 0.5, the
+            paper's choice, is plain DPO on the union of both datasets; `"auto"` estimates the share of least gradient
+            error from the gradients of every step.
+        alpha_decay (`float`, defaults to `0.98`): decay of the moving averages behind `"auto"`, in [0, 1).
+        alpha_min (`float`, defaults to `0.05`): `"auto"` never falls below it, in [0, 1].
+        alpha_every (`int`, defaults to `1`): optimizer steps between two estimates, at least 1.
+        max_length (`int`, defaults to `4096`): of prompt and answer with its trace, the paper's; rows that exceed it
+            are dropped and counted, not cut.
+
+    Raises:
+        ValueError: for any value out of range, or a step of one prompt with `"auto"`.
+
+    Example:
+        >>> from hfnoise import BVPOConfig
+        >>> BVPOConfig("out", trace_alpha=0.3, use_cpu=True, bf16=False).max_length
+        4096
+    """
+
+    trace_alpha: float | str | None = option_field("trace_alpha", AUTO, BVPO_OPTIONS)
+    alpha_decay: float = option_field("alpha_decay", 0.98, BVPO_OPTIONS)
+    alpha_min: float = option_field("alpha_min", 0.05, BVPO_OPTIONS)
+    alpha_every: int = option_field("alpha_every", 1, BVPO_OPTIONS)
+    max_length: int | None = option_field("max_length", 4096, BVPO_OPTIONS)
+
+    def __post_init__(self) -> None:
+        self.trace_alpha = _share(self.trace_alpha)
+        if not 0 <= self.alpha_decay < 1:
+            raise ValueError(f"alpha_decay must be in [0, 1), got {self.alpha_decay!r}.")
+        if not 0 <= self.alpha_min <= 1:
+            raise ValueError(f"alpha_min must be in [0, 1], got {self.alpha_min!r}.")
+        if self.alpha_every < 1:
+            raise ValueError(f"alpha_every must be at least 1 step, got {self.alpha_every!r}.")
+        super().__post_init__()
+        prompts = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+        if self.trace_alpha == AUTO and prompts < 2:
+            raise ValueError(
+                "trace_alpha='auto' estimates variances over the prompts of a step and needs at least 2, got "
+                f"per_device_train_batch_size={self.per_device_train_batch_size}, gradient_accumulation_steps="
+                f"{self.gradient_accumulation_steps} and {self.world_size} process(es). Raise the accumulation, or "
+                "give a number."
+            )
+
+    def is_computed_by_trl(self, name: str) -> bool:
+        """Return `False`: TRL's mean over the batch has no room for a share."""
+        return False
+
+
+def _share(value: Any) -> float | str:
+    if isinstance(value, str) and value.strip().lower() == AUTO:
+        return AUTO
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        share = float(value)
+    except (TypeError, ValueError):
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise ValueError(
+            f"trace_alpha must be a number in [0, 1] or 'auto', got {value!r}: 1 trains on traces alone, 0 on answers "
+            "without traces alone, 0.5 is plain DPO on both."
+        )
+    return share
+
+
+class TraceAlphaState(TrainerCallback, ExportableState):
+    """Writes the running estimate of the share into every checkpoint."""
+
+    def __init__(self, online: OnlineTraceAlpha | None = None) -> None:
+        self.online = online or OnlineTraceAlpha()
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"online": self.online.state()}}
+
+
+class BVPOTrainer(TraceDataMixin, NoiseDPOTrainer):
+    """Trains with BVPO: alpha times the loss on answers with traces, 1 - alpha times that on answers without.
+
+    BVPO (arXiv 2510.05095). A sampled trace makes the gradient noisy; the answers without traces, sampled apart, give
+    a gradient without that noise and with a bias. The paper states the best share and trains with 0.5; here it is
+    estimated from the gradients of every step, per prompt, on a probe that costs one backward pass through the LM head
+    (see `hfnoise.trainers.trace_probe`). Its evaluation metrics give the two losses apart.
+
+    Example:
+        >>> from hfnoise import BVPOTrainer
+        >>> BVPOTrainer._paper["id"]
+        '2510.05095'
+    """
+
+    _method = find_method("bvpo")
+    _tag_names = ["trl", *_method.tags]
+    _name = "BVPO"
+    _paper = {
+        "title": "From Noisy Traces to Stable Gradients: Bias-Variance Optimized Preference Optimization for Aligning "
+        "Large Reasoning Models",
+        "id": _method.paper,
+        "citation": _method.bibtex,
+    }
+    _config_class = BVPOConfig
+    _purpose = "for a reasoning model, on answers with sampled traces and without"
+    branches_per_prompt = 4
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._is_auto = self.args.trace_alpha == AUTO
+        fixed = 0.5 if self._is_auto else self.args.trace_alpha
+        self.online_alpha = OnlineTraceAlpha(self.args.alpha_decay, self.args.alpha_min, alpha=fixed)
+        self._sums = GradientSums()
+        self._caught: Any = None
+        if self._is_auto:
+            self.add_callback(TraceAlphaState(self.online_alpha))
+        logger.info("BVPO: trace_alpha=%s, losses %s", self.args.trace_alpha, self.args.loss_type)
+
+    @property
+    def trace_alpha(self) -> float:
+        """The share of the loss with traces in the present step."""
+        return self.online_alpha.alpha
+
+    def run_identity(self) -> dict[str, Any]:
+        """Return what must agree between a checkpoint and the run that resumes from it."""
+        names = ("trace_alpha", "alpha_decay", "alpha_min", "alpha_every")
+        return {**super().run_identity(), **{name: getattr(self.args, name) for name in names}}
+
+    def restore_run_state(self, states: dict[str, Any]) -> None:
+        """Take over the running estimate of a checkpoint."""
+        if self._is_auto:
+            self.online_alpha.load(states["TraceAlphaState"]["attributes"]["online"])
+
+    def report(self) -> dict[str, Any]:
+        """Return the share, how it was found, and the moments it follows from, for the card."""
+        settings: dict[str, Any] = {"trace_alpha": self.args.trace_alpha}
+        if self._is_auto and self.online_alpha.updates:
+            moments = zip(MOMENTS, self.online_alpha.estimates(), strict=True)
+            settings |= {"last_trace_alpha": round(self.trace_alpha, 4), "alpha_estimates": self.online_alpha.updates}
+            settings |= {name: float(f"{value:.4g}") for name, value in moments}
+        return {**super().report(), "settings": settings}
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the loss of a micro-batch, and in training the gradients that the share is estimated from."""
+        probing = self._is_auto and self.model.training and self.state.global_step % self.args.alpha_every == 0
+        unwrapped = self.accelerator.unwrap_model(model)
+        with final_hidden_states(unwrapped) if probing else nullcontext() as self._caught:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def reduced_pair_losses(self, pairs: PairBatch, tap: Any) -> Tensor:
+        """Return alpha times the mean loss with traces plus 1 - alpha times the mean without."""
+        values = self.weighted_pair_values(self._pair_losses, pairs, pairs.margins)
+        if self._caught is not None:
+            gradients = pair_gradients(values, self._caught.last, *scored_tokens(self._caught.last, tap))
+            self._sums.add(*gradients.chunk(2))
+        self._log_halves(pairs, values)
+        trace, empty = values.chunk(2)
+        alpha = self.trace_alpha
+        # As a mean over all pairs, which with alpha = 0.5 is the one of DPO on the union, to the bit.
+        return torch.cat([2 * alpha * trace, 2 * (1 - alpha) * empty]).mean()
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Run one micro-batch; with the last of a step the share of the next one is estimated."""
+        synchronised = self.accelerator.sync_gradients
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        if synchronised:
+            self._estimate_alpha()
+        return loss
+
+    def _estimate_alpha(self) -> None:
+        """Update the share from the gradients of the step, summed over the processes."""
+        sums, self._sums = self._sums, GradientSums()
+        self._metrics["train"]["bvpo/alpha"].append(self.trace_alpha)
+        if sums.packed is None:
+            return
+        if self.accelerator.num_processes > 1:
+            sums.packed = self.accelerator.reduce(sums.packed.to(self.accelerator.device), reduction="sum")
+        if not bool(sums.packed.isfinite().all()) or sums.packed[0] < 2:
+            return  # a step with log-probabilities that are not finite, or a last one of a single prompt
+        self.online_alpha.update(*sums.moments())
+        for name, value in zip(MOMENTS, self.online_alpha.estimates(), strict=True):
+            self._metrics["train"][f"bvpo/{name}"].append(value)
+
+    def _log_halves(self, pairs: PairBatch, values: Tensor) -> None:
+        """Log loss and accuracy with traces and without; equal to means over the global batch."""
+        agreed = (pairs.margins.detach() > 0).float()
+        halves = torch.stack([*values.detach().float().chunk(2), *agreed.chunk(2)]).mean(1)
+        halves = self.accelerator.reduce(halves, reduction="mean").tolist()
+        names = ("bvpo/trace_loss", "bvpo/empty_loss", "bvpo/trace_accuracy", "bvpo/empty_accuracy")
+        mode = "train" if self.model.training else "eval"
+        for name, value in zip(names, halves, strict=True):
+            self._metrics[mode][name].append(value)
