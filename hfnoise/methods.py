@@ -128,6 +128,13 @@ NOISE_DPO_OPTIONS = (
         "Drop pairs with identical answers and pairs whose prompt fills max_length, and log how many. By default they "
         "are an error.",
     ),
+    Option(
+        "prefix_sharing",
+        "bool",
+        False,
+        "Compute the prompt of a pair once instead of once per answer, without padding: the same losses and gradients "
+        "up to rounding, in less time where prompts are long or lengths differ. For models with plain causal attention.",
+    ),
 )
 
 ROBUST_DPO_OPTIONS = (
