@@ -1,4 +1,4 @@
-"""Prefix sharing: TRL's padded calls of the fused head run as tree rows, exactly, in transformers' own extension points."""
+"""Prefix sharing: TRL's padded calls of the fused head run as tree rows, by transformers' own extension points."""
 
 from __future__ import annotations
 
@@ -145,7 +145,8 @@ class PrefixSharingMixin:
         refuse_prefix_sharing(unwrapped, self.args, "sdpa" if before == TREE_ATTENTION else before)
         base.set_attn_implementation(TREE_ATTENTION)
         try:
-            refuse_leaks(unwrapped, PrefixSharingForward(unwrapped, self.branches_per_prompt), self.branches_per_prompt)
+            branches = self.branches_per_prompt
+            refuse_leaks(unwrapped, PrefixSharingForward(unwrapped, branches), branches)
         except ValueError:
             base.set_attn_implementation(before)
             raise

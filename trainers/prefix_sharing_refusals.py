@@ -57,11 +57,14 @@ def _faults(model: Any, args: Any, attention: str) -> Iterator[tuple[str, str]]:
         yield "attention sinks", "plain softmax attention is supported"
     base = model.get_base_model() if is_peft_model(model) else model
     if not base._can_set_attn_implementation():
-        yield "attention outside of transformers' AttentionInterface", "use a model of transformers that goes through it"
+        yield (
+            "attention outside of transformers' AttentionInterface",
+            "use a model of transformers that goes through it",
+        )
     foreign = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS
     if foreign or any(isinstance(module, torch.nn.Conv1d) for module in model.modules()):
         kinds = ", ".join(sorted(foreign)) or "convolutions over tokens"
-        yield f"layers of the kind {kinds}, which carry state across branches", "full or sliding attention is supported"
+        yield f"layers of the kind {kinds}, which carry state across branches", "full attention is supported"
     if attention != "sdpa":
         yield f"attn_implementation={attention!r}", "load the model with attn_implementation='sdpa'"
     if getattr(config, "attention_dropout", 0.0):
@@ -115,8 +118,8 @@ def refuse_leaks(model: Any, shared: Callable[..., Any], branches: int) -> None:
             found = shared(**arguments).log_probs
         except TypeError as error:
             raise ValueError(
-                f"prefix_sharing=True got {name}, which does not take the arguments of a tree row ({error}); models of "
-                "transformers that hand them on to their attention are supported. Set prefix_sharing=False."
+                f"prefix_sharing=True got {name}, which does not take the arguments of a tree row ({error}); models "
+                "of transformers that hand them on to their attention are supported. Set prefix_sharing=False."
             ) from error
     is_single = all(p.dtype == torch.float32 for p in model.parameters())
     tolerance = _PROBE_TOLERANCE["float32" if is_single else "half"]

@@ -126,9 +126,7 @@ class _MergedAttention(torch.autograd.Function):
     """Attention of a tree row from kernel calls over parts of the keys."""
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: TreeSegments, scaling: float
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: TreeSegments, scaling: float) -> Tensor:
         keys, values = _for_every_head(key, query.size(1)), _for_every_head(value, query.size(1))
         batch, heads, tokens, width = query.shape
         # The layout in which transformers reads it.
