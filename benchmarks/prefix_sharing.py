@@ -42,7 +42,7 @@ class Batch:
     attention_mask: Tensor
     labels: Tensor
 
-    def rows(self, numbers: Sequence[int]) -> Batch:
+    def rows(self, numbers: Tensor) -> Batch:
         """Return some of the rows, cut to the longest of them."""
         width = int(self.attention_mask[numbers].sum(1).max())
         return Batch(*(tensor[numbers, :width] for tensor in (self.input_ids, self.attention_mask, self.labels)))
@@ -224,7 +224,7 @@ def _peak_memory(model: Any, passes: list[Pass]) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark from a command line."""
     parser = argparse.ArgumentParser(prog="hfnoise bench-trees", description=__doc__)
-    parser.add_argument("--batches", type=int, default=2, help="batches of other lengths, seeds 0, 1, ...")
+    parser.add_argument("--batches", type=int, default=1, help="batches of other lengths, seeds 0, 1, ...")
     parser.add_argument("--repeats", type=int, default=3, help="timed repetitions of every way, in turn")
     parser.add_argument("--prompts", type=int, default=2, help="prompts in a micro-batch, with 4 branches each")
     parser.add_argument("--hidden", type=int, default=256, help="width of the model")

@@ -151,7 +151,7 @@ class _MergedAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, denominator = ctx.saved_tensors
         keys, values = _for_every_head(key, query.size(1)), _for_every_head(value, query.size(1))
@@ -175,4 +175,5 @@ def _sum_over_heads(gradient: Tensor, states: Tensor) -> Tensor:
     """Return the gradient of keys or values from that of their copies for every head."""
     if gradient.shape == states.shape:
         return gradient
-    return gradient.unflatten(1, (states.size(1), -1)).sum(2)
+    _, heads, tokens, width = gradient.shape
+    return gradient.reshape(1, states.size(1), heads // states.size(1), tokens, width).sum(2)
