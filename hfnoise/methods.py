@@ -128,6 +128,14 @@ NOISE_DPO_OPTIONS = (
         "Drop pairs with identical answers and pairs whose prompt fills max_length, and log how many. By default they "
         "are an error.",
     ),
+    Option(
+        "prefix_sharing",
+        "bool",
+        False,
+        "Compute the prompt of a pair once instead of once per answer, without padding: the same losses and gradients "
+        "up to rounding, in less time where prompts are long or lengths differ. For models with plain causal "
+        "attention.",
+    ),
 )
 
 ROBUST_DPO_OPTIONS = (
@@ -303,6 +311,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("audit-labels", "hfnoise.trainers.audit_labels:main", "estimate the flip rate of a preference dataset"),
     Command("demo", "hfnoise.worlds.demo:main", "noisy labels on the embedded world: table, plot, saved model"),
     Command("bench", "hfnoise.benchmarks.preference_noise:main", "the preference-noise benchmark"),
+    Command("bench-trees", "hfnoise.benchmarks.prefix_sharing:main", "prefix sharing against padding and packing"),
 )
 
 

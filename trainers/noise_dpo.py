@@ -21,11 +21,12 @@ from hfnoise.trainers.noise_dpo_run import NoiseDPORunMixin
 from hfnoise.trainers.noise_dpo_scoring import NoiseDPOScoringMixin
 from hfnoise.trainers.pair_batch import PairBatch, pair_batch
 from hfnoise.trainers.pair_monitor import PairMonitor
+from hfnoise.trainers.prefix_sharing import PrefixSharingMixin
 
 __all__ = ["NoiseDPOConfig", "NoiseDPOTrainer"]
 
 
-class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPOScoringMixin, NoiseDPORunMixin, DPOTrainer):
+class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPOScoringMixin, NoiseDPORunMixin, PrefixSharingMixin, DPOTrainer):
     """Trains with DPO on noisy preference labels; takes the arguments of [`~trl.DPOTrainer`] and a [`NoiseDPOConfig`].
 
     The losses are functions of the margin that TRL's own forward pass gives (see `ForwardTap`), so TRL's metrics, its
@@ -57,6 +58,7 @@ class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPOScoringMixin, NoiseDPORunMixin,
         self.refuse_before_loading(args, kwargs)
         super().__init__(model, ref_model, args, **self.number_vision_pairs(args, kwargs))
         self.refuse_engines()
+        self.sharing_prefixes(self.model)  # refuses here what it cannot share
         self.add_callback(NoiseRunState(self.run_identity()))
         names_and_weights = list(zip(args.loss_type, self.loss_weights, strict=True))
         self._pair_losses = [(name, weight) for name, weight in names_and_weights if not args.is_computed_by_trl(name)]
@@ -75,7 +77,7 @@ class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPOScoringMixin, NoiseDPORunMixin,
         """Return the loss of a micro-batch: TRL's losses and ours, on one forward pass."""
         inputs, columns = self.split_columns(inputs)
         inputs = self._with_reference(inputs)
-        tap = ForwardTap(model)
+        tap = ForwardTap(self.sharing_prefixes(model))
         with self._reference_in_inputs(), self._monitor.watch():
             result = super().compute_loss(tap, inputs, return_outputs, num_items_in_batch)
             loss, outputs = result if return_outputs else (result, None)

@@ -49,6 +49,7 @@ class NoiseDPOConfig(DPOConfig):
         on_nan_log_probs (`str`, defaults to `"raise"`): `"raise"` or `"skip"`.
         drop_invalid_pairs (`bool`, defaults to `False`): drop instead of refuse pairs with identical answers and
             pairs whose prompt fills `max_length`.
+        prefix_sharing (`bool`, defaults to `False`): compute the prompt of a pair once, exactly.
 
     Raises:
         ValueError: for any value out of range, an unknown loss, or a combination that would be silently wrong.
@@ -72,6 +73,7 @@ class NoiseDPOConfig(DPOConfig):
     robust_margin_limit: float | None = option_field("robust_margin_limit", None)
     on_nan_log_probs: str = option_field("on_nan_log_probs", "raise")
     drop_invalid_pairs: bool = option_field("drop_invalid_pairs", False)
+    prefix_sharing: bool = option_field("prefix_sharing", False)
 
     def __post_init__(self) -> None:
         if isinstance(self.loss_type, str):

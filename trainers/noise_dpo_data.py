@@ -95,6 +95,7 @@ class NoiseDPODataMixin:
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Compute the reference log-probabilities as `DPOTrainer` does; the per-pair columns are not for the model."""
+        model = self.sharing_prefixes(model)  # type: ignore[attr-defined]
         return super().compute_ref_log_probs(model, self.split_columns(inputs)[0])  # type: ignore[misc]
 
     def _set_signature_columns_if_needed(self) -> None:

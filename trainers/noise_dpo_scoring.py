@@ -101,4 +101,5 @@ class NoiseDPOScoringMixin:
         arguments = {key: value for key, value in inputs.items() if key not in kept_back}
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         with self.compute_loss_context_manager():  # type: ignore[attr-defined]
-            return self.model(**arguments, use_cache=False, labels=labels, fused_lm_head=True).log_probs
+            model = self.sharing_prefixes(self.model)  # type: ignore[attr-defined]
+            return model(**arguments, use_cache=False, labels=labels, fused_lm_head=True).log_probs
