@@ -128,6 +128,13 @@ NOISE_DPO_OPTIONS = (
         "Drop pairs with identical answers and pairs whose prompt fills max_length, and log how many. By default they "
         "are an error.",
     ),
+    Option(
+        "compute_ches",
+        "bool",
+        False,
+        "Add the columns 'ches' and 'ln_ches', how much each pair will displace likelihood, to the datasets in the "
+        "pass that computes the reference log-probabilities; needs precompute_ref_log_probs=True.",
+    ),
 )
 
 ROBUST_DPO_OPTIONS = (
@@ -203,14 +210,18 @@ METHODS: tuple[Method, ...] = (
 SHARED_EXPORTS: dict[str, str] = {
     "FlipRateEstimate": "hfnoise.preference",
     "PairContext": "hfnoise.preference",
+    "ches_scores": "hfnoise.preference",
     "estimate_flip_rate": "hfnoise.preference",
+    "filter_by_ches": "hfnoise.preference",
     "flip_labels": "hfnoise.preference",
     "pair_loss": "hfnoise.preference",
     "register_pair_loss": "hfnoise.preference",
+    "score_dataset": "hfnoise.trainers.score_pairs",
 }
 
 COMMANDS: tuple[Command, ...] = (
     Command("audit-labels", "hfnoise.trainers.audit_labels:main", "estimate the flip rate of a preference dataset"),
+    Command("score-pairs", "hfnoise.trainers.score_pairs:main", "CHES: which pairs DPO would displace likelihood on"),
     Command("demo", "hfnoise.worlds.demo:main", "noisy labels on the embedded world: table, plot, saved model"),
     Command("bench", "hfnoise.benchmarks.preference_noise:main", "the preference-noise benchmark"),
 )

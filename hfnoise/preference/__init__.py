@@ -1,8 +1,12 @@
-"""Preference learning from noisy labels: pair losses, flip-rate estimation, label corruption.
+"""Preference learning from noisy labels: pair losses, flip-rate estimation, CHES, label corruption.
 
-Everything here is arithmetic on torch tensors; the Trainers that use it are in `hfnoise.trainers`.
+Everything here is arithmetic on torch tensors; the Trainers that use it are in `hfnoise.trainers`. `score_dataset`,
+which needs one of them, is imported when it is first used.
 """
 
+from typing import Any
+
+from hfnoise.preference.ches import ches_scores, filter_by_ches
 from hfnoise.preference.corruption import flip_labels
 from hfnoise.preference.flip_rate import FlipRateEstimate, estimate_flip_rate, posterior_flip
 from hfnoise.preference.pair_loss_table import PairContext, pair_loss, pair_loss_names, register_pair_loss
@@ -10,10 +14,20 @@ from hfnoise.preference.pair_loss_table import PairContext, pair_loss, pair_loss
 __all__ = [
     "FlipRateEstimate",
     "PairContext",
+    "ches_scores",
     "estimate_flip_rate",
+    "filter_by_ches",
     "flip_labels",
     "pair_loss",
     "pair_loss_names",
     "posterior_flip",
     "register_pair_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "score_dataset":  # for those who look for it beside `filter_by_ches`; the core imports no Trainer
+        import hfnoise
+
+        return hfnoise.score_dataset
+    raise AttributeError(f"module 'hfnoise.preference' has no attribute {name!r}")
