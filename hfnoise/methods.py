@@ -136,6 +136,13 @@ NOISE_DPO_OPTIONS = (
         "up to rounding, in less time where prompts are long or lengths differ. For models with plain causal "
         "attention.",
     ),
+    Option(
+        "compute_ches",
+        "bool",
+        False,
+        "Add the columns 'ches' and 'ln_ches', how much each pair will displace likelihood, to the datasets in the "
+        "pass that computes the reference log-probabilities; needs precompute_ref_log_probs=True.",
+    ),
 )
 
 ROBUST_DPO_OPTIONS = (
@@ -301,14 +308,18 @@ METHODS: tuple[Method, ...] = (
 SHARED_EXPORTS: dict[str, str] = {
     "FlipRateEstimate": "hfnoise.preference",
     "PairContext": "hfnoise.preference",
+    "ches_scores": "hfnoise.preference",
     "estimate_flip_rate": "hfnoise.preference",
+    "filter_by_ches": "hfnoise.preference",
     "flip_labels": "hfnoise.preference",
     "pair_loss": "hfnoise.preference",
     "register_pair_loss": "hfnoise.preference",
+    "score_dataset": "hfnoise.trainers.score_pairs",
 }
 
 COMMANDS: tuple[Command, ...] = (
     Command("audit-labels", "hfnoise.trainers.audit_labels:main", "estimate the flip rate of a preference dataset"),
+    Command("score-pairs", "hfnoise.trainers.score_pairs:main", "CHES: which pairs DPO would displace likelihood on"),
     Command("demo", "hfnoise.worlds.demo:main", "noisy labels on the embedded world: table, plot, saved model"),
     Command("bench", "hfnoise.benchmarks.preference_noise:main", "the preference-noise benchmark"),
     Command("bench-trees", "hfnoise.benchmarks.prefix_sharing:main", "prefix sharing against padding and packing"),

@@ -23,6 +23,8 @@ __all__ = ["DrDPOConfig", "DrDPOTrainer"]
 logger = logging.getLogger(__name__)
 
 PREFIX = "dr_"
+# Marks a batch whose reference log-probabilities the first of two passes has computed.
+_FRESH = "pair_reference_is_fresh"
 # The official run of arXiv 2407.07880 has 8 pairs per process and micro-batch.
 _OFFICIAL_MICRO_BATCH = 8
 # Their step is made inside the backward pass, before the sum over the global batch is known.
@@ -220,8 +222,13 @@ class DrDPOTrainer(NoiseDPOTrainer):
         inputs, columns = self.split_columns(self._prepare_inputs(batch))
         inputs = self._with_reference(inputs)
         batch |= {key: inputs[key] for key in ("ref_chosen_logps", "ref_rejected_logps")}
+        batch[_FRESH] = True
         pairs = pair_batch(self._policy_log_probs(inputs), inputs, self.beta, columns)
         return self._dr_losses(pairs), pairs.weight
+
+    def _with_reference(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return the inputs with the reference log-probabilities; those of the first of two passes are used again."""
+        return inputs if inputs.pop(_FRESH, False) else super()._with_reference(inputs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate, and add the log-mean-exp over the whole set, which is no mean over its batches."""

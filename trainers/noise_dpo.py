@@ -116,12 +116,21 @@ class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPOScoringMixin, NoiseDPORunMixin,
 
     def _with_reference(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return the inputs with the reference log-probabilities, computed unless the dataset brought them."""
-        if "ref_chosen_logps" in inputs:
+        # Columns that nobody asked for may be those of another model: recomputed, as in TRL.
+        if "ref_chosen_logps" in inputs and self.args.precompute_ref_log_probs:
             return inputs
+        chosen, rejected = self.compute_ref_log_probs(self.reference_model(), inputs)
+        return {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+    def reference_model(self) -> Any:
+        """Return the model whose log-probabilities are the reference; `compute_ref_log_probs` sees to adapters.
+
+        Raises:
+            ValueError: if it is not in memory any more.
+        """
         if self.args.precompute_ref_log_probs and self.ref_model is None and not is_peft_model(self.model):
             self._refuse_trained_reference()
-        chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
-        return {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        return self.ref_model or self.model
 
     def _refuse_trained_reference(self) -> None:
         """Raise ValueError once the policy has been trained: the reference it was then is not in memory."""

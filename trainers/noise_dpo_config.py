@@ -11,6 +11,7 @@ from trl import DPOConfig
 from hfnoise.methods import NOISE_DPO_OPTIONS, Option, option_help
 from hfnoise.preference.pair_context import PairContext
 from hfnoise.preference.pair_loss_table import check_flip_rate, find_pair_loss, pair_loss_names
+from hfnoise.trainers.ches_capture import refuse_prefix_sharing
 
 # The losses inside trl.DPOTrainer. TRL keeps no list of them, so a test compares this one with the installed version.
 TRL_LOSSES = (
@@ -50,6 +51,8 @@ class NoiseDPOConfig(DPOConfig):
         drop_invalid_pairs (`bool`, defaults to `False`): drop instead of refuse pairs with identical answers and
             pairs whose prompt fills `max_length`.
         prefix_sharing (`bool`, defaults to `False`): compute the prompt of a pair once, exactly.
+        compute_ches (`bool`, defaults to `False`): add the columns `ches` and `ln_ches` to the datasets, in the pass
+            that computes the reference log-probabilities; needs `precompute_ref_log_probs=True`.
 
     Raises:
         ValueError: for any value out of range, an unknown loss, or a combination that would be silently wrong.
@@ -74,6 +77,7 @@ class NoiseDPOConfig(DPOConfig):
     on_nan_log_probs: str = option_field("on_nan_log_probs", "raise")
     drop_invalid_pairs: bool = option_field("drop_invalid_pairs", False)
     prefix_sharing: bool = option_field("prefix_sharing", False)
+    compute_ches: bool = option_field("compute_ches", False)
 
     def __post_init__(self) -> None:
         if isinstance(self.loss_type, str):
@@ -90,6 +94,7 @@ class NoiseDPOConfig(DPOConfig):
                 "on_nan_log_probs='raise'."
             )
         self.pair_context()
+        self._check_ches()
         super().__post_init__()
 
     def pair_context(self) -> PairContext:
@@ -169,6 +174,15 @@ class NoiseDPOConfig(DPOConfig):
             )
         if ours:
             self._check_margin_options(ours)
+
+    def _check_ches(self) -> None:
+        if self.compute_ches and not self.precompute_ref_log_probs:
+            raise ValueError(
+                "compute_ches=True needs precompute_ref_log_probs=True: the scores come from the pass that computes "
+                "the reference log-probabilities before training. Set it, or call trainer.score_dataset(dataset)."
+            )
+        if self.compute_ches:
+            refuse_prefix_sharing(self)
 
     def _check_flip_rate_is_used(self) -> None:
         readers = [name for name in self.loss_type if self.reads_flip_rate(name)]

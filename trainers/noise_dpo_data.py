@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, is_caching_enabled
 from torch import Tensor
 
+from hfnoise.trainers.ches_capture import CHES_COLUMNS, REFERENCE_COLUMNS
 from hfnoise.trainers.pair_collator import PairColumnCollator
 from hfnoise.trainers.pair_stream import StreamedPairFilter
 from hfnoise.trainers.preference_data import (
@@ -20,6 +22,7 @@ from hfnoise.trainers.preference_data import (
     number_vision_pairs,
     report_removed,
 )
+from hfnoise.trainers.reference_cache import with_cached_columns, with_columns, without_columns
 
 # Key of a batch -> field of PairBatch.
 _BATCH_KEYS = {
@@ -34,8 +37,11 @@ _BATCH_OPTIONS = {
     "pair_weight": "sample_weight_column",
     "pair_annotator": "annotator_column",
 }
+# Columns with the tokens of a pair.
+PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 # Counts up when the values in a reference cache change their meaning.
 _REFERENCE_LAYOUT = 1
+_CHES_LAYOUT = 1
 
 
 class NoiseDPODataMixin:
@@ -140,18 +146,30 @@ class NoiseDPODataMixin:
         """Compute or load the reference log-probabilities, cached under what they depend on and nothing else.
 
         TRL's key re-uses stale values when `ld_alpha` changes with `max_length=None`, and recomputes when the learning
-        rate changes with `max_length` set. For a dataset in memory it caches in a folder that is another one on every
-        process, and fails on all but the first: nothing is cached then.
+        rate changes with `max_length` set. For a dataset in memory it writes a file of another name on every process,
+        and fails on all but the first: nothing is cached then.
         """
         if isinstance(dataset, Dataset):
-            if not dataset.cache_files and self.accelerator.num_processes > 1:
-                return self.with_reference_columns(dataset, batch_size)  # type: ignore[attr-defined]
+            with_ches = self.args.compute_ches
+            # What is there comes from another model or run.
+            dataset = without_columns(dataset, REFERENCE_COLUMNS + (CHES_COLUMNS if with_ches else ()))
+
+            def compute() -> dict[str, Tensor]:
+                return self.reference_columns(dataset, batch_size, with_ches)  # type: ignore[attr-defined]
+
+            has_cache = bool(dataset.cache_files) and is_caching_enabled()
+            if not has_cache and (with_ches or self.accelerator.num_processes > 1):
+                return with_columns(dataset, compute())
+            key = reference_key(dataset, self.args)
+            if with_ches:
+                model_hash = self._precompute_model_hash  # type: ignore[attr-defined]
+                return with_cached_columns(dataset, (key, model_hash), self.accelerator, compute)
             dataset = copy.copy(dataset)
-            dataset._fingerprint = reference_key(dataset, self.args)
+            dataset._fingerprint = key
         return super()._precompute_ref_logps(dataset, name, batch_size)  # type: ignore[misc]
 
 
-def reference_key(dataset: Dataset, args: Any) -> str:
+def reference_key(dataset: Dataset, args: Any, columns: Sequence[str] = PAIR_COLUMNS) -> str:
     """Return the cache key of the reference log-probabilities, the weights of the reference aside (TRL adds them).
 
     It depends on the token ids, on how they are cut, and on the precision they are scored in.
@@ -163,8 +181,9 @@ def reference_key(dataset: Dataset, args: Any) -> str:
         "ld_alpha": args.ld_alpha,
         "precision": [args.bf16, args.fp16],
     }
+    if args.compute_ches:  # the file holds more columns
+        settings["ches"] = _CHES_LAYOUT
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
-    for batch in dataset.select_columns(columns).iter(batch_size=1000):
+    for batch in dataset.select_columns(list(columns)).iter(batch_size=1000):
         digest.update(json.dumps([batch[column] for column in columns]).encode())
     return digest.hexdigest()[:32]

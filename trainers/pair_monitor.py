@@ -26,7 +26,8 @@ class PairMonitor:
 
     Metrics: `noise/posterior_flip_mean` and `noise/suspect_fraction` (posterior above one half), given a flip rate;
     `noise/effective_fraction`, (sum w)^2 / (n sum w^2) with w = -dL/dh, the share of pairs that carry the gradient;
-    `noise/agreement/<annotator>`, the share of an annotator's labels that the model agrees with.
+    `noise/chosen_logp_delta`, the mean of log pi(chosen) - log pi_ref(chosen), below 0 where likelihood is displaced
+    (arXiv 2410.08847); `noise/agreement/<annotator>`, the share of an annotator's labels that the model agrees with.
     """
 
     def __init__(self, trainer: Any, args: Any) -> None:
@@ -68,6 +69,8 @@ class PairMonitor:
         margins = pairs.margins.detach()
         finite = torch.isfinite(margins)
         sums = {"bad": (~finite).sum(), "count": margins.new_tensor(float(margins.numel()))}
+        if self.trainer.args.ld_alpha is None:  # else the reference holds other sums than the scores
+            sums["chosen_delta"] = pairs.chosen_scores.detach().sum()
         if self.margins_are_plain:
             sums |= self._posterior_sums(pairs, margins) | self._weight_sums(pairs, margins)
         per_annotator = self._annotator_sums(pairs, margins)
@@ -108,6 +111,8 @@ class PairMonitor:
     def _record(self, totals: dict[str, float], per_annotator: list[float]) -> None:
         metrics = self.trainer._metrics[self._mode]
         count = totals["count"]
+        if "chosen_delta" in totals:
+            metrics["noise/chosen_logp_delta"].append(totals["chosen_delta"] / count)
         if "posterior" in totals:
             metrics["noise/posterior_flip_mean"].append(totals["posterior"] / count)
             metrics["noise/suspect_fraction"].append(totals["suspects"] / count)

@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from hfnoise.preference.tree_attention import tree_attention
-from hfnoise.preference.tree_rows import IGNORED, tree_row
+from hfnoise.preference.tree_rows import IGNORED, TreeRow, tree_row
 from hfnoise.trainers.prefix_sharing_refusals import refuse_leaks, refuse_prefix_sharing
 
 # Name of the attention implementation: tree attention for tree rows, sdpa for every other call of the model.
@@ -81,12 +81,13 @@ class PrefixSharingForward:
     def __init__(self, model: Any, branches: int) -> None:
         self.model = model
         self.branches = branches
+        self.row: TreeRow | None = None  # of the last call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if args or not kwargs.get("fused_lm_head") or kwargs.get("labels") is None:
             return self.model(*args, **kwargs)
         input_ids, labels = kwargs.pop("input_ids"), kwargs.pop("labels")
-        row = tree_row(input_ids, kwargs.pop("attention_mask"), labels != IGNORED, self.branches)
+        row = self.row = tree_row(input_ids, kwargs.pop("attention_mask"), labels != IGNORED, self.branches)
         unknown = [name for name, value in kwargs.items() if isinstance(value, Tensor)]
         if unknown:
             raise ValueError(

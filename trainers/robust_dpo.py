@@ -196,9 +196,7 @@ class RobustDPOTrainer(NoiseDPOTrainer):
             rates = torch.tensor([usable.get(name, rates) for name in dataset[column]])
         margins = self.pair_margins(dataset)
         p_flip = posterior_flip(margins.double(), rates, scale=1.0 if estimate is None else estimate.scale)
-        if not self._is_vision_dataset and "chosen_ids" not in given.column_names:
-            # TRL glued the end-of-sequence token to the answers of the dataset it tokenized.
-            dataset = given.select(dataset[PAIR_INDEX])
+        dataset = self.given_rows(given, dataset)
         kept = dataset.remove_columns([name for name in _TECHNICAL_COLUMNS if name in dataset.column_names])
         return kept.add_column("p_flip", p_flip.tolist())
 

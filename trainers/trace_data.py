@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, is_caching_enabled
 from torch import Tensor
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from hfnoise.trainers.ches_capture import CHES_COLUMNS, REFERENCE_COLUMNS
+from hfnoise.trainers.noise_dpo_data import PAIR_COLUMNS, reference_key
 from hfnoise.trainers.preference_data import add_pair_index, removed_message, report_removed
+from hfnoise.trainers.reference_cache import with_cached_columns, with_columns, without_columns
 from hfnoise.trainers.trace_collator import DataCollatorForTracePreference
 from hfnoise.trainers.trace_tokens import BRANCHES, TraceFaultError, trace_pair_ids
 
-_PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
-_NOTHINK_COLUMNS = tuple(f"nothink_{name}" for name in _PAIR_COLUMNS)
+_NOTHINK_COLUMNS = tuple(f"nothink_{name}" for name in PAIR_COLUMNS)
 # The share of rows that may be too long before the dataset is refused: more would be another dataset.
 LARGEST_CUT_SHARE = 0.2
 
@@ -37,7 +39,7 @@ class TraceDataMixin:
                     f"{name} is a streaming dataset; BVPO counts the rows whose answer would be cut before it trains, "
                     "so it needs a map-style one. Load it without streaming=True."
                 )
-            if isinstance(dataset, Dataset) and not {*_PAIR_COLUMNS, *_NOTHINK_COLUMNS} <= set(dataset.column_names):
+            if isinstance(dataset, Dataset) and not {*PAIR_COLUMNS, *_NOTHINK_COLUMNS} <= set(dataset.column_names):
                 missing = [column for column in ("prompt", *BRANCHES) if column not in dataset.column_names]
                 if missing:
                     raise ValueError(
@@ -82,7 +84,16 @@ class TraceDataMixin:
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """Return the dataset with two reference log-probabilities for chosen and for rejected in every row."""
         self._use_trace_collator()  # DPOTrainer precomputes while it is being built
-        return self.with_reference_columns(dataset, batch_size)  # type: ignore[attr-defined]
+        with_ches = self.args.compute_ches
+        dataset = without_columns(dataset, REFERENCE_COLUMNS + (CHES_COLUMNS if with_ches else ()))
+
+        def compute() -> dict[str, Tensor]:
+            return self.reference_columns(dataset, batch_size, with_ches)  # type: ignore[attr-defined]
+
+        if not dataset.cache_files or not is_caching_enabled():
+            return with_columns(dataset, compute())
+        key = reference_key(dataset, self.args, (*PAIR_COLUMNS, *_NOTHINK_COLUMNS))
+        return with_cached_columns(dataset, (key, self._precompute_model_hash), self.accelerator, compute)  # type: ignore[attr-defined]
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         """Return the dataset tokenized, without rows that cannot be trained on.
@@ -90,7 +101,7 @@ class TraceDataMixin:
         Raises:
             ValueError: for faulty rows unless `drop_invalid_pairs` is set, and if more than 20 % would be cut.
         """
-        if {*_PAIR_COLUMNS, *_NOTHINK_COLUMNS} <= set(dataset.column_names):
+        if {*PAIR_COLUMNS, *_NOTHINK_COLUMNS} <= set(dataset.column_names):
             return dataset
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         indexed = add_pair_index(dataset)
@@ -133,7 +144,7 @@ def _tokenize(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
         return {**trace_pair_ids(example, tokenizer), "fault": ""}
     except TraceFaultError as fault:
         empty: list[int] = []
-        return {**dict.fromkeys((*_PAIR_COLUMNS, *_NOTHINK_COLUMNS), empty), "fault": str(fault)}
+        return {**dict.fromkeys((*PAIR_COLUMNS, *_NOTHINK_COLUMNS), empty), "fault": str(fault)}
 
 
 def _is_faultless(fault: str) -> bool:
