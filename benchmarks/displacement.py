@@ -122,7 +122,7 @@ def run(pairs: int, seeds: int) -> dict[str, dict[str, list[Displacement]]]:
             fifth = pairs // len(PARTS)
             for score in SCORES:
                 values = scored[score][:]
-                order = sorted(range(pairs), key=lambda row, values=values: values[row])
+                order = sorted(range(pairs), key=values.__getitem__)
                 for part in SHOWN:
                     start = PARTS.index(part) * fifth
                     chosen = scored.select(sorted(order[start : start + fifth]))

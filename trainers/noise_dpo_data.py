@@ -22,7 +22,7 @@ from hfnoise.trainers.preference_data import (
     number_vision_pairs,
     report_removed,
 )
-from hfnoise.trainers.reference_cache import with_cached_columns, with_columns, without_columns
+from hfnoise.trainers.reference_cache import with_cached_columns, without_columns
 
 # Key of a batch -> field of PairBatch.
 _BATCH_KEYS = {
@@ -159,7 +159,7 @@ class NoiseDPODataMixin:
 
             has_cache = bool(dataset.cache_files) and is_caching_enabled()
             if not has_cache and (with_ches or self.accelerator.num_processes > 1):
-                return with_columns(dataset, compute())
+                return self.with_reference_columns(dataset, batch_size)  # type: ignore[attr-defined]
             key = reference_key(dataset, self.args)
             if with_ches:
                 model_hash = self._precompute_model_hash  # type: ignore[attr-defined]

@@ -101,6 +101,10 @@ class NoiseDPOScoringMixin:
             return prepared
         return given.select(prepared[PAIR_INDEX])
 
+    def with_reference_columns(self, dataset: Dataset, batch_size: int) -> Dataset:
+        """Return a prepared dataset with the columns that `precompute_ref_log_probs` adds, computed now."""
+        return with_columns(dataset, self.reference_columns(dataset, batch_size, self.args.compute_ches))
+
     @torch.no_grad()
     def reference_columns(self, dataset: Dataset, batch_size: int, with_ches: bool) -> dict[str, Tensor]:
         """Return what one pass of the reference over a prepared dataset gives, computed by all processes together.

@@ -81,12 +81,12 @@ def score_dataset(
             "the model was not loaded from anywhere, so its tokenizer is not known: pass processing_class."
         )
     # Nothing is saved; the folder only satisfies the Trainer. Dropout does nothing in a pass that does not train.
-    defaults = {
+    defaults: dict[str, Any] = {
         "output_dir": tempfile.gettempdir(), "bf16": False, "report_to": "none", "activation_checkpointing": False,
         "disable_dropout": False,
     }  # fmt: skip
     args = NoiseDPOConfig(
-        **defaults | settings, precompute_ref_log_probs=True, compute_ches=True, max_length=max_length,
+        **(defaults | settings), precompute_ref_log_probs=True, compute_ches=True, max_length=max_length,
         per_device_train_batch_size=batch_size,
     )  # fmt: skip
     with _left_as_it_was(model):
