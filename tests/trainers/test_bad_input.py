@@ -32,7 +32,10 @@ def test_flip_rate_out_of_range(config_class, flip_rate):
         ({"loss_type": "sigmoid", "label_smoothing": 0.3}, "would be ignored by loss_type"),
         ({"loss_type": "robust"}, "needs a flip rate"),
         ({"loss_type": "cdpo"}, "needs a flip rate"),
-        ({"loss_type": "ipo", "sample_weight_column": "weight"}, r"\['ipo'\] cannot be weighted .*sample_weight_column"),
+        (
+            {"loss_type": "ipo", "sample_weight_column": "weight"},
+            r"\['ipo'\] cannot be weighted .*sample_weight",
+        ),
         ({"loss_type": "sym", "ld_alpha": 0.5}, "ld_alpha=0.5 cannot be combined"),
         ({"loss_type": "sym", "use_weighting": True}, "use_weighting=True cannot be combined"),
         ({"loss_type": "sym", "f_divergence_type": "forward_kl"}, "f_divergence_type='forward_kl' cannot"),

@@ -165,8 +165,16 @@ def test_online_share_settles_at_the_true_optimum():
         assert abs(sum(found[50:]) / 100 - true) < 0.03, trace_scale
 
 
-@pytest.mark.parametrize("settings", [{}, {"activation_checkpointing": True}, {"precompute_ref_log_probs": True}])
-@pytest.mark.parametrize(("size", "accumulation"), [(2, 2), (1, 4)])
+@pytest.mark.parametrize(
+    ("size", "accumulation", "settings"),
+    [
+        (2, 2, {}),
+        (1, 4, {"activation_checkpointing": True}),
+        (2, 2, {"precompute_ref_log_probs": True}),
+        (2, 2, {"prefix_sharing": True}),
+        (4, 1, {"prefix_sharing": True, "precompute_ref_log_probs": True}),
+    ],
+)
 def test_share_and_losses_do_not_depend_on_the_split(make, losses_of, size, accumulation, settings):
     whole = make(max_steps=4)
     split = make(max_steps=4, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, **settings)

@@ -1,0 +1,150 @@
+"""Dr. DPO over the global batch: does the gradient depend on how the batch is split, and what flips weigh in it.
+
+`python -m hfnoise.benchmarks.dr_dpo` prints two tables and writes dr_dpo.json and dr_dpo.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+
+from hfnoise.benchmarks.reporting import circumstances, markdown, print_table, write_json
+from hfnoise.preference import dr_dpo_weights, pair_loss
+from hfnoise.worlds import docstrings
+
+PAIRS = 16
+# (processes, pairs per process and micro-batch, micro-batches)
+SPLITS = (
+    (1, 16, 1), (1, 8, 2), (1, 4, 4), (1, 2, 8), (1, 1, 16), (2, 8, 1), (2, 4, 2), (2, 2, 4), (2, 1, 8),
+)  # fmt: skip
+DR_BETAS = (0.2, 1.0)
+# The policy has left the reference by this share of the spread of each weight tensor, so that losses differ.
+_DEPARTURE = 0.1
+# Simulated margins of a trained policy, of which 30 % have their label flipped: h ~ N(2, 1.5^2).
+_MARGIN_MEAN, _MARGIN_SPREAD, _FLIPS, _SIMULATED = 2.0, 1.5, 0.3, 2**16
+
+
+class KeepGradient(TrainerCallback):
+    """Keeps the gradient that the optimizer is about to be given."""
+
+    gradient: Tensor
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).clone()
+
+
+def gradient_of(size: int, accumulation: int, dr_beta: float, scope: str) -> Tensor:
+    """Return the gradient of one optimizer step on 16 pairs, split as said."""
+    from hfnoise import DrDPOConfig, DrDPOTrainer
+
+    reference = AutoModelForCausalLM.from_pretrained(docstrings.model_path())
+    policy = AutoModelForCausalLM.from_pretrained(docstrings.model_path())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += _DEPARTURE * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    keeper = KeepGradient()
+    args = DrDPOConfig(
+        tempfile.mkdtemp(), use_cpu=True, bf16=False, activation_checkpointing=False, report_to="none", max_steps=1,
+        per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, max_grad_norm=0.0, beta=2.0,
+        dr_beta=dr_beta, dr_scope=scope, max_length=96, save_strategy="no", disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
+    trainer = DrDPOTrainer(
+        policy, reference, args=args, train_dataset=docstrings.preference_pairs("train", PAIRS, seed=0),
+        processing_class=docstrings.tokenizer(), callbacks=[keeper],
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return keeper.gradient
+
+
+def _in_processes(size: int, accumulation: int, dr_beta: float, scope: str, file: str) -> None:
+    from accelerate import PartialState
+
+    torch.set_num_threads(1)
+    gradient = gradient_of(size, accumulation, dr_beta, scope)
+    assert PartialState().num_processes == 2
+    if PartialState().is_main_process:
+        torch.save(gradient, file)
+
+
+def _gradient(processes: int, size: int, accumulation: int, dr_beta: float, scope: str) -> Tensor:
+    from accelerate import debug_launcher
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+    if processes == 1:
+        return gradient_of(size, accumulation, dr_beta, scope)
+    with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        debug_launcher(_in_processes, (size, accumulation, dr_beta, scope, file.name), num_processes=processes)
+        gradient: Tensor = torch.load(file.name)
+    return gradient
+
+
+def split_errors() -> dict[str, dict[str, float | None]]:
+    """Return, for each split and setting, the relative distance to the gradient of all pairs at once."""
+    errors: dict[str, dict[str, float | None]] = {}
+    for dr_beta in DR_BETAS:
+        whole = _gradient(1, PAIRS, 1, dr_beta, "micro_batch")  # one micro-batch holds them all: the definition
+        for processes, size, accumulation in SPLITS:
+            row = errors.setdefault(f"{processes} x {size} x {accumulation}", {})
+            for scope in ("global", "micro_batch"):
+                # The official code does not refuse single pairs; with them it is plain DPO, as dr_beta = infinity is.
+                refused = scope == "micro_batch" and size == 1
+                found = _gradient(
+                    processes, size, accumulation, 1e6 if refused else dr_beta, "global" if refused else scope
+                )
+                row[f"{scope}, dr_beta {dr_beta:g}"] = ((found - whole).norm() / whole.norm()).item()
+    return errors
+
+
+def flipped_mass(dr_beta: float, pairs: int) -> float:
+    """Return the share of the gradient mass on flipped pairs with `pairs` weighed at a time; 0 means plain DPO."""
+    generator = torch.Generator().manual_seed(0)
+    clean = _MARGIN_MEAN + _MARGIN_SPREAD * torch.randn(_SIMULATED, generator=generator, dtype=torch.float64)
+    flipped = torch.rand(_SIMULATED, generator=generator) < _FLIPS
+    margins = torch.where(flipped, -clean, clean)
+    slope = torch.sigmoid(-margins)
+    if pairs:
+        losses = pair_loss("sigmoid", margins).split(pairs)
+        slope = slope * torch.cat([dr_dpo_weights(part, dr_beta) for part in losses])
+    return (slope[flipped].sum() / slope.sum()).item()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark from a command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output_dir", default="benchmark_results", help="folder of the results")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # a process forked after OpenMP started its pool would hang
+    errors = split_errors()
+    columns = list(next(iter(errors.values())))
+    header = ["processes x pairs x micro-batches", *columns]
+    rows = [[split, *(f"{row[name]:.1e}" for name in columns)] for split, row in errors.items()]
+    print_table("relative distance to the gradient of all 16 pairs at once", header, rows)
+    mass = {
+        f"{beta:g}": {str(n): flipped_mass(beta, n) for n in (0, 1, 2, 4, 8, 64, _SIMULATED)} for beta in (1.0, 0.5)
+    }
+    names = {"0": "DPO", "1": "1 (DPO)", str(_SIMULATED): "all"}
+    mass_header = ["dr_beta", *(names.get(n, n) for n in mass["1"])]
+    mass_rows = [[beta, *(f"{value:.3f}" for value in row.values())] for beta, row in mass.items()]
+    print_table("share of the gradient mass on flipped pairs, by pairs weighed at a time", mass_header, mass_rows)
+    folder = Path(given.output_dir)
+    results = {"split_errors": errors, "flipped_mass": mass}
+    write_json(folder / "dr_dpo.json", {**circumstances([0]), "results": json.loads(json.dumps(results))})
+    tables = [markdown(header, rows), markdown(mass_header, mass_rows)]
+    (folder / "dr_dpo.md").write_text("\n".join(tables), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
