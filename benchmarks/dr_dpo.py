@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
 from hfnoise.benchmarks.reporting import circumstances, markdown, print_table, write_json
 from hfnoise.preference import dr_dpo_weights, pair_loss
@@ -59,7 +59,7 @@ def gradient_of(size: int, accumulation: int, dr_beta: float, scope: str) -> Ten
     )  # fmt: skip
     trainer = DrDPOTrainer(
         policy, reference, args=args, train_dataset=docstrings.preference_pairs("train", PAIRS, seed=0),
-        processing_class=docstrings.tokenizer(), callbacks=[keeper],
+        processing_class=AutoTokenizer.from_pretrained(docstrings.model_path()), callbacks=[keeper],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.train()
