@@ -196,9 +196,9 @@ BVPO_OPTIONS = (
         "Share of the loss with traces, in [0, 1]: 0.5, the paper's choice, is plain DPO on both kinds of answers; "
         "'auto' estimates the share of least gradient error while training.",
     ),
-    Option("alpha_decay", "float", 0.98, "Decay of the moving averages behind trace_alpha 'auto', in [0, 1)."),
-    Option("alpha_min", "float", 0.05, "Smallest share that trace_alpha 'auto' takes, in [0, 1]."),
-    Option("alpha_every", "int", 1, "Optimizer steps between two estimates of trace_alpha 'auto'."),
+    Option("alpha_decay", "float", 0.95, "Decay of the moving averages behind trace_alpha 'auto', in [0, 1)."),
+    Option("alpha_min", "float", 0.05, "trace_alpha 'auto' stays in [alpha_min, 1 - alpha_min]; above 0, below 0.5."),
+    Option("alpha_every", "int", 4, "Optimizer steps between two estimates of trace_alpha 'auto'."),
     Option(
         "max_length",
         "int",

@@ -15,13 +15,12 @@ from transformers.trainer_callback import ExportableState
 
 from hfnoise.methods import BVPO_OPTIONS, find_method
 from hfnoise.preference.online_trace_alpha import MOMENTS, GradientSums, OnlineTraceAlpha
-from hfnoise.trainers.ches_capture import final_hidden_states
 from hfnoise.trainers.noise_dpo import NoiseDPOTrainer
 from hfnoise.trainers.noise_dpo_config import NoiseDPOConfig, option_field
 from hfnoise.trainers.pair_batch import PairBatch
 from hfnoise.trainers.trace_collator import DataCollatorForTracePreference
 from hfnoise.trainers.trace_data import TraceDataMixin
-from hfnoise.trainers.trace_probe import pair_gradients, scored_tokens
+from hfnoise.trainers.trace_probe import GradientProbe
 
 __all__ = ["BVPOConfig", "BVPOTrainer", "DataCollatorForTracePreference"]
 
@@ -38,9 +37,11 @@ class BVPOConfig(NoiseDPOConfig):
         trace_alpha (`float` or `"auto"`, defaults to `"auto"`): share of the loss with traces, in [0, 1]. 0.5, the
             paper's choice, is plain DPO on the union of both datasets; `"auto"` estimates the share of least gradient
             error from the gradients of every step.
-        alpha_decay (`float`, defaults to `0.98`): decay of the moving averages behind `"auto"`, in [0, 1).
-        alpha_min (`float`, defaults to `0.05`): `"auto"` never falls below it, in [0, 1].
-        alpha_every (`int`, defaults to `1`): optimizer steps between two estimates, at least 1.
+        alpha_decay (`float`, defaults to `0.95`): decay of the moving averages behind `"auto"`, in [0, 1).
+        alpha_min (`float`, defaults to `0.05`): `"auto"` stays in [alpha_min, 1 - alpha_min]; above 0, below 0.5: a
+            gradient that has no share at all cannot be measured.
+        alpha_every (`int`, defaults to `4`): optimizer steps between two estimates, at least 1. With `prefix_sharing`
+            these steps run on padded rows.
         max_length (`int`, defaults to `4096`): of prompt and answer with its trace, the paper's; rows that exceed it
             are dropped and counted, not cut.
 
@@ -54,20 +55,25 @@ class BVPOConfig(NoiseDPOConfig):
     """
 
     trace_alpha: float | str | None = option_field("trace_alpha", AUTO, BVPO_OPTIONS)
-    alpha_decay: float = option_field("alpha_decay", 0.98, BVPO_OPTIONS)
+    alpha_decay: float = option_field("alpha_decay", 0.95, BVPO_OPTIONS)
     alpha_min: float = option_field("alpha_min", 0.05, BVPO_OPTIONS)
-    alpha_every: int = option_field("alpha_every", 1, BVPO_OPTIONS)
+    alpha_every: int = option_field("alpha_every", 4, BVPO_OPTIONS)
     max_length: int | None = option_field("max_length", 4096, BVPO_OPTIONS)
 
     def __post_init__(self) -> None:
         self.trace_alpha = _share(self.trace_alpha)
         if not 0 <= self.alpha_decay < 1:
             raise ValueError(f"alpha_decay must be in [0, 1), got {self.alpha_decay!r}.")
-        if not 0 <= self.alpha_min <= 1:
-            raise ValueError(f"alpha_min must be in [0, 1], got {self.alpha_min!r}.")
+        if not 0 < self.alpha_min < 0.5:
+            raise ValueError(f"alpha_min must be above 0 and below 0.5, got {self.alpha_min!r}.")
         if self.alpha_every < 1:
             raise ValueError(f"alpha_every must be at least 1 step, got {self.alpha_every!r}.")
         super().__post_init__()
+        if self.trace_alpha == AUTO and self.torch_compile:
+            raise ValueError(
+                "trace_alpha='auto' reads gradients through hooks, which torch_compile=True leaves out. Give "
+                "trace_alpha a number, or leave torch_compile out."
+            )
         prompts = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
         if self.trace_alpha == AUTO and prompts < 2:
             raise ValueError(
@@ -114,8 +120,8 @@ class BVPOTrainer(TraceDataMixin, NoiseDPOTrainer):
 
     BVPO (arXiv 2510.05095). A sampled trace makes the gradient noisy; the answers without traces, sampled apart, give
     a gradient without that noise and with a bias. The paper states the best share and trains with 0.5; here it is
-    estimated from the gradients of every step, per prompt, on a probe that costs one backward pass through the LM head
-    (see `hfnoise.trainers.trace_probe`). Its evaluation metrics give the two losses apart.
+    estimated while training from the gradients of single prompts, sketched as the backward pass goes by (see
+    `hfnoise.trainers.trace_probe`), so it takes no pass of its own. Metrics give the two losses apart.
 
     Example:
         >>> from hfnoise import BVPOTrainer
@@ -135,6 +141,7 @@ class BVPOTrainer(TraceDataMixin, NoiseDPOTrainer):
     _config_class = BVPOConfig
     _purpose = "for a reasoning model, on answers with sampled traces and without"
     branches_per_prompt = 4
+    _is_probing = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -142,7 +149,7 @@ class BVPOTrainer(TraceDataMixin, NoiseDPOTrainer):
         fixed = 0.5 if self._is_auto else self.args.trace_alpha
         self.online_alpha = OnlineTraceAlpha(self.args.alpha_decay, self.args.alpha_min, alpha=fixed)
         self._sums = GradientSums()
-        self._caught: Any = None
+        self._probe = GradientProbe(self.model) if self._is_auto else None
         if self._is_auto:
             self.add_callback(TraceAlphaState(self.online_alpha))
         logger.info("BVPO: trace_alpha=%s, losses %s", self.args.trace_alpha, self.args.loss_type)
@@ -171,19 +178,13 @@ class BVPOTrainer(TraceDataMixin, NoiseDPOTrainer):
             settings |= {name: float(f"{value:.4g}") for name, value in moments}
         return {**super().report(), "settings": settings}
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Return the loss of a micro-batch, and in training the gradients that the share is estimated from."""
-        probing = self._is_auto and self.model.training and self.state.global_step % self.args.alpha_every == 0
-        unwrapped = self.accelerator.unwrap_model(model)
-        with final_hidden_states(unwrapped) if probing else nullcontext() as self._caught:
-            return super().compute_loss(model, inputs, *args, **kwargs)
+    def sharing_prefixes(self, model: Any) -> Any:
+        """Return the model, or what shares its prefixes; not while gradients are sketched, which takes whole rows."""
+        return model if self._is_probing else super().sharing_prefixes(model)
 
     def reduced_pair_losses(self, pairs: PairBatch, tap: Any) -> Tensor:
         """Return alpha times the mean loss with traces plus 1 - alpha times the mean without."""
         values = self.weighted_pair_values(self._pair_losses, pairs, pairs.margins)
-        if self._caught is not None:
-            gradients = pair_gradients(values, self._caught.last, *scored_tokens(self._caught.last, tap))
-            self._sums.add(*gradients.chunk(2))
         self._log_halves(pairs, values)
         trace, empty = values.chunk(2)
         alpha = self.trace_alpha
@@ -193,10 +194,25 @@ class BVPOTrainer(TraceDataMixin, NoiseDPOTrainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Run one micro-batch; with the last of a step the share of the next one is estimated."""
         synchronised = self.accelerator.sync_gradients
-        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self._is_probing = self._probe is not None and self.state.global_step % self.args.alpha_every == 0
+        try:
+            with self._probe.listen() if self._is_probing else nullcontext():
+                loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        finally:
+            is_probing, self._is_probing = self._is_probing, False
+        if is_probing:
+            self._add_gradients(self._probe.take_pairs())
         if synchronised:
             self._estimate_alpha()
         return loss
+
+    def _add_gradients(self, gradients: Tensor) -> None:
+        """Add the sketches of a micro-batch, freed of the factors with which the losses entered the backward pass."""
+        trace, empty = gradients.chunk(2)
+        scaler = self.accelerator.scaler
+        factor = (scaler.get_scale() if scaler is not None else 1.0) / self.current_gradient_accumulation_steps
+        factor = factor / len(trace)
+        self._sums.add(trace / (factor * self.trace_alpha), empty / (factor * (1 - self.trace_alpha)))
 
     def _estimate_alpha(self) -> None:
         """Update the share from the gradients of the step, summed over the processes."""

@@ -14,7 +14,7 @@ from hfnoise.trainers.noise_dpo_data import PAIR_COLUMNS, reference_key
 from hfnoise.trainers.preference_data import add_pair_index, removed_message, report_removed
 from hfnoise.trainers.reference_cache import with_cached_columns, with_columns, without_columns
 from hfnoise.trainers.trace_collator import DataCollatorForTracePreference
-from hfnoise.trainers.trace_tokens import BRANCHES, TraceFaultError, trace_pair_ids
+from hfnoise.trainers.trace_tokens import BRANCHES, TraceFaultError, answer_text, split_trace, trace_pair_ids
 
 _NOTHINK_COLUMNS = tuple(f"nothink_{name}" for name in PAIR_COLUMNS)
 # The share of rows that may be too long before the dataset is refused: more would be another dataset.
@@ -120,7 +120,12 @@ class TraceDataMixin:
                     f"{removed_message(rows, len(dataset), name, fault)}. Mend them or set drop_invalid_pairs=True to "
                     "train without them."
                 )
-        valid = tokenized.filter(_is_faultless, input_columns="fault").remove_columns("fault")
+        if not any(tokenized["has_trace"]):
+            raise ValueError(
+                f"no row of {name} has a trace in chosen: a chat template may have deleted them (DeepSeek-R1's does). "
+                "Give completions with their <think>...</think>, as hfnoise.make_trace_pairs writes them."
+            )
+        valid = tokenized.filter(_is_faultless, input_columns="fault").remove_columns(["fault", "has_trace"])
         if args.drop_invalid_pairs:
             report_removed(tokenized, valid, name, "have no usable trace or answer", "Mend them", drop=True)
         return self._without_cut_rows(valid, args.max_length, name, args.drop_invalid_pairs)
@@ -141,10 +146,11 @@ class TraceDataMixin:
 
 def _tokenize(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     try:
-        return {**trace_pair_ids(example, tokenizer), "fault": ""}
+        has_trace = bool(split_trace(answer_text(example["chosen"]))[0])
+        return {**trace_pair_ids(example, tokenizer), "fault": "", "has_trace": has_trace}
     except TraceFaultError as fault:
         empty: list[int] = []
-        return {**dict.fromkeys((*PAIR_COLUMNS, *_NOTHINK_COLUMNS), empty), "fault": str(fault)}
+        return {**dict.fromkeys((*PAIR_COLUMNS, *_NOTHINK_COLUMNS), empty), "fault": str(fault), "has_trace": False}
 
 
 def _is_faultless(fault: str) -> bool:

@@ -1,64 +1,102 @@
-"""A cheap probe of the gradient, per pair: what the LM head sends back into the final hidden states."""
+"""Gradients per pair, sketched from the backward pass that trains: what the estimate of BVPO's share needs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-# Columns of the random projection: the inner products of outer products are kept to about 1 / sqrt(columns * width).
-_COLUMNS = 16
-
-
-def pair_gradients(losses: Tensor, hidden: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
-    """Return the gradient of every pair's loss with respect to a linear map on top of the final hidden states.
-
-    One backward pass through the LM head gives the gradients d of all scored tokens; pairs do not share scored tokens,
-    so those of a pair add up to the gradient of its own loss. The gradient of a map h -> h + W h is sum_tokens d h^T;
-    h is projected to 16 random directions first, which keeps inner products on average (Johnson-Lindenstrauss).
-
-    Args:
-        losses (`torch.Tensor` of shape `(pairs,)`): with the graph; it is kept for the real backward pass.
-        hidden (`torch.Tensor` of shape `(..., width)`): final hidden states, on that graph.
-        tokens (`torch.Tensor` of shape `(scored,)`, int64): places of the scored tokens in `hidden`, flattened.
-        rows (`torch.Tensor` of shape `(scored,)`, int64): row of the batch each belongs to; chosen rows come first,
-            rejected rows after them in the same order.
-
-    Returns:
-        `torch.Tensor` of shape `(pairs, 16 * width)`, float32.
-    """
-    (gradient,) = torch.autograd.grad(losses.sum(), hidden, retain_graph=True)
-    width, pairs = hidden.size(-1), losses.numel()
-    with torch.no_grad():
-        direction = _projection(width).to(hidden.device)
-        gradients = gradient.reshape(-1, width)[tokens].float()
-        projected = hidden.detach().reshape(-1, width)[tokens].float() @ direction
-        pair = rows % pairs
-        order = pair.argsort(stable=True)
-        sizes = torch.bincount(pair, minlength=pairs).tolist()
-        parts = zip(gradients[order].split(sizes), projected[order].split(sizes), strict=True)
-        return torch.stack([(own.T @ states).flatten() for own, states in parts])
+# Inner products of gradients are kept on average (Johnson-Lindenstrauss), with an error of about 2 / sqrt(width) for
+# one matrix, which the sum over matrices averages out.
+_SKETCH_WIDTH = 64
+# Matrices that are looked at, spread evenly over the depth of the model.
+_MOST_MATRICES = 64
 
 
-def _projection(width: int) -> Tensor:
-    """Return the random directions: the same in every step, process and resumed run."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(width, _COLUMNS, generator=generator) / _COLUMNS**0.5
+class GradientProbe:
+    """Listens to the backward pass of a model and keeps a sketch of the gradient of every row of the batch.
 
-
-def scored_tokens(hidden: Tensor, tap: Any) -> tuple[Tensor, Tensor]:
-    """Return the places of the scored tokens in the flattened hidden states, and the row of the batch of each.
+    The gradient of a linear layer is the sum over tokens of (gradient of its output) x (its input); restricted to the
+    tokens of one row it is that of the row's own loss, for rows do not see each other. Both factors are projected to a
+    few random directions and multiplied, so no gradient of full size exists and no backward pass is added.
 
     Args:
-        hidden (`torch.Tensor` of shape `(rows, length, width)`, or `(1, tokens, width)` with shared prefixes).
-        tap ([`ForwardTap`]): that saw the forward pass.
+        model (`torch.nn.Module`): unwrapped; only matrices that are trained count: all with full fine-tuning, the
+            adapters with LoRA. The LM head is left out, since TRL's fused head does not call its module.
+
+    Raises:
+        ValueError: if no linear layer or embedding is trained.
     """
-    tree = getattr(tap.model, "row", None)
-    if tree is not None:
-        return tree.scored, tree.targets // tree.padded_shape[1]
-    scored = tap.labels[:, 1:] != -100
-    # Prompt-learning adapters put virtual tokens in front.
-    first = hidden.size(1) - tap.labels.size(1)
-    rows, columns = scored.nonzero(as_tuple=True)
-    return rows * hidden.size(1) + first + columns, rows
+
+    def __init__(self, model: nn.Module) -> None:
+        trained = [
+            module
+            for module in model.modules()
+            if isinstance(module, (nn.Linear, nn.Embedding, Conv1D)) and module.weight.requires_grad
+        ]
+        if not trained:
+            raise ValueError(
+                "trace_alpha='auto' reads the gradients of linear layers and embeddings, and none is trained here. "
+                "Train some (LoRA, full fine-tuning), or give trace_alpha a number."
+            )
+        step = max(1.0, len(trained) / _MOST_MATRICES)
+        self._modules = [trained[int(place * step)] for place in range(min(len(trained), _MOST_MATRICES))]
+        self._projections: dict[int, Tensor] = {}
+        self._sketches: dict[int, Tensor] = {}
+
+    @contextmanager
+    def listen(self) -> Iterator[None]:
+        """Keep the sketches of the forward and backward passes inside."""
+        self._sketches = {}
+        handles = [module.register_forward_hook(partial(self._forward, n)) for n, module in enumerate(self._modules)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def take_pairs(self) -> Tensor:
+        """Return the sketched gradients by pair, shape `(pairs, features)`: rows are all chosen, then all rejected."""
+        rows = torch.cat([self._sketches[key] for key in sorted(self._sketches)], dim=1)
+        self._sketches = {}
+        chosen, rejected = rows.chunk(2)
+        return chosen + rejected
+
+    def _forward(self, number: int, module: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        given = arguments[0]
+        # Without a graph it is a reference pass, or the first pass of a checkpoint; without a row per answer (experts
+        # see tokens of all rows) nothing can be told apart.
+        if not output.requires_grad or output.dim() != 3:
+            return
+        with torch.no_grad():
+            directions = self._directions(2 * number, _inputs(module), output.device)
+            sketch = directions[given] if isinstance(module, nn.Embedding) else given.float() @ directions
+        output.register_hook(partial(self._backward, number, sketch))
+
+    def _backward(self, number: int, sketch: Tensor, gradient: Tensor) -> None:
+        directions = self._directions(2 * number + 1, gradient.size(-1), gradient.device)
+        product = torch.einsum("rti,rto->rio", sketch, gradient.float() @ directions).flatten(1)
+        # A module that is called twice has the sum of both as its gradient.
+        self._sketches[number] = self._sketches.get(number, 0) + product
+
+    def _directions(self, seed: int, size: int, device: torch.device) -> Tensor:
+        """Return random directions: the same in every step, process and resumed run; all of them if there are few."""
+        if seed not in self._projections:
+            if size <= _SKETCH_WIDTH:
+                directions = torch.eye(size)
+            else:
+                generator = torch.Generator().manual_seed(seed)
+                directions = torch.randn(size, _SKETCH_WIDTH, generator=generator) / _SKETCH_WIDTH**0.5
+            self._projections[seed] = directions.to(device)
+        return self._projections[seed]
+
+
+def _inputs(module: Any) -> int:
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings
+    return int(module.in_features if isinstance(module, nn.Linear) else module.nx)

@@ -37,10 +37,10 @@ def answer_text(completion: Text) -> str:
 
 
 def split_trace(text: str) -> tuple[str, str]:
-    """Return the trace and the answer of a completion.
+    """Return the trace, which a model may leave empty, and the answer of a completion.
 
     Raises:
-        TraceFaultError: if the trace does not end, or one of the two is empty.
+        TraceFaultError: if the trace does not end, or no answer follows.
 
     Example:
         >>> from hfnoise.trainers.trace_tokens import split_trace
@@ -51,8 +51,6 @@ def split_trace(text: str) -> tuple[str, str]:
     if not close:
         raise TraceFaultError(f"have a trace without {CLOSE}")
     trace, answer = trace.strip().removeprefix(OPEN).strip(), answer.strip()
-    if not trace:
-        raise TraceFaultError("have an empty trace where one is wanted")
     if not answer:
         raise TraceFaultError("have no answer after the trace")
     return trace, answer

@@ -54,8 +54,9 @@ class OnlineTraceAlpha:
     to first order. As in Adam the averages are divided by 1 - decay^updates, so the first estimate counts in full.
 
     Args:
-        decay (`float`, defaults to `0.98`): of the moving averages, in [0, 1).
-        smallest (`float`, defaults to `0.05`): the share never falls below it, so that traces go on being trained.
+        decay (`float`, defaults to `0.95`): of the moving averages, in [0, 1).
+        smallest (`float`, defaults to `0.05`): the share stays in [smallest, 1 - smallest]: a gradient without a share
+            in the loss is neither trained nor measured any more.
         alpha (`float`, defaults to `0.5`): the share before the first estimate: plain DPO on both datasets.
 
     Example:
@@ -65,7 +66,7 @@ class OnlineTraceAlpha:
         (None, 0.692)
     """
 
-    decay: float = 0.98
+    decay: float = 0.95
     smallest: float = 0.05
     alpha: float = 0.5
     updates: int = 0
@@ -79,7 +80,7 @@ class OnlineTraceAlpha:
             for average, moment in zip(self.averages, moments, strict=True)
         ]
         best = closed_form_alpha(*self.estimates(), count=count)
-        self.alpha = min(max(best, self.smallest), 1.0)
+        self.alpha = min(max(best, self.smallest), 1.0 - self.smallest)
 
     def estimates(self) -> tuple[float, float, float, float]:
         """Return the averaged moments, 0 before the first update."""

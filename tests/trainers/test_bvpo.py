@@ -1,7 +1,6 @@
 """BVPO: four branches per row, the mixed loss, the estimated share, and what it refuses."""
 
 import copy
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ from trl import DPOConfig, DPOTrainer
 from hfnoise import BVPOConfig, BVPOTrainer
 from hfnoise.preference.online_trace_alpha import GradientSums, OnlineTraceAlpha
 from hfnoise.preference.trace_alpha import closed_form_alpha, optimal_trace_alpha
-from hfnoise.trainers.pair_batch import PairBatch
-from hfnoise.trainers.trace_probe import _projection, pair_gradients
+from hfnoise.trainers.pair_batch import PairBatch, pair_batch
+from hfnoise.trainers.trace_probe import GradientProbe
 from hfnoise.trainers.trace_tokens import trace_pair_ids
 from tests.conftest import WORDS
 
@@ -52,7 +51,7 @@ def make(make_trainer, trace_pairs):
 
     def build(pairs=None, trainer_class=BVPOTrainer, config_class=BVPOConfig, **settings):
         return make_trainer(trainer_class, config_class, trace_pairs() if pairs is None else pairs,
-                            **{"max_length": 64} | settings)  # fmt: skip
+                            **{"max_length": 64, "alpha_every": 1} | settings)  # fmt: skip
 
     return build
 
@@ -104,34 +103,46 @@ def test_loss_and_gradient_equal_the_vectors(preference_vectors, make, share):
     torch.testing.assert_close(gradient, torch.tensor(vectors[f"alpha{share}_grad"]), rtol=0, atol=1e-10)
 
 
-def test_probe_is_the_gradient_of_a_linear_map_on_top(make):
-    """The slow truth: one backward pass per pair, into a real weight matrix."""
-    trainer = make(trace_alpha="auto")
+def probed(trainer, **settings):
+    """Return the sketched gradients of a batch, and the loss per pair with its graph."""
     inputs, _ = trainer.split_columns(first_batch(trainer))
-    found = {}
+    inputs = trainer._with_reference(inputs)
+    trainer.model.train()
+    probe = GradientProbe(trainer.model)
+    with probe.listen():
+        pairs = pair_batch(trainer._policy_log_probs(inputs), inputs, trainer.beta, {})
+        losses = trainer.weighted_pair_values([("sigmoid", 1.0)], pairs, pairs.margins)
+        losses.sum().backward(retain_graph=True)
+    return probe, probe.take_pairs(), losses
 
-    def keep(losses, hidden, tokens, rows):
-        found["fast"] = pair_gradients(losses, hidden, tokens, rows)
-        found["losses"] = losses
-        return found["fast"]
 
-    backbone = trainer.model.base_model
-    weight = torch.zeros(32, 32, requires_grad=True)
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)])
+def test_probe_has_the_inner_products_of_the_gradients(make, peft_config):
+    """The slow truth: one backward pass per pair. Matrices of the tiny model are narrow, so the sketch is exact."""
+    trainer = make(trace_alpha=0.5, peft_config=peft_config)
+    probe, found, losses = probed(trainer)
+    # TRL's fused head reads the matrix of the LM head and never calls the module.
+    weights = [module.weight for module in probe._modules if module is not trainer.model.get_output_embeddings()]
+    slow = torch.stack(
+        [torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights, retain_graph=True)]) for loss in losses]
+    )
+    assert len(weights) == (2 * 7 + 1 if peft_config is None else 4)
+    torch.testing.assert_close(found @ found.T, slow @ slow.T, rtol=1e-4, atol=1e-6)
 
-    def add_map(module, arguments, output):
-        hidden = output.last_hidden_state
-        output.last_hidden_state = hidden + hidden.detach() @ weight.T
-        return output
 
-    handle = backbone.register_forward_hook(add_map)
-    with patch("hfnoise.trainers.bvpo.pair_gradients", keep):
-        trainer.current_gradient_accumulation_steps = 1
-        trainer.model.train()
-        trainer.compute_loss(trainer.model, dict(inputs))
-    handle.remove()
-    slow = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in found["losses"]]
-    expected = torch.stack([(grad @ _projection(32)).flatten() for grad in slow])
-    torch.testing.assert_close(found["fast"], expected, rtol=1e-4, atol=1e-6)
+def test_sketch_keeps_inner_products_on_average(make, monkeypatch):
+    trainer = make(trace_alpha=0.5)
+    _, exact, _ = probed(trainer)
+    monkeypatch.setattr("hfnoise.trainers.trace_probe._SKETCH_WIDTH", 16)
+    _, sketched, _ = probed(trainer)
+    assert sketched.size(1) < exact.size(1)
+    norms = sketched.square().sum(1) / exact.square().sum(1)
+    assert 0.8 < norms.mean() < 1.25
+
+
+def test_probe_needs_trained_matrices():
+    with pytest.raises(ValueError, match="none is trained here"):
+        GradientProbe(torch.nn.LayerNorm(4))
 
 
 def test_sums_over_parts_give_the_closed_form():
@@ -143,7 +154,7 @@ def test_sums_over_parts_give_the_closed_form():
     count, moments = sums.moments()
     expected = optimal_trace_alpha(trace, empty)
     assert count == 12 and moments == pytest.approx(tuple(expected)[1:])
-    online = OnlineTraceAlpha(smallest=0.0)
+    online = OnlineTraceAlpha(smallest=0.01)
     online.update(count, moments)
     assert online.alpha == pytest.approx(expected.alpha)
 
@@ -154,7 +165,7 @@ def test_online_share_settles_at_the_true_optimum():
     bias, prompts = 0.15 * torch.ones(50), 16
     for trace_scale in (1.0, 2.0, 4.0):
         true = closed_form_alpha(50 * trace_scale**2, 50 * 0.25, 0.0, float(bias.square().sum()), prompts)
-        online = OnlineTraceAlpha()
+        online = OnlineTraceAlpha(decay=0.98, smallest=0.01)
         found = []
         for _ in range(150):
             sums = GradientSums()
@@ -249,7 +260,6 @@ ROW = {"prompt": "the fox ", "chosen": "<think>\nthe dog\n</think>\n\nfox",
     ("change", "message"),
     [
         ({"chosen": "<think>\nthe dog"}, r"have a trace without </think> \(rows 4\)"),
-        ({"chosen": "<think>\n\n</think>\n\nfox"}, "empty trace"),
         ({"rejected": "<think>\na dog\n</think>\n\n"}, "no answer after the trace"),
         ({"rejected_nothink": "<think>\nx\n</think>\n\ndog"}, "have a trace in an answer without traces"),
         ({"rejected_nothink": ""}, "no answer in"),
@@ -262,6 +272,13 @@ def test_faulty_rows_are_named_and_can_be_dropped(make, trace_pairs, change, mes
     with pytest.raises(ValueError, match=message):
         make(Dataset.from_list(rows))
     assert len(make(Dataset.from_list(rows), drop_invalid_pairs=True).train_dataset) == 7
+
+
+def test_an_empty_trace_is_a_trace_but_not_in_every_row(make, trace_pairs):
+    empty = ROW | {"chosen": "<think>\n\n</think>\n\nfox"}
+    assert len(make(Dataset.from_list([*trace_pairs(4).to_list(), empty])).train_dataset) == 5
+    with pytest.raises(ValueError, match="no row of the train dataset has a trace in chosen"):
+        make(Dataset.from_list([empty] * 4))
 
 
 def test_cut_answers_are_dropped_and_counted_up_to_a_fifth(make, trace_pairs, caplog):
@@ -281,8 +298,10 @@ def test_cut_answers_are_dropped_and_counted_up_to_a_fifth(make, trace_pairs, ca
         ({"trace_alpha": "half"}, "trace_alpha must be"),
         ({"trace_alpha": None}, "trace_alpha must be"),
         ({"alpha_decay": 1.0}, "alpha_decay"),
-        ({"alpha_min": 2.0}, "alpha_min"),
+        ({"alpha_min": 0.5}, "alpha_min"),
+        ({"alpha_min": 0.0}, "alpha_min"),
         ({"alpha_every": 0}, "alpha_every"),
+        ({"torch_compile": True}, "torch_compile=True leaves out"),
         ({"per_device_train_batch_size": 1}, "needs at least 2"),
         ({"loss_type": "sft"}, "cannot be weighted pair by pair"),
     ],
