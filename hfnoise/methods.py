@@ -205,12 +205,16 @@ SHARED_EXPORTS: dict[str, str] = {
     "PairContext": "hfnoise.preference",
     "estimate_flip_rate": "hfnoise.preference",
     "flip_labels": "hfnoise.preference",
+    "make_trace_pairs": "hfnoise.trainers.trace_pairs",
     "pair_loss": "hfnoise.preference",
     "register_pair_loss": "hfnoise.preference",
 }
 
 COMMANDS: tuple[Command, ...] = (
     Command("audit-labels", "hfnoise.trainers.audit_labels:main", "estimate the flip rate of a preference dataset"),
+    Command(
+        "make-trace-pairs", "hfnoise.trainers.trace_pairs_run:main", "sample preference pairs with reasoning traces"
+    ),
     Command("demo", "hfnoise.worlds.demo:main", "noisy labels on the embedded world: table, plot, saved model"),
     Command("bench", "hfnoise.benchmarks.preference_noise:main", "the preference-noise benchmark"),
 )
