@@ -108,7 +108,7 @@ def make_trace_pairs(
             rows.append(_row(prompt, pairs))
     report = {
         "model": model.config._name_or_path,
-        "reward": getattr(reward_fn, "__qualname__", type(reward_fn).__name__),
+        "reward": _name_of(reward_fn),
         "prompts": len(prompts),
         "pairs": len(rows),
         "samples": samples,
@@ -250,6 +250,11 @@ def _reward(reward_fn: RewardFunction, prompt: Any, answer: str, number: int) ->
             f"reward_fn must return a finite number, got {value!r} for prompt {number}, answer {answer!r}."
         )
     return reward
+
+
+def _name_of(reward_fn: Any) -> str:
+    named = reward_fn if hasattr(reward_fn, "__qualname__") else type(reward_fn)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _best_and_worst(scored: list[tuple[float, str]]) -> tuple[tuple[float, str], tuple[float, str]] | None:

@@ -62,8 +62,7 @@ def save_trace_pairs(
     target = Path(folder) / "data"
     target.mkdir(parents=True, exist_ok=True)
     for split, dataset in splits.items():
-        # Traces repeat themselves: zstd halves what the default of Parquet leaves.
-        dataset.to_parquet(str(target / _file_name(split)), compression="zstd")
+        dataset.to_parquet(str(target / _file_name(split)))
     card.save(Path(folder) / "README.md")
     return Path(folder)
 
@@ -102,7 +101,7 @@ def trace_pairs_card(splits: dict[str, Dataset], name: str, license: str | None 
         prompt_kind="text" if is_text else "messages; the answers are messages too",
         repository=name,
         sections=[(split, _rows(part, sizes[split])) for split, part in reports.items()],
-        command=shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]]),
+        command=_command(),
         versions=library_versions(),
         citation=_CITATION,
     ).content
@@ -111,6 +110,13 @@ def trace_pairs_card(splits: dict[str, Dataset], name: str, license: str | None 
 
 def _file_name(split: str) -> str:
     return f"{split}-00000-of-00001.parquet"
+
+
+def _command() -> str:
+    """Return the command of this process, as one would type it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # set by `python -m`
+    start = ["python", "-m", spec.name.removesuffix(".__main__")] if spec else [Path(sys.argv[0]).name or "python"]
+    return shlex.join([*start, *sys.argv[1:]])
 
 
 def _model_text(path: str) -> str:

@@ -32,7 +32,7 @@ MODES = ("think", "nothink")
 
 @dataclass(frozen=True)
 class TraceRecipe:
-    """Settings of a preference run on the trace pairs of this world that takes about two minutes on a CPU.
+    """Settings of a preference run on the trace pairs of this world that takes about a minute on a CPU.
 
     Args:
         train_size (`int`): training pairs.
@@ -44,10 +44,10 @@ class TraceRecipe:
         max_length (`int`): tokens of prompt, trace and answer together; no pair is cut.
     """
 
-    train_size: int = 1000
+    train_size: int = 3000
     eval_questions: int = 1000
-    beta: float = 0.1
-    learning_rate: float = 1e-4
+    beta: float = 4.0
+    learning_rate: float = 3e-4
     num_train_epochs: int = 2
     per_device_train_batch_size: int = 32
     max_length: int = 160

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hfnoise.worlds.arithmetic import MAX_NEW_TOKENS, PAIRS_FOLDER, model_path, prompts, reward
 
-PROMPTS = {"train": 6000, "validation": 1200}
+PROMPTS = {"train": 4000, "validation": 800}
 _BATCH_SIZE = 256
 
 

@@ -75,18 +75,21 @@ def test_the_seed_decides_and_the_batch_size_does_not(model, pairs):
 
 
 def test_reward_sees_what_the_dataset_holds_and_extremes_are_taken(model):
-    """With the length as reward, chosen is the longest answer that the reward was asked about."""
+    """With an arbitrary reward, chosen and rejected are the extremes of what the reward was asked about."""
     seen = {}
 
-    def length(prompt, answer):
-        seen.setdefault((prompt, answer.startswith(TRACE_START)), []).append(answer)
-        return len(answer)
+    def value(answer):
+        return sum(map(ord, answer))
 
-    for row in make(model, SUMS[:4], length, samples=6):
+    def arbitrary(prompt, answer):
+        seen.setdefault((prompt, answer.startswith(TRACE_START)), []).append(answer)
+        return value(answer)
+
+    for row in make(model, SUMS[:4], arbitrary, samples=6):
         for with_trace, suffix in ((True, ""), (False, "_nothink")):
             answers = seen[row["prompt"], with_trace]
-            assert row[f"chosen{suffix}"] == max(answers, key=len)
-            assert row[f"rejected{suffix}"] == min(answers, key=len)
+            assert row[f"chosen{suffix}"] == max(answers, key=value)
+            assert row[f"rejected{suffix}"] == min(answers, key=value)
             assert row[f"chosen{suffix}_reward"] > row[f"rejected{suffix}_reward"]
 
 
@@ -208,7 +211,7 @@ def test_bad_tokenizers(model, world_tokenizer):
     with pytest.raises(ValueError, match="has no chat template"):
         make(model, [[{"role": "user", "content": "1+1="}]], tokenizer=tokenizer)
     with pytest.raises(ValueError, match="built in memory"):
-        make(type(model)(model.config.__class__(vocab_size=10, hidden_size=8, num_hidden_layers=1)))
+        make(type(model)(type(model.config)(vocab_size=10, hidden_size=32, num_hidden_layers=1)))
 
 
 def test_command_line(capsys, tmp_path):

@@ -136,22 +136,26 @@ def test_shipped_model_thinks_and_errs(model_and_tokenizer):
     assert 2e5 < model.num_parameters() < 9e5
     questions = prompts("validation", 200)
     think, nothink = (accuracy(model, tokenizer, questions, mode) for mode in ("think", "nothink"))
-    assert 0.45 < think < 0.8 and 0.2 < nothink < 0.55 and think > nothink + 0.1
-    assert accuracy(model, tokenizer, questions, "think", temperature=0) > think + 0.05
+    assert 0.45 < think < 0.75 and 0.25 < nothink < think
+    greedy, greedy_nothink = (accuracy(model, tokenizer, questions, mode, 0) for mode in ("think", "nothink"))
+    assert greedy > think + 0.2 and greedy > greedy_nothink + 0.1
     assert accuracy(model, tokenizer, questions, batch_size=7) == think
     assert accuracy(model, tokenizer, questions, seed=1) != think
 
 
 def test_shipped_model_answers_through_the_chat_template(model_and_tokenizer):
-    model, tokenizer = model_and_tokenizer
+    from transformers import AutoTokenizer
+
+    model = model_and_tokenizer[0]
+    tokenizer = AutoTokenizer.from_pretrained(arithmetic.model_path(), padding_side="left")
     messages = [[{"role": "user", "content": prompt}] for prompt in prompts("validation", 100)]
     encoded = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True, padding_side="left"
+        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
     )
     output = model.generate(**encoded, do_sample=False)
     texts = tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
     rewards = [reward(message, text) for message, text in zip(messages, texts, strict=True)]
-    assert sum(rewards) / len(rewards) > 0.6
+    assert sum(rewards) / len(rewards) > 0.85
 
 
 def test_pairs_are_what_they_say(pairs):
