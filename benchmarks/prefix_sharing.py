@@ -1,7 +1,8 @@
 """Prefix sharing: four completions of a prompt as a tree row, against padding and against packing.
 
-`hfnoise bench-trees` prints a table and writes prefix_sharing.json and .md. Token ids and weights are random: only
-shapes matter. The four completions are those of BVPO: two answers with a reasoning trace, two without.
+`python -m hfnoise.benchmarks.prefix_sharing` prints a table and writes prefix_sharing.json and .md. Token ids and
+weights are random: only shapes matter. The four completions are those of BVPO: two answers with a reasoning trace, two
+without.
 """
 
 from __future__ import annotations
@@ -223,7 +224,7 @@ def _peak_memory(model: Any, passes: list[Pass]) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark from a command line."""
-    parser = argparse.ArgumentParser(prog="hfnoise bench-trees", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, default=1, help="batches of other lengths, seeds 0, 1, ...")
     parser.add_argument("--repeats", type=int, default=3, help="timed repetitions of every way, in turn")
     parser.add_argument("--prompts", type=int, default=2, help="prompts in a micro-batch, with 4 branches each")

@@ -312,6 +312,7 @@ SHARED_EXPORTS: dict[str, str] = {
     "estimate_flip_rate": "hfnoise.preference",
     "filter_by_ches": "hfnoise.preference",
     "flip_labels": "hfnoise.preference",
+    "make_trace_pairs": "hfnoise.trainers.trace_pairs",
     "pair_loss": "hfnoise.preference",
     "register_pair_loss": "hfnoise.preference",
     "score_dataset": "hfnoise.trainers.score_pairs",
@@ -320,9 +321,11 @@ SHARED_EXPORTS: dict[str, str] = {
 COMMANDS: tuple[Command, ...] = (
     Command("audit-labels", "hfnoise.trainers.audit_labels:main", "estimate the flip rate of a preference dataset"),
     Command("score-pairs", "hfnoise.trainers.score_pairs:main", "CHES: which pairs DPO would displace likelihood on"),
+    Command(
+        "make-trace-pairs", "hfnoise.trainers.trace_pairs_run:main", "sample preference pairs with reasoning traces"
+    ),
     Command("demo", "hfnoise.worlds.demo:main", "noisy labels on the embedded world: table, plot, saved model"),
     Command("bench", "hfnoise.benchmarks.preference_noise:main", "the preference-noise benchmark"),
-    Command("bench-trees", "hfnoise.benchmarks.prefix_sharing:main", "prefix sharing against padding and packing"),
 )
 
 

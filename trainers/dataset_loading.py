@@ -9,22 +9,26 @@ from typing import Any
 from datasets import DatasetDict, load_dataset, load_from_disk
 
 from hfnoise.preference.corruption import flip_labels
-from hfnoise.worlds import docstrings
+from hfnoise.worlds import arithmetic, docstrings
 
 logger = logging.getLogger(__name__)
 
-# Prefix of the names of embedded worlds, on the command line and in YAML.
+# Names of the embedded worlds, on the command line and in YAML.
 EMBEDDED = "hfnoise:docstrings"
+ARITHMETIC = "hfnoise:arithmetic"
+_MODEL_PATHS = {EMBEDDED: docstrings.model_path, ARITHMETIC: arithmetic.model_path}
 _READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def resolve_model(name: str) -> str:
-    """Return the name or path to load: the folder of the shipped model for `hfnoise:docstrings`."""
-    return docstrings.model_path() if name == EMBEDDED else name
+    """Return the name or path to load: for the name of an embedded world, the folder of its model."""
+    return _MODEL_PATHS[name]() if name in _MODEL_PATHS else name
 
 
 def load_any(name: str | None, config: str | None = None, streaming: bool = False) -> Any:
-    """Return the splits of a dataset: a Hub id, a folder of `save_to_disk`, a data file, or `hfnoise:docstrings`.
+    """Return the splits of a dataset: a Hub id, a folder of `save_to_disk`, a data file, or an embedded world.
+
+    `hfnoise:docstrings` has preference pairs, `hfnoise:arithmetic` pairs with reasoning traces and without.
 
     Raises:
         ValueError: if no name is given or a local path holds no dataset.
@@ -37,6 +41,8 @@ def load_any(name: str | None, config: str | None = None, streaming: bool = Fals
             train=docstrings.preference_pairs("train", size=recipe.train_size, seed=0),
             test=docstrings.preference_pairs("validation", size=recipe.eval_size, seed=0),
         )
+    if name == ARITHMETIC:
+        return DatasetDict(train=arithmetic.trace_pairs("train"), test=arithmetic.trace_pairs("validation"))
     path = Path(name)
     if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
         stored = load_from_disk(name)

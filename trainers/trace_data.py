@@ -14,7 +14,7 @@ from hfnoise.trainers.noise_dpo_data import PAIR_COLUMNS, reference_key
 from hfnoise.trainers.preference_data import add_pair_index, removed_message, report_removed
 from hfnoise.trainers.reference_cache import with_cached_columns, with_columns, without_columns
 from hfnoise.trainers.trace_collator import DataCollatorForTracePreference
-from hfnoise.trainers.trace_tokens import BRANCHES, TraceFaultError, answer_text, split_trace, trace_pair_ids
+from hfnoise.trainers.trace_tokens import BRANCHES, TraceFaultError, answer_text, trace_and_answer, trace_pair_ids
 
 _NOTHINK_COLUMNS = tuple(f"nothink_{name}" for name in PAIR_COLUMNS)
 # The share of rows that may be too long before the dataset is refused: more would be another dataset.
@@ -146,7 +146,7 @@ class TraceDataMixin:
 
 def _tokenize(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     try:
-        has_trace = bool(split_trace(answer_text(example["chosen"]))[0])
+        has_trace = bool(trace_and_answer(answer_text(example["chosen"]))[0])
         return {**trace_pair_ids(example, tokenizer), "fault": "", "has_trace": has_trace}
     except TraceFaultError as fault:
         empty: list[int] = []

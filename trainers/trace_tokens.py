@@ -7,14 +7,10 @@ generation prompt and the text of the answer.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-OPEN, CLOSE = "<think>", "</think>"
-# The scaffolds of DeepSeek-R1 and Qwen3: what stands between the prompt and the trace, or the bare answer.
-TRACE_OPENING = f"{OPEN}\n"
-EMPTY_TRACE = f"{OPEN}\n\n{CLOSE}\n\n"
+from hfnoise.preference.traces import EMPTY_TRACE, TRACE_END, TRACE_START, split_trace, without_trace_start
 
 BRANCHES = ("chosen", "rejected", "chosen_nothink", "rejected_nothink")
 Text = str | Sequence[dict[str, Any]]
@@ -33,24 +29,18 @@ def answer_text(completion: Text) -> str:
     message = completion[0]
     reasoning = message.get("reasoning_content") or message.get("thinking")
     content = message.get("content") or ""
-    return f"{TRACE_OPENING}{reasoning}\n{CLOSE}\n\n{content}" if reasoning else content
+    return f"{TRACE_START}{reasoning}\n{TRACE_END}\n\n{content}" if reasoning else content
 
 
-def split_trace(text: str) -> tuple[str, str]:
+def trace_and_answer(text: str) -> tuple[str, str]:
     """Return the trace, which a model may leave empty, and the answer of a completion.
 
     Raises:
         TraceFaultError: if the trace does not end, or no answer follows.
-
-    Example:
-        >>> from hfnoise.trainers.trace_tokens import split_trace
-        >>> split_trace("<think>\\n2 and 2\\n</think>\\n\\n4")
-        ('2 and 2', '4')
     """
-    trace, close, answer = text.partition(CLOSE)
-    if not close:
-        raise TraceFaultError(f"have a trace without {CLOSE}")
-    trace, answer = trace.strip().removeprefix(OPEN).strip(), answer.strip()
+    trace, answer = split_trace(text)
+    if trace is None:
+        raise TraceFaultError(f"have a trace without {TRACE_END}")
     if not answer:
         raise TraceFaultError("have no answer after the trace")
     return trace, answer
@@ -62,11 +52,10 @@ def bare_answer(text: str) -> str:
     Raises:
         TraceFaultError: if there is a trace after all, or nothing.
     """
-    trace, close, answer = text.partition(CLOSE)
-    if close and trace.strip().removeprefix(OPEN).strip():
+    trace, answer = split_trace(text)
+    if trace:
         raise TraceFaultError("have a trace in an answer without traces (chosen_nothink, rejected_nothink)")
-    answer = (answer if close else text).strip()
-    if not answer or answer.startswith(OPEN):
+    if not answer or answer.startswith(TRACE_START.strip()):
         raise TraceFaultError("have no answer in chosen_nothink or rejected_nothink")
     return answer
 
@@ -80,11 +69,9 @@ def generation_prefix(tokenizer: Any, prompt: Text, **template_arguments: Any) -
         **template_arguments: for the chat template, for instance `tools`.
     """
     if isinstance(prompt, str):
-        text = prompt
-    else:
-        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **template_arguments)
-    # R1's template opens the trace itself; Qwen3's closes an empty one with enable_thinking=False.
-    return re.sub(rf"{OPEN}\s*({CLOSE}\s*)?$", "", text)
+        return without_trace_start(prompt)
+    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **template_arguments)
+    return without_trace_start(text)
 
 
 def trace_pair_ids(example: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
@@ -107,11 +94,10 @@ def trace_pair_ids(example: dict[str, Any], tokenizer: Any) -> dict[str, list[in
     # The template has written the special tokens of a conversation; plain text gets those the tokenizer adds.
     special = {"add_special_tokens": isinstance(prompt, str)}
     texts = {name: answer_text(example[name]) for name in BRANCHES}
-    traces = [
-        "\n".join([trace, f"{CLOSE}\n\n{answer}"]) for trace, answer in map(split_trace, list(texts.values())[:2])
-    ]
-    answers = [bare_answer(text) for text in list(texts.values())[2:]]
-    with_trace = _pair_ids(tokenizer, prefix + TRACE_OPENING, traces, special)
+    parts = [trace_and_answer(texts[name]) for name in BRANCHES[:2]]
+    traces = [f"{trace}\n{TRACE_END}\n\n{answer}" for trace, answer in parts]
+    answers = [bare_answer(texts[name]) for name in BRANCHES[2:]]
+    with_trace = _pair_ids(tokenizer, prefix + TRACE_START, traces, special)
     without = _pair_ids(tokenizer, prefix + EMPTY_TRACE, answers, special)
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     return dict(zip(names, with_trace, strict=True)) | {
