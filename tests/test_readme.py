@@ -14,6 +14,11 @@ def python_blocks(name):
     return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
 
 
+PYTHON_BLOCKS = [
+    block for page in ("papers", "preference", "reasoning_traces") for block in python_blocks(f"docs/{page}.md")
+]
+
+
 def test_table_of_methods():
     rows = [
         f"| `{method.name}` | `{method.trainer}` | {method.stock} "
@@ -23,7 +28,7 @@ def test_table_of_methods():
     assert "\n".join(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("block", python_blocks("docs/papers.md") + python_blocks("docs/preference.md"))
+@pytest.mark.parametrize("block", PYTHON_BLOCKS)
 def test_blocks_of_the_docs_run(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "docs", "exec"), {})

@@ -158,7 +158,7 @@ def _key(seed: int, prefix: str, earlier: int, sample: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1  # a generator takes 63 bits and a sign
 
 
-class _KeyedSampler(LogitsProcessor):
+class _KeyedSampler(LogitsProcessor):  # type: ignore[misc]
     """Leaves one token: the one that the row's next uniform number selects."""
 
     def __init__(self, keys: list[int], steps: int, prompt_length: int, device: torch.device) -> None:

@@ -53,6 +53,16 @@ class TraceRecipe:
     max_length: int = 160
 
 
+# Measured with NoiseDPOTrainer and loss_type="sigmoid" on 1000 validation sums, at temperature 1 (standard error of a
+# number 0.016; the recipe was chosen on these sums), then greedy; "think" are plain text pairs of the columns
+# `chosen` and `rejected`, "union" adds those without a trace, with the empty trace in the prompt.
+#   trained on         think           without a trace
+#   nothing            .535, .966      .473, .780
+#   think, seed 0      .614, .958      .355, .435
+#   think, seed 1      .620, .958      .424, .597
+#   union, seed 0      .626, .955      .509, .803
+# One run on the think pairs: 188 steps, 50 s of one core that was shared. A beta of 0.1, usual for large models, is
+# too weak a tie to the reference here: at 1e-4 both numbers fall (.385, .715).
 TRACE_RECIPE = TraceRecipe()
 
 
