@@ -20,6 +20,7 @@ from hfnoise.trainers.preference_data import (
     check_preference_dataset,
     keep_valid_pairs,
     number_vision_pairs,
+    refuse_lost_traces,
     report_removed,
 )
 from hfnoise.trainers.reference_cache import with_cached_columns, without_columns
@@ -114,6 +115,7 @@ class NoiseDPODataMixin:
             return self._prepare_stream(dataset, processing_class, args, dataset_name)
         indexed = add_pair_index(dataset)
         prepared = super()._prepare_dataset(indexed, processing_class, args, dataset_name)  # type: ignore[misc]
+        refuse_lost_traces(prepared, processing_class, f"the {dataset_name} dataset")
         name, drop = f"the {dataset_name} dataset", args.drop_invalid_pairs
         report_removed(
             indexed, prepared, name, f"have a prompt that fills max_length={args.max_length}, so no answer is left",

@@ -9,12 +9,16 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
+from hfnoise.preference.traces import TRACE_END
+
 logger = logging.getLogger(__name__)
 
 # Position of a pair in the dataset the user gave; it lets an error name the pair. No user's column is called so.
 PAIR_INDEX = "hfnoise_pair_index"
 # How many offending rows an error message lists.
 _SHOWN = 5
+# Rows that are looked at for what a chat template does to all of them alike.
+_LOOKED_AT = 20
 
 
 def check_preference_dataset(dataset: Any, name: str, per_pair: dict[str, str | None]) -> None:
@@ -123,6 +127,27 @@ def removed_message(removed: list[int], count: int, name: str, reason: str) -> s
     """Return the sentence on the rows that cannot be trained on, without its end."""
     shown = ", ".join(map(str, removed[:_SHOWN])) + (", ..." if len(removed) > _SHOWN else "")
     return f"{len(removed)} of {count} pairs of {name} {reason} (rows {shown})"
+
+
+def refuse_lost_traces(prepared: Dataset, processing_class: Any, name: str) -> None:
+    """Raise if a chat template has deleted the reasoning traces of the answers, as those of reasoning models do.
+
+    Raises:
+        ValueError: with the row; training on answers without their traces would go unnoticed.
+    """
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    for row in prepared.select(range(min(_LOOKED_AT, len(prepared)))):
+        answer = row.get("chosen")
+        if not isinstance(answer, list) or not answer:
+            return  # text, tokenized as it is
+        given = str(answer[-1].get("content")) + str(answer[-1].get("reasoning_content") or "")
+        has_trace = TRACE_END in given or bool(answer[-1].get("reasoning_content"))
+        if has_trace and TRACE_END not in tokenizer.decode(row["chosen_ids"]):
+            raise ValueError(
+                f"the chat template deletes the reasoning traces of {name} (row {row[PAIR_INDEX]}): the model would be "
+                "trained on answers without them. Set tokenizer.chat_template to a template for training that keeps "
+                "them (TRL ships deepseek_r1_distill_training.jinja), or use BVPOTrainer, which needs none."
+            )
 
 
 def number_vision_pairs(dataset: Any, name: str, drop: bool) -> Any:

@@ -8,7 +8,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import DPOConfig, DPOTrainer
 
-from hfnoise import BVPOConfig, BVPOTrainer
+from hfnoise import BVPOConfig, BVPOTrainer, NoiseDPOConfig, NoiseDPOTrainer
 from hfnoise.preference.online_trace_alpha import GradientSums, OnlineTraceAlpha
 from hfnoise.preference.trace_alpha import closed_form_alpha, optimal_trace_alpha
 from hfnoise.trainers.pair_batch import PairBatch, pair_batch
@@ -343,3 +343,17 @@ def test_a_template_that_deletes_traces_does_not_delete_ours(tokenizer):
     assert reasoning.decode(ids["prompt_ids"]).startswith("fox jumps dog")
     split = [{"role": "assistant", "content": "fox", "reasoning_content": "the dog"}]
     assert trace_pair_ids(row | {"chosen": split}, reasoning) == ids
+
+
+def test_plain_dpo_through_such_a_template_is_refused(tokenizer, tiny_model_path, cpu_arguments):
+    reasoning = copy.deepcopy(tokenizer)
+    reasoning.chat_template = R1_TEMPLATE
+    rows = [
+        {"prompt": [{"role": "user", "content": "jumps"}]}
+        | {name: [{"role": "assistant", "content": ROW[name]}] for name in ("chosen", "rejected")}
+    ]
+    with pytest.raises(ValueError, match="template deletes the reasoning traces of the train dataset"):
+        NoiseDPOTrainer(
+            tiny_model_path, args=NoiseDPOConfig(**cpu_arguments), train_dataset=Dataset.from_list(rows * 4),
+            processing_class=reasoning,
+        )  # fmt: skip
