@@ -47,7 +47,7 @@ def build(share: float | str, seed: int, pairs: Any, **changes: Any) -> Any:
         "bf16": False, "activation_checkpointing": False, "precompute_ref_log_probs": True, "beta": recipe.beta,
         "learning_rate": recipe.learning_rate, "num_train_epochs": recipe.num_train_epochs, "logging_steps": 1,
         "max_length": recipe.max_length, "per_device_train_batch_size": recipe.per_device_train_batch_size,
-        "trace_alpha": share, "disable_tqdm": True,
+        "trace_alpha": share, "disable_tqdm": True, "prefix_sharing": True,
     }  # fmt: skip
     trainer = BVPOTrainer(
         arithmetic.model_path(),
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=128, help="prompts of the gradient part")
     parser.add_argument("--output_dir", default="benchmark_results", help="folder of the results")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # the model is too small for more
     logging.getLogger("hfnoise").setLevel(logging.WARNING)
     folder = Path(given.output_dir)
     for part in given.parts:
