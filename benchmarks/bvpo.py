@@ -107,13 +107,28 @@ def gradient_errors(prompts: int) -> dict[str, Any]:
     target = trace.mean(0)
     shares = [step / 20 for step in range(21)]
     auto = trainer.trace_alpha
-    moments = optimal_trace_alpha(trace, empty)
-    best = closed_form_alpha(*moments[1:], count=1)  # of one batch
+    best = _optimum(trace, empty)
+    last = _last_layer(trainer.model)
     errors = {
         f"{share:.3f}": ((share * trace + (1 - share) * empty - target).square().sum(1)).mean().item()
         for share in sorted({*shares, auto, best})
     }
-    return {"errors": errors, "auto": auto, "optimum": best, "batches": len(trace), "rows": len(pool)}
+    return {
+        "errors": errors, "auto": auto, "optimum": best, "optimum_of_last_layer": _optimum(trace[:, last], empty[:, last]),
+        "batches": len(trace), "rows": len(pool),
+    }  # fmt: skip
+
+
+def _optimum(trace: Tensor, empty: Tensor) -> float:
+    """Return the share of least squared error for one batch, by the moments over batches."""
+    return closed_form_alpha(*optimal_trace_alpha(trace, empty)[1:], count=1)
+
+
+def _last_layer(model: Any) -> Tensor:
+    """Return which entries of a gradient belong to the last decoder layer."""
+    name = f"layers.{model.config.num_hidden_layers - 1}."
+    parts = [torch.full((parameter.numel(),), name in key) for key, parameter in model.named_parameters()]
+    return torch.cat(parts)
 
 
 def _batch_gradients(trainer: Any) -> tuple[Tensor, Tensor]:
@@ -183,6 +198,7 @@ def _gradients(prompts: int) -> tuple[dict[str, Any], str]:
         for share, error in found["errors"].items()
         if share in shown
     ]
+    rows.append([f"{found['optimum_of_last_layer']:.3f} (what the last layer alone would take)", ""])
     print_table(f"gradient of {_BATCH} one-trace rows against {_TRACES} traces per prompt", header, rows)
     return found, markdown(header, rows)
 

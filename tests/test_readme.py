@@ -15,7 +15,9 @@ def python_blocks(name):
 
 
 PYTHON_BLOCKS = [
-    block for page in ("papers", "preference", "reasoning_traces") for block in python_blocks(f"docs/{page}.md")
+    block
+    for page in ("papers", "preference", "dr_dpo", "reasoning_traces")
+    for block in python_blocks(f"docs/{page}.md")
 ]
 
 

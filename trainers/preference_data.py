@@ -145,8 +145,8 @@ def refuse_lost_traces(prepared: Dataset, processing_class: Any, name: str) -> N
         if has_trace and TRACE_END not in tokenizer.decode(row["chosen_ids"]):
             raise ValueError(
                 f"the chat template deletes the reasoning traces of {name} (row {row[PAIR_INDEX]}): the model would "
-                "be trained on answers without them. Set tokenizer.chat_template to a template for training that keeps "
-                "them (TRL ships deepseek_r1_distill_training.jinja), or use BVPOTrainer, which needs none."
+                "be trained on answers without them. Set tokenizer.chat_template to a template for training that "
+                "keeps them (TRL ships deepseek_r1_distill_training.jinja), or use BVPOTrainer, which needs none."
             )
 
 
