@@ -114,9 +114,13 @@ def gradient_errors(prompts: int) -> dict[str, Any]:
         for share in sorted({*shares, auto, best})
     }
     return {
-        "errors": errors, "auto": auto, "optimum": best, "optimum_of_last_layer": _optimum(trace[:, last], empty[:, last]),
-        "batches": len(trace), "rows": len(pool),
-    }  # fmt: skip
+        "errors": errors,
+        "auto": auto,
+        "optimum": best,
+        "optimum_of_last_layer": _optimum(trace[:, last], empty[:, last]),
+        "batches": len(trace),
+        "rows": len(pool),
+    }
 
 
 def _optimum(trace: Tensor, empty: Tensor) -> float:

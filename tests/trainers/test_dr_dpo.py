@@ -139,6 +139,13 @@ def test_a_second_loss_beside_it_takes_two_passes(step):
     assert loss > alone_loss and split_loss == pytest.approx(loss, rel=0.02)
 
 
+@pytest.mark.parametrize("settings", [{"prefix_sharing": True}, {"activation_checkpointing": True}])
+def test_every_forward_pass_has_the_same_gradient(step, settings):
+    plain, _, _ = step(4, 4, dr_beta=0.5)
+    other, _, _ = step(4, 4, dr_beta=0.5, **settings)
+    assert relative_error(other, plain) <= TOLERANCE
+
+
 def in_processes(step, expected, value, settings):
     for size, accumulation in [(8, 1), (4, 2), (2, 4), (1, 8)]:
         gradient, loss, trainer = step(size, accumulation, **settings)
