@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from hfnoise.errors import UsageError
+from hfnoise.folders import check_writable
 from hfnoise.worlds import docstrings
 from hfnoise.worlds.docstrings_run import RunResult, run_trainer
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo from a command line: train, print the table, write demo.png, save and reload the best of ours.
 
     Raises:
-        UsageError: for options out of range.
+        UsageError: for options out of range, or a folder that cannot be written; before anything is trained.
     """
     parser = argparse.ArgumentParser(prog="hfnoise demo", description=__doc__)
     parser.add_argument("--flip_rate", type=float, default=docstrings.DEMO_RECIPE.flip_rate, help="share of flips")
@@ -49,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if not 0 < given.flip_rate < 0.5:
         raise UsageError(f"--flip_rate must be above 0 and below 0.5, got {given.flip_rate}.")
+    try:
+        check_writable(given.output_dir)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     _be_quiet()
     start = time.perf_counter()
     folder = Path(given.output_dir)

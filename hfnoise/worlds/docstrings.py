@@ -24,6 +24,7 @@ from hfnoise.worlds.text_corruptions import corrupt
 if TYPE_CHECKING:
     from datasets import Dataset
 
+NAME = "hfnoise:docstrings"  # of the model and of the pairs, on command lines and in cards
 MODEL_FOLDER = "docstrings-llama"
 # A byte-level tokenizer never needs more tokens than bytes: 95 bytes and the end-of-text token fit in 96 tokens.
 MAX_TOKENS = 96
