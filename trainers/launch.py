@@ -57,6 +57,7 @@ def train_preference(arguments: Sequence[str]) -> int:
         trainer = _build(getattr(hfnoise, method.trainer), script, training, model)
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(str(error)) from error
+    trainer.injected_flip_rate = script.inject_flip_rate or None
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     trainer.save_model(training.output_dir)
     trainer.create_model_card(model_name=Path(training.output_dir).name, dataset_name=_hub_dataset(script))

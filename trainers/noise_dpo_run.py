@@ -24,7 +24,12 @@ _LOSS_OPTIONS = (
 
 
 class NoiseDPORunMixin:
-    """Overrides of `trl.DPOTrainer` that concern the course of a run."""
+    """Overrides of `trl.DPOTrainer` that concern the course of a run.
+
+    Set `injected_flip_rate` where labels were flipped on purpose, for the card to say so.
+    """
+
+    injected_flip_rate: float | None = None
 
     args: Any
     model: Any

@@ -1,6 +1,8 @@
 """The command line: help without TRL, usage errors of one line with exit code 2, YAML and overrides."""
 
 import json
+import logging
+import warnings
 
 import pytest
 import yaml
@@ -103,10 +105,18 @@ def test_a_file_that_does_not_exist_is_not_looked_for_on_the_hub(capsys, config_
     assert "no such file or folder" in error and f"--dataset_name {name}" in error
 
 
-def test_yaml_trains_and_the_command_line_wins(capsys, config_file, tmp_path):
-    assert main(["robust-dpo", "--config", config_file(flip_rate="auto"), "--flip_rate", "0.2"]) == 0
+def test_yaml_trains_and_the_command_line_wins(capsys, caplog, config_file, tmp_path):
+    configuration = config_file(flip_rate="auto", inject_flip_rate=0.25)
+    with warnings.catch_warnings():
+        warnings.resetwarnings()  # those that pyproject.toml ignores
+        warnings.simplefilter("error", FutureWarning)
+        assert main(["robust-dpo", "--config", configuration, "--flip_rate", "0.2"]) == 0
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "flip_rate: 0.2" in card and "`robust`" in card
+    assert "\n  flip_rate: 0.2\n" in card and "`robust`" in card
+    assert "inject_flip_rate: 0.25" in card and "| labels flipped on purpose (`inject_flip_rate`) | 25.0% |" in card
+    logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU gemm_4bit_forward from kernels")
+    logging.getLogger("bitsandbytes.backends.cpu.ops").warning("something else")
+    assert "gemm_4bit_forward" not in caplog.text and "something else" in caplog.text
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 

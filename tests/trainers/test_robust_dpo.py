@@ -138,6 +138,8 @@ def test_card(make_trainer, learnable, trainer_class, flip_rate):
     assert block["method"] == "robust-dpo" and block["flip_rate"] == flip_rate
     assert block["flip_rate_estimate"] == round(trainer.flip_rate_estimate.flip_rate, 4)
     assert "2403.00409" in text and "| seed | 3 |" in text and "rewards/accuracies" in text
+    assert f'from_pretrained("{trainer.args.output_dir}")' in text  # not pushed: the folder, not a name
+    assert "inject_flip_rate" not in text
 
 
 def test_neutral_trainer_card(make_trainer):

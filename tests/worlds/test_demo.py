@@ -12,7 +12,9 @@ from hfnoise.worlds import demo, docstrings
 
 @pytest.mark.slow
 def test_demo(tmp_path, monkeypatch, capsys):
-    small = replace(docstrings.DEMO_RECIPE, train_size=64, eval_size=48, num_train_epochs=1)
+    small = replace(
+        docstrings.DEMO_RECIPE, train_size=64, eval_size=48, per_device_eval_batch_size=24, num_train_epochs=1
+    )
     monkeypatch.setattr(docstrings, "DEMO_RECIPE", small)
     assert main(["demo", "--output_dir", str(tmp_path)]) == 0
     text = capsys.readouterr().out
@@ -23,6 +25,9 @@ def test_demo(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "demo.png").stat().st_size > 5000
     card = (tmp_path / "model" / "README.md").read_text()
     assert "RobustDPO" in card and "None" not in card
+    assert "`hfnoise:docstrings` (0.77 M parameters, part of hfnoise) trained with" in card
+    assert "| labels flipped on purpose (`inject_flip_rate`) | 30.0% |" in card
+    assert f'from_pretrained("{tmp_path / "model"}")' in card
     AutoModelForCausalLM.from_pretrained(tmp_path / "model")
 
 
