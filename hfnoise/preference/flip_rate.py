@@ -207,7 +207,7 @@ def _from_likelihood(margins: Tensor) -> FlipRateEstimate:
     cross_check = disagreements / anchors
     remedy = (
         "give more held-out pairs, train the model longer, or re-label some 200 pairs (audit_column of "
-        "RobustDPOConfig, or estimate_flip_rate(None, method='audit', audit=...))"
+        "RobustDPOConfig, or estimate_flip_rate with method='audit')"
     )
     if margins.abs().min() == margins.abs().max():
         reason = f"all margins have the size {float(margins[0].abs())}, so sure and unsure pairs look alike; {remedy}."

@@ -377,4 +377,4 @@ def test_a_rate_just_above_the_limit_is_shown_above_it():
 
 def test_the_way_out_of_a_refusal_is_named_in_both_worlds():
     reason = estimate_flip_rate([1.0, 2.0, -1.0]).reason
-    assert "audit_column of RobustDPOConfig" in reason and "estimate_flip_rate(None, method='audit'" in reason
+    assert "audit_column of RobustDPOConfig" in reason and "estimate_flip_rate with method='audit'" in reason

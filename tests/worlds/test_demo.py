@@ -16,6 +16,7 @@ def test_demo(tmp_path, monkeypatch, capsys):
         docstrings.DEMO_RECIPE, train_size=64, eval_size=48, per_device_eval_batch_size=24, num_train_epochs=1
     )
     monkeypatch.setattr(docstrings, "DEMO_RECIPE", small)
+    monkeypatch.setattr(demo, "SHOWN", ("DPO", "TRL robust, true rate", "RobustDPO, rate unknown"))
     assert main(["demo", "--output_dir", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "RobustDPO, rate unknown" in text and "30% flipped" in text and "flip rate: not estimated" in text
