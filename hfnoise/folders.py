@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from hfnoise.errors import UsageError
+
 
 def check_writable(output_dir: str) -> None:
     """Raise ValueError if nothing can be written to `output_dir`, without creating it.
@@ -28,3 +30,24 @@ def check_writable(output_dir: str) -> None:
             pass
     except OSError as error:
         raise ValueError(f"output_dir {output_dir!r} cannot be written ({error}); choose another folder.") from None
+
+
+def output_folder(output_dir: str | Path) -> Path:
+    """Return the folder that a command will write to; it need not exist yet.
+
+    Args:
+        output_dir (`str` or `Path`): as given on the command line.
+
+    Raises:
+        UsageError: if nothing can be written there.
+
+    Example:
+        >>> from hfnoise.folders import output_folder
+        >>> output_folder("a/folder/to/be").name
+        'be'
+    """
+    try:
+        check_writable(str(output_dir))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Path(output_dir)

@@ -49,10 +49,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(str(error)) from error
     margins = held_out_margins(audit, dataset)
     estimate = estimate_flip_rate(margins)
-    rate, scale = estimate.rate_and_scale()
-    rate, scale = (rate, scale) if audit.flip_rate is None else (audit.flip_rate, estimate.scale)
-    p_flip = posterior_flip(margins.double(), rate, scale=scale)
-    _write(audit, with_columns(dataset, {"margin": margins, "p_flip": p_flip}), margins, estimate, (rate, scale))
+    rate = estimate.rate_for_posterior() if audit.flip_rate is None else audit.flip_rate
+    p_flip = posterior_flip(margins.double(), rate, scale=estimate.scale)
+    _write(audit, with_columns(dataset, {"margin": margins, "p_flip": p_flip}), margins, estimate, rate)
     return 0
 
 
@@ -108,9 +107,7 @@ def _trainer(audit: AuditArguments, pairs: Dataset) -> NoiseDPOTrainer:
         raise UsageError(str(error)) from error
 
 
-def _write(
-    audit: AuditArguments, scored: Dataset, margins: Tensor, estimate: FlipRateEstimate, used: tuple[float, float]
-) -> None:
+def _write(audit: AuditArguments, scored: Dataset, margins: Tensor, estimate: FlipRateEstimate, rate: float) -> None:
     folder = Path(audit.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     given = audit.flip_rate is not None
@@ -118,7 +115,7 @@ def _write(
     source = "given" if given else "refused estimate: only the order counts" if estimate.refused else "estimate"
     report = {
         "arguments": asdict(audit), "estimate": asdict(estimate), "versions": library_versions(),
-        "p_flip": {"flip_rate": used[0], "scale": used[1], "source": source, "note": note},
+        "p_flip": {"flip_rate": rate, "scale": estimate.scale, "source": source, "note": note},
     }  # fmt: skip
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     scored.save_to_disk(folder / "dataset")

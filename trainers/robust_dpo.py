@@ -191,13 +191,14 @@ class RobustDPOTrainer(NoiseDPOTrainer):
                 "without streaming=True and pass them as dataset."
             )
         dataset = self.train_dataset if dataset is None else self.prepared(given)
-        rates, scale = self._rate_and_scale(flip_rate)
+        rates: Any = self._known_rate(flip_rate)
         column = self.args.annotator_column
         if flip_rate is None and self.flip_rate_by_annotator and column in dataset.column_names:
             usable = {name: part.flip_rate for name, part in self.flip_rate_by_annotator.items() if not part.refused}
             rates = torch.tensor([usable.get(name, rates) for name in dataset[column]])
         margins = self.pair_margins(dataset).double()
-        p_flip = posterior_flip(margins, rates, scale=scale)
+        estimate = self.flip_rate_estimate
+        p_flip = posterior_flip(margins, rates, scale=1.0 if estimate is None else estimate.scale)
         dataset = without_columns(self.given_rows(given, dataset), _TECHNICAL_COLUMNS)
         return with_columns(dataset, {"margin": margins, "p_flip": p_flip})
 
@@ -230,31 +231,31 @@ class RobustDPOTrainer(NoiseDPOTrainer):
             )
         return [bool(value) for value in values]
 
-    def _rate_and_scale(self, flip_rate: float | None) -> tuple[Any, float]:
-        """Return the rate and the calibration behind p_flip; warn where they rest on a refused estimate."""
+    def _known_rate(self, flip_rate: float | None) -> float:
+        """Return the rate behind p_flip; warn where it rests on a refused estimate."""
+        if flip_rate is not None:
+            return flip_rate
+        if isinstance(self.args.flip_rate, float):
+            return self.args.flip_rate
         estimate = self.flip_rate_estimate
-        known = self.args.flip_rate if flip_rate is None and isinstance(self.args.flip_rate, float) else flip_rate
-        if known is not None:
-            return known, 1.0 if estimate is None else estimate.scale
         if estimate is None:
             first = "pass an eval_dataset to the trainer" if self.eval_dataset is None else "train"
             raise ValueError(
                 f"no flip rate is known, because none was estimated: {first}, call estimate_flip_rate(held_out_pairs),"
                 " or pass flip_rate to export_suspects (a guess will do: the order of p_flip is the same)."
             )
-        rate, scale = estimate.rate_and_scale()
         if estimate.refused:
             logger.warning("%s", refused_estimate_note(estimate))
-        return rate, scale
+        return estimate.rate_for_posterior()
 
 
 def refused_estimate_note(estimate: FlipRateEstimate) -> str:
     """Return the sentence that goes with every p_flip that rests on a refused estimate."""
     low, high = estimate.interval
     return (
-        f"p_flip ranks the pairs but its level means nothing: the estimate of the flip rate was refused, so p_flip is "
-        f"taken at {estimate.rate_and_scale()[0]:.2f}, the middle of the interval from {low:.2f} to {high:.2f} inside "
-        f"[0.01, 0.45]. Give flip_rate to have probabilities. Refused because: {estimate.reason}"
+        "p_flip ranks the pairs but its level means nothing: the estimate of the flip rate was refused, so p_flip is "
+        f"taken at {estimate.rate_for_posterior():.2f}, the middle of the interval from {low:.2f} to {high:.2f}, "
+        f"inside [0.01, 0.45]. Give flip_rate to have probabilities. Refused because: {estimate.reason}"
     )
 
 

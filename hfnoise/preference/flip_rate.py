@@ -62,22 +62,20 @@ class FlipRateEstimate:
     cross_check: float | None
     count: int
 
-    def rate_and_scale(self) -> tuple[float, float]:
-        """Return the rate and the calibration for `posterior_flip`; of a refused estimate, a stand-in for them.
+    def rate_for_posterior(self) -> float:
+        """Return the rate to give to `posterior_flip`, with `scale`; of a refused estimate, a stand-in for it.
 
         The order of the posteriors is that of the margins at every rate, so a ranking of suspects needs no estimate;
-        their level does. The stand-in is the middle of the interval, inside [0.01, 0.45], and a calibration of 1.
+        their level does. The stand-in is the middle of the interval, inside [0.01, 0.45].
 
         Example:
             >>> from hfnoise.preference import estimate_flip_rate
             >>> estimate = estimate_flip_rate(None, audit=[True] * 3 + [False] * 7)
-            >>> estimate.refused, f"{estimate.rate_and_scale()[0]:.2f}"
+            >>> estimate.refused, f"{estimate.rate_for_posterior():.2f}"
             (True, '0.36')
         """
-        if not self.refused:
-            return self.flip_rate, self.scale
         least, largest = _STAND_IN_RATES
-        return min(max(sum(self.interval) / 2, least), largest), 1.0
+        return min(max(sum(self.interval) / 2, least), largest) if self.refused else self.flip_rate
 
 
 def estimate_flip_rate(margins: Any, method: str = "auto", audit: Any = None) -> FlipRateEstimate:

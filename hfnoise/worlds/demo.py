@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from hfnoise.errors import UsageError
-from hfnoise.folders import check_writable
+from hfnoise.folders import output_folder
 from hfnoise.worlds import docstrings
 from hfnoise.worlds.docstrings_run import RunResult, run_trainer
 
@@ -49,13 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if not 0 < given.flip_rate < 0.5:
         raise UsageError(f"--flip_rate must be above 0 and below 0.5, got {given.flip_rate}.")
-    try:
-        check_writable(given.output_dir)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    folder = output_folder(given.output_dir)
     _be_quiet()
     start = time.perf_counter()
-    folder = Path(given.output_dir)
     results: dict[str, dict[float, RunResult]] = {name: {} for name in SHOWN}
     # With clean labels TRL's robust loss is DPO itself, the same numbers: it is not run twice.
     cells = [(name, rate) for rate in (0.0, given.flip_rate) for name in SHOWN if rate or name != SHOWN[1]]
@@ -129,10 +125,10 @@ def _plot(results: dict[str, dict[float, RunResult]], flip_rate: float, path: Pa
         bars = axes.bar(places, heights, width=0.38, color=colour, label=f"{rate:.0%} of labels flipped")
         axes.bar_label(bars, fmt="%.1f", fontsize=9)
     axes.axhline(50, color="black", linewidth=0.8, linestyle=":")
-    axes.text(len(results) - 0.45, 50.5, "coin flip", ha="right", va="bottom", fontsize=9)
+    axes.text(1.01, 50, "coin\nflip", va="center", fontsize=9, transform=axes.get_yaxis_transform())
     axes.set(
         ylim=(40, 100), ylabel="accuracy on clean held-out pairs, %\n(the axis starts at 40)",
-        xticks=range(len(results)), xlim=(-0.5, len(results) - 0.4),
+        xticks=range(len(results)),
         title=f"What {flip_rate:.0%} of flipped preference labels cost, by method",
     )  # fmt: skip
     axes.set_xticklabels(results)

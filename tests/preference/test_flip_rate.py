@@ -363,11 +363,11 @@ def test_posterior_refuses_bad_rates_and_scales(flip_rate, scale, message):
 
 def test_a_refused_estimate_has_a_stand_in():
     usable = estimate_flip_rate(None, audit=[True] * 40 + [False] * 160)
-    assert usable.rate_and_scale() == (usable.flip_rate, usable.scale)
+    assert usable.rate_for_posterior() == usable.flip_rate
     refused = estimate_flip_rate(None, audit=[True] * 190 + [False] * 10)
-    assert refused.rate_and_scale() == (0.45, 1.0)
+    assert refused.rate_for_posterior() == 0.45
     wide = estimate_flip_rate(None, audit=[True, False, False, False])
-    assert wide.refused and wide.rate_and_scale() == (pytest.approx(sum(wide.interval) / 2), 1.0)
+    assert wide.refused and wide.rate_for_posterior() == pytest.approx(sum(wide.interval) / 2)
 
 
 def test_a_rate_just_above_the_limit_is_shown_above_it():

@@ -79,7 +79,7 @@ def test_an_estimate_from_few_pairs_is_refused_and_suspects_are_still_ranked(mak
     assert f"the interval from {low:.2f} to {high:.2f}" in caplog.text and "level means nothing" in caplog.text
     margins = trainer.pair_margins(train)
     assert suspects["margin"] == pytest.approx(margins.tolist())  # not the zeros of the dataset
-    expected = posterior_flip(margins.double(), min(max((low + high) / 2, 0.01), 0.45))
+    expected = posterior_flip(margins.double(), min(max((low + high) / 2, 0.01), 0.45), scale=estimate.scale)
     assert suspects["p_flip"] == pytest.approx(expected.tolist())
     by_p_flip = sorted(suspects, key=lambda row: -row["p_flip"])
     assert [row["margin"] for row in by_p_flip] == sorted(margins.tolist())

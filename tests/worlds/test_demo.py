@@ -43,3 +43,10 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(capsys, tmp_
     for folder in (str(tmp_path / "afile" / "x"), "/proc/x"):
         assert main(["demo", "--output_dir", folder]) == 2
         assert f"output_dir {folder!r} cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["bench", "bench-trees"])
+def test_benchmarks_refuse_such_a_folder_as_well(capsys, tmp_path, command):
+    (tmp_path / "afile").write_text("")
+    assert main([command, "--output_dir", str(tmp_path / "afile" / "x")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
