@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from transformers import PrinterCallback
 
 from hfnoise import NoiseDPOConfig, NoiseDPOTrainer, score_dataset
 from hfnoise.benchmarks.reporting import circumstances, markdown, mean_and_error, print_table, write_json
+from hfnoise.folders import output_folder
 from hfnoise.worlds import docstrings
 
 SCORES = ("ln_ches", "ches")
@@ -174,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=8, help="timed reference passes")
     parser.add_argument("--output_dir", default="benchmark_results", help="folder of the results")
     given = parser.parse_args(arguments)
+    folder = output_folder(given.output_dir)
     torch.set_num_threads(1)  # these models are small, and two threads on busy cores wait for each other
     logging.getLogger("hfnoise").setLevel(logging.WARNING)
     cost = reference_pass(256, given.rounds)
@@ -187,7 +188,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     body = _table(found)
     title = f"change of log-probabilities by DPO on a fifth of {given.pairs} pairs, mean ± s.e. of {given.seeds} seeds"
     print_table(title, *body)
-    folder = Path(given.output_dir)
     results = {
         "reference_pass": cost,
         "displacement": {

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from hfnoise.benchmarks import frozen_features, overhead
 from hfnoise.benchmarks.reporting import circumstances, markdown, mean_and_error, print_table, show, write_json
+from hfnoise.folders import output_folder
 from hfnoise.worlds import docstrings_run
 
 FLIP_RATES = (0.0, 0.1, 0.2, 0.3, 0.4)
@@ -65,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=60, help="timed steps of every loss")
     parser.add_argument("--output_dir", default="benchmark_results", help="folder of the results")
     given = parser.parse_args(arguments)
+    folder = output_folder(given.output_dir)
     torch.set_num_threads(2)
     logging.getLogger("hfnoise").setLevel(logging.WARNING)
-    folder = Path(given.output_dir)
     for part in given.parts:
         results, tables = _PARTS[part](given, folder)
         stem = f"preference_noise_{part}"

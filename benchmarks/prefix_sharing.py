@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hfnoise.benchmarks.reporting import circumstances, markdown, print_table, write_json
 from hfnoise.errors import UsageError
+from hfnoise.folders import output_folder
 from hfnoise.preference.tree_rows import IGNORED
 from hfnoise.trainers.prefix_sharing import TREE_ATTENTION, PrefixSharingForward
 
@@ -235,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--output_dir", type=Path, default=Path("benchmark_results"), help="folder of JSON and Markdown"
     )
     given = parser.parse_args(arguments)
+    given.output_dir = output_folder(given.output_dir)
     if given.batches < 1 or given.repeats < 1:
         raise UsageError("--batches and --repeats must be at least 1.")
     model = build_model(given.hidden, given.layers, given.vocabulary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -11,8 +12,10 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
+from safetensors import safe_open
 
 import hfnoise
+from hfnoise.worlds import docstrings
 
 _LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
 
@@ -57,7 +60,9 @@ def preference_card(
     """
     args = trainer.args
     is_adapter = hasattr(trainer.model, "peft_config")
-    base = _hub_name(trainer.model.config._name_or_path)
+    base_path = trainer.model.config._name_or_path
+    base = _hub_name(base_path)
+    injected = trainer.injected_flip_rate
     report = trainer.report()
     name = model_name or Path(args.output_dir).name
     data = ModelCardData(
@@ -67,18 +72,18 @@ def preference_card(
         **({"base_model": base} if base else {}),
         **({"base_model_relation": "adapter" if is_adapter else "finetune"} if base else {}),
         **({"datasets": [dataset_name]} if dataset_name else {}),
-        hfnoise={"method": trainer._method.name, "loss_type": list(args.loss_type), **_flat(report)},
+        hfnoise={"method": trainer._method.name, "loss_type": list(args.loss_type), **_flat(report, injected)},
     )
     return render_card(
         "preference.md",
         data,
         model_name=name,
-        lead=_lead(trainer, base, dataset_name),
-        noise_rows=_noise_rows(args, report),
+        lead=_lead(trainer, base, base_path, dataset_name),
+        noise_rows=_injected_rows(injected) + _noise_rows(args, report),
         noise_note=_noise_note(report),
-        snippet=_snippet(is_adapter, trainer.hub_model_id or name),
+        snippet=_snippet(is_adapter, trainer.hub_model_id or args.output_dir),
         training_rows=_training_rows(args, trainer.state.global_step, trainer.accelerator.num_processes),
-        command=shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]]),
+        command=_command(),
         metric_rows=_metric_rows(trainer.state.log_history),
         versions=library_versions(),
         citation=trainer._paper["citation"],
@@ -90,24 +95,48 @@ def _hub_name(path: str) -> str | None:
     return path if path and not Path(path).is_dir() else None
 
 
-def _lead(trainer: Any, base: str | None, dataset_name: str | None) -> str:
+def _embedded_name(path: str) -> str | None:
+    """Return how a base model that is part of hfnoise is called, with its size; `None` for any other."""
+    if Path(path).name != docstrings.MODEL_FOLDER or Path(path) != Path(docstrings.model_path()):
+        return None
+    with safe_open(Path(path) / "model.safetensors", framework="pt") as weights:
+        parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return f"`{docstrings.NAME}` ({parameters / 1e6:.2f} M parameters, part of hfnoise)"
+
+
+def _command() -> str:
+    """Return the command line of this process as it can be typed again."""
+    program = Path(sys.argv[0]).name or "python"
+    if program == "__main__.py":  # `python -m package` shows itself by the file that it runs
+        package = getattr(sys.modules["__main__"].__spec__, "parent", "")
+        return shlex.join(["python", "-m", package or sys.argv[0], *sys.argv[1:]])
+    return shlex.join([program, *sys.argv[1:]])
+
+
+def _lead(trainer: Any, base: str | None, base_path: str, dataset_name: str | None) -> str:
     data = f" on `{dataset_name}`" if dataset_name else ""
-    start = f"[{base}](https://huggingface.co/{base})" if base else "A local model"
+    local = (base_path and _embedded_name(base_path)) or "A local model"
+    start = f"[{base}](https://huggingface.co/{base})" if base else local
     return (
         f"{start} trained{data} with {trainer._name} ([paper](https://huggingface.co/papers/{trainer._method.paper})) "
         f"by hfnoise, {trainer._purpose}."
     )
 
 
-def _flat(report: dict[str, Any]) -> dict[str, Any]:
+def _flat(report: dict[str, Any], injected: float | None) -> dict[str, Any]:
     """Return the part of the report that goes into the YAML block."""
     flat = {"flip_rate": report["flip_rate"]} if report["flip_rate"] is not None else {}
+    flat |= {} if injected is None else {"inject_flip_rate": injected}
     estimate = report.get("estimate")
     if estimate is not None:
         flat["flip_rate_estimate"] = round(estimate["flip_rate"], 4)
         flat["flip_rate_interval"] = [round(bound, 4) for bound in estimate["interval"]]
         flat["flip_rate_refused"] = estimate["refused"]
     return flat | report.get("settings", {})
+
+
+def _injected_rows(injected: float | None) -> list[tuple[str, str]]:
+    return [] if injected is None else [("labels flipped on purpose (`inject_flip_rate`)", f"{injected:.1%}")]
 
 
 def _noise_rows(args: Any, report: dict[str, Any]) -> list[tuple[str, str]]:

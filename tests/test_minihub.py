@@ -18,7 +18,8 @@ def run(run_python):
     return run
 
 
-@pytest.mark.slow  # two fresh imports of the modelling code
+# Two fresh imports of the modelling code; tests/trainers/test_hub_preference.py pulls what was pushed as well.
+@pytest.mark.soak
 def test_model_and_tokenizer_come_back_bit_equal(hub, run, tiny_model_path):
     head = run(
         """

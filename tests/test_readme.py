@@ -36,12 +36,26 @@ def test_blocks_of_the_docs_run(block, tmp_path, monkeypatch):
     exec(compile(block, "docs", "exec"), {})
 
 
-def test_block_of_the_readme_uses_names_that_exist():
-    (block,) = python_blocks("README.md")
-    compile(block, "README.md", "exec")  # it downloads a model, so it is not run
+def test_blocks_of_the_readme(tmp_path, monkeypatch, capsys):
+    on_a_gpu, on_a_cpu = python_blocks("README.md")
+    compile(on_a_gpu, "README.md", "exec")  # it downloads a model, so it is not run
     import hfnoise
 
-    names = re.search(r"from hfnoise import ([\w, ]+)", block).group(1).split(", ")
+    names = re.search(r"from hfnoise import ([\w, ]+)", on_a_gpu).group(1).split(", ")
     assert all(hasattr(hfnoise, name.strip()) for name in names)
     for attribute in ("flip_rate_estimate", "export_suspects"):
-        assert attribute in block
+        assert attribute in on_a_gpu
+
+    monkeypatch.chdir(tmp_path)
+    smaller = on_a_cpu.replace("size=640", "size=64").replace("size=200", "size=8")
+    assert smaller != on_a_cpu
+    exec(compile(smaller, "README.md", "exec"), {})
+    assert re.search(r"\d+ of the 50 most suspect labels were flipped", capsys.readouterr().out)
+
+
+def test_what_the_readme_says_to_run_leaves_nothing_to_commit():
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    configs = (ROOT / "examples" / "configs").glob("*_dpo.yaml")
+    folders = [re.search(r"^output_dir: (\S+)", path.read_text(encoding="utf-8"), re.M).group(1) for path in configs]
+    assert len(folders) >= 2
+    assert {f"{name}/" for name in (*folders, "label_audit", "scored_pairs", "demo_output")} <= set(ignored)

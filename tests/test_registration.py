@@ -72,8 +72,8 @@ def test_nothing_is_raised_for_a_target_that_works(make_module):
     raise_if_failed("target_fine")
 
 
-@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.target)
-def test_our_hooks_register(hook):
-    import_module(hook.trigger)
-    import_module(hook.target)
-    raise_if_failed(hook.target)
+def test_our_hooks_register():
+    for hook in HOOKS:
+        import_module(hook.trigger)
+        import_module(hook.target)
+        raise_if_failed(hook.target)

@@ -52,6 +52,6 @@ class AuditArguments:
             raise ValueError(f"folds must be at least 2, got {self.folds}: a pair must not judge itself.")
         if self.top < 1:
             raise ValueError(f"top must be at least 1, got {self.top}.")
-        check_flip_rate(self.inject_flip_rate)
+        check_flip_rate(self.inject_flip_rate, name="inject_flip_rate")
         if self.flip_rate is not None:
             check_flip_rate(self.flip_rate)

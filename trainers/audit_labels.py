@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,14 +23,16 @@ from torch import Tensor
 
 from hfnoise.cards import library_versions
 from hfnoise.errors import UsageError
+from hfnoise.folders import check_writable
 from hfnoise.preference.corruption import flip_labels
 from hfnoise.preference.flip_rate import FlipRateEstimate, estimate_flip_rate, posterior_flip
 from hfnoise.trainers.audit_arguments import AuditArguments
 from hfnoise.trainers.command_line import parse
 from hfnoise.trainers.dataset_loading import load_any, resolve_model
-from hfnoise.trainers.noise_dpo_run import check_writable
+from hfnoise.trainers.noise_dpo import NoiseDPOConfig, NoiseDPOTrainer
 from hfnoise.trainers.preference_data import check_preference_dataset
-from hfnoise.trainers.robust_dpo import RobustDPOConfig, RobustDPOTrainer
+from hfnoise.trainers.reference_cache import with_columns
+from hfnoise.trainers.robust_dpo import RobustDPOConfig, refused_estimate_note
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +49,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(str(error)) from error
     margins = held_out_margins(audit, dataset)
     estimate = estimate_flip_rate(margins)
-    scored = dataset.add_column("margin", margins.tolist())
-    rate = audit.flip_rate if audit.flip_rate is not None else None if estimate.refused else estimate.flip_rate
-    if rate is None:
-        logger.warning(
-            "no p_flip column: the flip rate could not be estimated (%s). Pairs are ranked by their margin; give "
-            "--flip_rate to have probabilities.", estimate.reason,
-        )  # fmt: skip
-    else:
-        scored = scored.add_column("p_flip", posterior_flip(margins.double(), rate, scale=estimate.scale).tolist())
-    _write(audit, scored, margins, estimate)
+    rate = estimate.rate_for_posterior() if audit.flip_rate is None else audit.flip_rate
+    p_flip = posterior_flip(margins.double(), rate, scale=estimate.scale)
+    _write(audit, with_columns(dataset, {"margin": margins, "p_flip": p_flip}), margins, estimate, rate)
     return 0
 
 
@@ -88,19 +84,20 @@ def held_out_margins(audit: AuditArguments, dataset: Dataset) -> Tensor:
     return margins
 
 
-def _trainer(audit: AuditArguments, pairs: Dataset) -> RobustDPOTrainer:
+def _trainer(audit: AuditArguments, pairs: Dataset) -> NoiseDPOTrainer:
     from transformers import AutoModelForCausalLM
 
     reference = audit.ref_model_name_or_path
     # Nothing is saved by these runs; the folder only satisfies the Trainer.
-    config = RobustDPOConfig(
-        tempfile.gettempdir(), loss_type=["sym"], num_train_epochs=audit.num_train_epochs, beta=audit.beta,
-        learning_rate=audit.learning_rate, per_device_train_batch_size=audit.per_device_train_batch_size,
-        per_device_eval_batch_size=audit.per_device_train_batch_size, max_length=audit.max_length, seed=audit.seed,
-        use_cpu=audit.use_cpu, bf16=audit.bf16, save_strategy="no", report_to="none",
+    config = NoiseDPOConfig(
+        tempfile.gettempdir(), loss_type=["sym"], sym_temperature=RobustDPOConfig.sym_temperature, beta=audit.beta,
+        num_train_epochs=audit.num_train_epochs, learning_rate=audit.learning_rate, max_length=audit.max_length,
+        per_device_train_batch_size=audit.per_device_train_batch_size, seed=audit.seed,
+        per_device_eval_batch_size=audit.per_device_train_batch_size, use_cpu=audit.use_cpu, bf16=audit.bf16,
+        save_strategy="no", report_to="none",
     )  # fmt: skip
     try:
-        return RobustDPOTrainer(
+        return NoiseDPOTrainer(
             resolve_model(audit.model_name_or_path),
             ref_model=None if reference is None else AutoModelForCausalLM.from_pretrained(resolve_model(reference)),
             args=config,
@@ -110,28 +107,33 @@ def _trainer(audit: AuditArguments, pairs: Dataset) -> RobustDPOTrainer:
         raise UsageError(str(error)) from error
 
 
-def _write(audit: AuditArguments, scored: Dataset, margins: Tensor, estimate: FlipRateEstimate) -> None:
+def _write(audit: AuditArguments, scored: Dataset, margins: Tensor, estimate: FlipRateEstimate, rate: float) -> None:
     folder = Path(audit.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    report = {"arguments": asdict(audit), "estimate": asdict(estimate), "versions": library_versions()}
+    given = audit.flip_rate is not None
+    note = refused_estimate_note(estimate) if estimate.refused and not given else ""
+    source = "given" if given else "refused estimate: only the order counts" if estimate.refused else "estimate"
+    report = {
+        "arguments": asdict(audit), "estimate": asdict(estimate), "versions": library_versions(),
+        "p_flip": {"flip_rate": rate, "scale": estimate.scale, "source": source, "note": note},
+    }  # fmt: skip
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     scored.save_to_disk(folder / "dataset")
     plot_margins(margins, estimate, folder / "margins.png")
     rows = suspect_rows(scored, audit.top)
     (folder / "suspects.md").write_text(_markdown(rows), encoding="utf-8")
-    _print(rows, estimate, folder)
+    _print(rows, note or describe(estimate), folder)
 
 
 def suspect_rows(scored: Dataset, top: int) -> list[tuple[str, ...]]:
-    """Return the pairs whose labels look flipped, worst first: row, p_flip or margin, prompt, chosen, rejected."""
-    key = "p_flip" if "p_flip" in scored.column_names else "margin"
-    # A large probability of a flip, or a margin far below zero.
-    order = sorted(range(len(scored)), key=lambda row: scored[key][row], reverse=key == "p_flip")
+    """Return the pairs whose labels look flipped, worst first: row, p_flip, margin, prompt, chosen, rejected."""
+    p_flip, margin = scored["p_flip"][:], scored["margin"][:]
+    # Rounded to 0 or 1, or at a rate of 0, the probabilities tie; the margins do not.
+    order = sorted(range(len(scored)), key=lambda row: (-p_flip[row], margin[row]))
     rows = []
     for number in order[:top]:
-        pair = scored[number]
-        texts = (_text(pair.get(name, "")) for name in ("prompt", "chosen", "rejected"))
-        rows.append((str(number), f"{pair[key]:.3f}", *texts))
+        texts = (_text(scored[number].get(name, "")) for name in ("prompt", "chosen", "rejected"))
+        rows.append((str(number), f"{p_flip[number]:.3f}", f"{margin[number]:.3f}", *texts))
     return rows
 
 
@@ -142,7 +144,7 @@ def _text(value: Any) -> str:
     return line if len(line) <= _SHOWN_CHARACTERS else line[: _SHOWN_CHARACTERS - 1] + "…"
 
 
-_HEADER = ("row", "p_flip or margin", "prompt", "chosen", "rejected")
+_HEADER = ("row", "p_flip", "margin", "prompt", "chosen", "rejected")
 
 
 def _markdown(rows: list[tuple[str, ...]]) -> str:
@@ -150,13 +152,13 @@ def _markdown(rows: list[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
-def _print(rows: list[tuple[str, ...]], estimate: FlipRateEstimate, folder: Path) -> None:
+def _print(rows: list[tuple[str, ...]], verdict: str, folder: Path) -> None:
     table = Table(*_HEADER, title="labels that look flipped")
     for row in rows:
         table.add_row(*(cell.replace("[", "\\[") for cell in row))
     console = Console()
     console.print(table)
-    console.print(describe(estimate))
+    console.print(verdict, markup=False)
     console.print(f"report.json, margins.png, suspects.md and dataset/ are in {folder}", markup=False)
 
 
@@ -179,10 +181,13 @@ def plot_margins(margins: Tensor, estimate: FlipRateEstimate, path: Path) -> Non
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     low, high = torch.quantile(margins, torch.tensor([0.005, 0.995])).tolist()
-    bins = torch.linspace(min(low, -1e-6), max(high, 1e-6), 61).tolist()
-    clamped = margins.clamp(bins[0], bins[-1])
-    axes.hist(clamped[clamped >= 0].tolist(), bins=bins, color="#4477aa", label="model agrees with the label")
-    axes.hist(clamped[clamped < 0].tolist(), bins=bins, color="#cc6677", label="model contradicts the label")
+    low, high = min(low, 0.0), max(high, 0.0)
+    width = max(high - low, 1e-6) / 60
+    # Zero is an edge, so that no bin holds both kinds of pairs.
+    edges = [width * number for number in range(math.floor(low / width), math.ceil(high / width) + 1)]
+    clamped = margins.double().clamp(edges[0], edges[-1])
+    axes.hist(clamped[clamped >= 0].tolist(), bins=edges, color="#4477aa", label="model agrees with the label")
+    axes.hist(clamped[clamped < 0].tolist(), bins=edges, color="#cc6677", label="model contradicts the label")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set(xlabel="held-out margin h, signed by the recorded label", ylabel="pairs", title=_title(estimate))
     axes.legend(frameon=False)

@@ -14,9 +14,11 @@ from hfnoise.worlds import arithmetic, docstrings
 logger = logging.getLogger(__name__)
 
 # Names of the embedded worlds, on the command line and in YAML.
-EMBEDDED = "hfnoise:docstrings"
+EMBEDDED = docstrings.NAME
 ARITHMETIC = "hfnoise:arithmetic"
 _MODEL_PATHS = {EMBEDDED: docstrings.model_path, ARITHMETIC: arithmetic.model_path}
+# Endings by which a name is meant as a file, beside those that can be read.
+_FILE_ENDINGS = (".arrow", ".gz", ".tsv", ".txt", ".yaml", ".yml", ".zip", ".zst")
 _READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -31,7 +33,7 @@ def load_any(name: str | None, config: str | None = None, streaming: bool = Fals
     `hfnoise:docstrings` has preference pairs, `hfnoise:arithmetic` pairs with reasoning traces and without.
 
     Raises:
-        ValueError: if no name is given or a local path holds no dataset.
+        ValueError: if no name is given, or a local path does not exist or holds no dataset.
     """
     if not name:
         raise ValueError("give --dataset_name: a Hub id, a local file or folder, or hfnoise:docstrings.")
@@ -43,7 +45,11 @@ def load_any(name: str | None, config: str | None = None, streaming: bool = Fals
         )
     if name == ARITHMETIC:
         return DatasetDict(train=arithmetic.trace_pairs("train"), test=arithmetic.trace_pairs("validation"))
-    path = Path(name)
+    path = Path(name).expanduser()
+    name = str(path) if path.exists() else name
+    if not path.exists() and _is_meant_as_path(name):
+        # The Hub would be asked several times first, and would then be said not to have it.
+        raise ValueError(f"no such file or folder: {str(path.absolute())!r}, given as --dataset_name {name}.")
     if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
         stored = load_from_disk(name)
         return stored if isinstance(stored, dict) else DatasetDict(train=stored)
@@ -52,6 +58,12 @@ def load_any(name: str | None, config: str | None = None, streaming: bool = Fals
             raise ValueError(f"dataset file {name!r} must end in {', '.join(_READERS)}.")
         return load_dataset(_READERS[path.suffix], data_files=name, streaming=streaming)
     return load_dataset(name, name=config, streaming=streaming)
+
+
+def _is_meant_as_path(name: str) -> bool:
+    """Return whether a dataset name cannot be a Hub id, which is `name` or `owner/name`."""
+    looks_like_path = name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1
+    return looks_like_path or Path(name).suffix.lower() in (*_READERS, *_FILE_ENDINGS)
 
 
 def load_splits(script: Any) -> tuple[Any, Any]:

@@ -11,12 +11,22 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import hfnoise
 from hfnoise.errors import UsageError
 from hfnoise.methods import find_method
 from hfnoise.trainers.command_line import NoiseParser, parse, take_option
+from hfnoise.trainers.dataset_loading import EMBEDDED
 
 logger = logging.getLogger(__name__)
+
+_NEEDED = {
+    "model_name_or_path": f"a Hub id, a folder, or {EMBEDDED}",
+    "dataset_name": f"a Hub id, a local file or folder, or {EMBEDDED}",
+}
+# What the Trainers run under; the other kinds they refuse by name.
+_ACCEPTED_ENGINES = ("NO", "MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU")
 
 
 def train_preference(arguments: Sequence[str]) -> int:
@@ -42,11 +52,12 @@ def train_preference(arguments: Sequence[str]) -> int:
     if "--help-all" in options:
         NoiseParser(dataclass_types=list(types), prog=f"hfnoise {name}").print_help()
         return 0
-    script, training, model = parse(f"hfnoise {name}", types, options)
+    script, training, model = parse(f"hfnoise {name}", types, options, _NEEDED)
     try:
         trainer = _build(getattr(hfnoise, method.trainer), script, training, model)
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(str(error)) from error
+    trainer.injected_flip_rate = script.inject_flip_rate or None
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     trainer.save_model(training.output_dir)
     trainer.create_model_card(model_name=Path(training.output_dir).name, dataset_name=_hub_dataset(script))
@@ -62,8 +73,6 @@ def _build(trainer_class: Any, script: Any, training: Any, model: Any) -> Any:
 
     from hfnoise.trainers.dataset_loading import load_splits, resolve_model
 
-    if model.model_name_or_path is None:
-        raise UsageError("give --model_name_or_path: a Hub id, a folder, or hfnoise:docstrings.")
     given = training.model_init_kwargs or {}
     training.model_init_kwargs = {
         "revision": model.model_revision,
@@ -103,8 +112,18 @@ def _accelerate_config_file(name: str) -> str:
     """Return the path of a YAML file of the user's, or of one of those that TRL ships."""
     if Path(name).is_file():
         return name
-    shipped = resources.files("trl.accelerate_configs")
-    if (shipped / f"{name}.yaml").is_file():
-        return str(shipped / f"{name}.yaml")
-    known = sorted(Path(str(file)).stem for file in shipped.iterdir() if str(file).endswith(".yaml"))
+    shipped = {Path(str(file)).stem: file for file in resources.files("trl.accelerate_configs").iterdir()}
+    kinds = {
+        stem: str((yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("distributed_type", "NO"))
+        for stem, file in shipped.items()
+        if str(file).endswith(".yaml")
+    }
+    known = sorted(stem for stem, kind in kinds.items() if kind in _ACCEPTED_ENGINES)
+    if name in known:
+        return str(shipped[name])
+    if name in kinds:
+        raise UsageError(
+            f"--accelerate_config {name} means {kinds[name]}, under which no Trainer of hfnoise runs: it was never "
+            f"verified. Use {', '.join(known)} or a YAML file of yours."
+        )
     raise UsageError(f"--accelerate_config {name!r} is neither a file nor one of {', '.join(known)}.")

@@ -35,4 +35,4 @@ class PreferenceScriptArguments(ScriptArguments):
 
     def __post_init__(self) -> None:
         self.inject_flip_rate = float(self.inject_flip_rate)
-        check_flip_rate(self.inject_flip_rate)
+        check_flip_rate(self.inject_flip_rate, name="inject_flip_rate")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
+from hfnoise.folders import check_writable
 from hfnoise.trainers.checkpoints import check_checkpoint, last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,12 @@ _LOSS_OPTIONS = (
 
 
 class NoiseDPORunMixin:
-    """Overrides of `trl.DPOTrainer` that concern the course of a run."""
+    """Overrides of `trl.DPOTrainer` that concern the course of a run.
+
+    Set `injected_flip_rate` where labels were flipped on purpose, for the card to say so.
+    """
+
+    injected_flip_rate: float | None = None
 
     args: Any
     model: Any
@@ -127,23 +132,6 @@ class NoiseDPORunMixin:
             from hfnoise.cards import preference_card
 
             preference_card(self).save(Path(output_dir or self.args.output_dir) / "README.md")
-
-
-def check_writable(output_dir: str) -> None:
-    """Raise ValueError if nothing can be written to `output_dir`, without creating it.
-
-    Raises:
-        ValueError: which folder cannot be written and why.
-    """
-    path = Path(output_dir).absolute()
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    try:
-        if not existing.is_dir():
-            raise NotADirectoryError(f"{str(existing)!r} is a file")
-        with tempfile.NamedTemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise ValueError(f"output_dir {output_dir!r} cannot be written ({error}); choose another folder.") from None
 
 
 def _is_on(variable: str) -> bool:

@@ -14,6 +14,7 @@ from hfnoise.preference.flip_rate import FlipRateEstimate, estimate_flip_rate, p
 from hfnoise.trainers.noise_dpo import NoiseDPOTrainer
 from hfnoise.trainers.noise_dpo_config import NoiseDPOConfig, option_field
 from hfnoise.trainers.preference_data import PAIR_INDEX
+from hfnoise.trainers.reference_cache import with_columns, without_columns
 
 __all__ = ["RobustDPOConfig", "RobustDPOTrainer"]
 
@@ -25,7 +26,7 @@ LOSS_WITHOUT_RATE = "sym"
 LOSS_WITH_RATE = "robust"
 # What training added to the user's dataset, or is about to add: removed before a dataset is handed back.
 _TECHNICAL_COLUMNS = (
-    "prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps", PAIR_INDEX, "p_flip",
+    "prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps", PAIR_INDEX,
 )  # fmt: skip
 
 
@@ -164,41 +165,42 @@ class RobustDPOTrainer(NoiseDPOTrainer):
         return estimate
 
     def export_suspects(self, dataset: Any = None, flip_rate: float | None = None) -> Any:
-        """Return the dataset with a column `p_flip`: the probability that the label of the pair is flipped.
+        """Return the dataset with `margin` and `p_flip`, the probability that the label of the pair is flipped.
 
-        p_flip is the posterior sigma(-c h - logit(1 - flip_rate)) at the present policy, with the calibration c of the
-        estimate. Margins of pairs the model was trained on are larger than those of held-out pairs, so on training
-        data p_flip ranks better than it calibrates; `hfnoise audit-labels` cross-fits instead.
+        p_flip is the posterior sigma(-c h - logit(1 - flip_rate)) at the present policy, h being the margin and c the
+        calibration of the estimate. With one rate for all pairs its order is that of the margins, whatever the rate;
+        so where the estimate was refused p_flip still ranks, by the middle of the interval, and a warning says that
+        its level means nothing. Margins of pairs the model was trained on are larger than those of held-out pairs, so
+        on training data p_flip ranks better than it calibrates; `hfnoise audit-labels` cross-fits instead.
 
         Args:
             dataset (`datasets.Dataset`, *optional*): the training dataset by default.
             flip_rate (`float`, *optional*): in [0, 0.5); by default the rate of the configuration, else the estimate.
 
         Returns:
-            `datasets.Dataset`: your rows in their order, less those that `drop_invalid_pairs` dropped, with `p_flip`
-            (float); sort by it to see the suspects.
+            `datasets.Dataset`: your rows in their order, less those that `drop_invalid_pairs` dropped, with the float
+            columns `margin` (the lower, the more suspect) and `p_flip`, which replace columns of these names.
 
         Raises:
-            ValueError: if no flip rate is known, the estimate was refused, or the dataset is a streaming one.
+            ValueError: if no flip rate is given and none was estimated, or the dataset is a streaming one.
         """
         given = self._given_train_dataset if dataset is None else dataset
         if not isinstance(given, Dataset):
             raise ValueError(
-                f"export_suspects adds a column to a map-style dataset, got {type(given).__name__}. Load the pairs "
+                f"export_suspects adds columns to a map-style dataset, got {type(given).__name__}. Load the pairs "
                 "without streaming=True and pass them as dataset."
             )
         dataset = self.train_dataset if dataset is None else self.prepared(given)
-        estimate = self.flip_rate_estimate
         rates: Any = self._known_rate(flip_rate)
         column = self.args.annotator_column
         if flip_rate is None and self.flip_rate_by_annotator and column in dataset.column_names:
             usable = {name: part.flip_rate for name, part in self.flip_rate_by_annotator.items() if not part.refused}
             rates = torch.tensor([usable.get(name, rates) for name in dataset[column]])
-        margins = self.pair_margins(dataset)
-        p_flip = posterior_flip(margins.double(), rates, scale=1.0 if estimate is None else estimate.scale)
-        dataset = self.given_rows(given, dataset)
-        kept = dataset.remove_columns([name for name in _TECHNICAL_COLUMNS if name in dataset.column_names])
-        return kept.add_column("p_flip", p_flip.tolist())
+        margins = self.pair_margins(dataset).double()
+        estimate = self.flip_rate_estimate
+        p_flip = posterior_flip(margins, rates, scale=1.0 if estimate is None else estimate.scale)
+        dataset = without_columns(self.given_rows(given, dataset), _TECHNICAL_COLUMNS)
+        return with_columns(dataset, {"margin": margins, "p_flip": p_flip})
 
     def report(self) -> dict[str, Any]:
         """Return what is known of the noise, for the card: the rate used, the estimates in all and per annotator."""
@@ -230,17 +232,31 @@ class RobustDPOTrainer(NoiseDPOTrainer):
         return [bool(value) for value in values]
 
     def _known_rate(self, flip_rate: float | None) -> float:
+        """Return the rate behind p_flip; warn where it rests on a refused estimate."""
         if flip_rate is not None:
             return flip_rate
         if isinstance(self.args.flip_rate, float):
             return self.args.flip_rate
         estimate = self.flip_rate_estimate
-        if estimate is None or estimate.refused:
-            why = "it was not estimated" if estimate is None else estimate.reason
+        if estimate is None:
+            first = "pass an eval_dataset to the trainer" if self.eval_dataset is None else "train"
             raise ValueError(
-                f"no flip rate is known ({why}): pass flip_rate to export_suspects, or train with an eval_dataset."
+                f"no flip rate is known, because none was estimated: {first}, call estimate_flip_rate(held_out_pairs),"
+                " or pass flip_rate to export_suspects (a guess will do: the order of p_flip is the same)."
             )
-        return estimate.flip_rate
+        if estimate.refused:
+            logger.warning("%s", refused_estimate_note(estimate))
+        return estimate.rate_for_posterior()
+
+
+def refused_estimate_note(estimate: FlipRateEstimate) -> str:
+    """Return the sentence that goes with every p_flip that rests on a refused estimate."""
+    low, high = estimate.interval
+    return (
+        "p_flip ranks the pairs but its level means nothing: the estimate of the flip rate was refused, so p_flip is "
+        f"taken at {estimate.rate_for_posterior():.2f}, the middle of the interval from {low:.2f} to {high:.2f}, "
+        f"inside [0.01, 0.45]. Give flip_rate to have probabilities. Refused because: {estimate.reason}"
+    )
 
 
 def _first_dataset(datasets: Any) -> Any:

@@ -17,12 +17,12 @@ from datasets import Dataset
 
 from hfnoise.cards import library_versions
 from hfnoise.errors import UsageError
+from hfnoise.folders import check_writable
 from hfnoise.preference.ches import DEFAULT_KEEP, filter_by_ches
 from hfnoise.trainers.ches_capture import CHES_COLUMNS, REFERENCE_COLUMNS
 from hfnoise.trainers.command_line import parse
 from hfnoise.trainers.dataset_loading import load_any, resolve_model
 from hfnoise.trainers.noise_dpo import NoiseDPOConfig, NoiseDPOTrainer
-from hfnoise.trainers.noise_dpo_run import check_writable
 from hfnoise.trainers.reference_cache import with_columns
 
 __all__ = ["score_dataset"]

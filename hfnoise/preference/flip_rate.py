@@ -23,6 +23,8 @@ LARGEST_RATE = 0.4  # above it the likelihood hardly tells the rate from 0.5, wh
 # Were every flip visible, 93 pairs would be needed for a half-width of 0.10 at a rate of 0.4 (1.96^2 * 0.24 / 0.10^2).
 FEWEST_PAIRS = 100
 ANCHOR_SHARE = 0.1
+# What stands in for a refused estimate: not 0, where no pair is suspect, and not close to 0.5, where all are.
+_STAND_IN_RATES = (0.01, 0.45)
 _BELOW_HALF = math.nextafter(0.5, 0.0)
 
 
@@ -59,6 +61,21 @@ class FlipRateEstimate:
     scale: float
     cross_check: float | None
     count: int
+
+    def rate_for_posterior(self) -> float:
+        """Return the rate to give to `posterior_flip`, with `scale`; of a refused estimate, a stand-in for it.
+
+        The order of the posteriors is that of the margins at every rate, so a ranking of suspects needs no estimate;
+        their level does. The stand-in is the middle of the interval, inside [0.01, 0.45].
+
+        Example:
+            >>> from hfnoise.preference import estimate_flip_rate
+            >>> estimate = estimate_flip_rate(None, audit=[True] * 3 + [False] * 7)
+            >>> estimate.refused, f"{estimate.rate_for_posterior():.2f}"
+            (True, '0.36')
+        """
+        least, largest = _STAND_IN_RATES
+        return min(max(sum(self.interval) / 2, least), largest) if self.refused else self.flip_rate
 
 
 def estimate_flip_rate(margins: Any, method: str = "auto", audit: Any = None) -> FlipRateEstimate:
@@ -157,7 +174,7 @@ def _from_audit(audit: Any) -> FlipRateEstimate:
 
 def _from_anchor(margins: Tensor) -> FlipRateEstimate:
     disagreements, count = _anchor(margins)
-    return _binomial("anchor", disagreements, count, "give more held-out margins, or an audit")
+    return _binomial("anchor", disagreements, count, "give more held-out pairs, or an audit")
 
 
 def _anchor(margins: Tensor) -> tuple[int, int]:
@@ -186,7 +203,10 @@ def _from_likelihood(margins: Tensor) -> FlipRateEstimate:
     count = len(margins)
     disagreements, anchors = _anchor(margins)
     cross_check = disagreements / anchors
-    remedy = "give more held-out margins, train the model longer, or audit some 200 labels (method='audit')"
+    remedy = (
+        "give more held-out pairs, train the model longer, or re-label some 200 pairs (audit_column of "
+        "RobustDPOConfig, or estimate_flip_rate with method='audit')"
+    )
     if margins.abs().min() == margins.abs().max():
         reason = f"all margins have the size {float(margins[0].abs())}, so sure and unsure pairs look alike; {remedy}."
         return FlipRateEstimate(0.0, math.inf, (0.0, 0.5), "likelihood", True, reason, 1.0, cross_check, count)
@@ -211,8 +231,11 @@ def _why_refused(rate: float, interval: tuple[float, float], count: int, remedy:
     # An interval that is cut off at 0 is short because it is cut: then the part above the estimate counts as well.
     half_width = max((upper - lower) / 2, upper - rate if lower == 0 else 0.0)
     if rate > LARGEST_RATE:
+        # As many digits as it takes to see that it does: 0.4003, not 0.40.
+        shown = next(text for digits in range(2, 18) if float(text := f"{rate:.{digits}f}") > LARGEST_RATE)
         return (
-            f"the rate {rate:.2f} exceeds {LARGEST_RATE}: check the labels, or train with a loss that needs no rate."
+            f"the rate {shown} exceeds {LARGEST_RATE}: check the labels, or train with a loss that needs no rate "
+            "(flip_rate='auto' of RobustDPOConfig)."
         )
     if half_width > WIDEST_HALF_WIDTH:
         return f"{count} pairs leave a 95 % interval from {lower:.2f} to {upper:.2f}, which is too wide; {remedy}."

@@ -142,17 +142,20 @@ def pair_loss(
     return loss.function(margins, PairContext(flip_rate=flip_rate, **options))
 
 
-def check_flip_rate(flip_rate: float | Tensor, count: int | None = None) -> None:
-    """Raise ValueError unless every flip rate lies in [0, 0.5), so not NaN, and a tensor has `count` elements."""
+def check_flip_rate(flip_rate: float | Tensor, count: int | None = None, name: str = "flip_rate") -> None:
+    """Raise ValueError unless every flip rate lies in [0, 0.5), so not NaN, and a tensor has `count` elements.
+
+    The message calls the option `name`.
+    """
     rates = torch.as_tensor(flip_rate, dtype=torch.float64).detach()
     if rates.dim() > 1 or (rates.dim() == 1 and count is not None and rates.numel() != count):
         raise ValueError(
-            f"flip_rate must be one number or one per pair, shape ({count},), got shape {tuple(rates.shape)}."
+            f"{name} must be one number or one per pair, shape ({count},), got shape {tuple(rates.shape)}."
         )
     valid = (rates >= 0) & (rates < 0.5)
     if not bool(valid.all()):
         first = rates[~valid].flatten()[0].item()
         raise ValueError(
-            f"flip_rate must be in [0, 0.5), got {first:g}: at one half the labels carry no information, and above it "
+            f"{name} must be in [0, 0.5), got {first:g}: at one half the labels carry no information, and above it "
             "they are flipped more often than not (then swap chosen and rejected and use 1 - flip_rate)."
         )

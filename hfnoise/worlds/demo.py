@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from hfnoise.errors import UsageError
+from hfnoise.folders import output_folder
 from hfnoise.worlds import docstrings
 from hfnoise.worlds.docstrings_run import RunResult, run_trainer
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo from a command line: train, print the table, write demo.png, save and reload the best of ours.
 
     Raises:
-        UsageError: for options out of range.
+        UsageError: for options out of range, or a folder that cannot be written; before anything is trained.
     """
     parser = argparse.ArgumentParser(prog="hfnoise demo", description=__doc__)
     parser.add_argument("--flip_rate", type=float, default=docstrings.DEMO_RECIPE.flip_rate, help="share of flips")
@@ -49,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if not 0 < given.flip_rate < 0.5:
         raise UsageError(f"--flip_rate must be above 0 and below 0.5, got {given.flip_rate}.")
+    folder = output_folder(given.output_dir)
     _be_quiet()
     start = time.perf_counter()
-    folder = Path(given.output_dir)
     results: dict[str, dict[float, RunResult]] = {name: {} for name in SHOWN}
     # With clean labels TRL's robust loss is DPO itself, the same numbers: it is not run twice.
     cells = [(name, rate) for rate in (0.0, given.flip_rate) for name in SHOWN if rate or name != SHOWN[1]]
@@ -77,8 +77,6 @@ def _be_quiet() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("hfnoise").setLevel(logging.WARNING)
-    # TRL calls options of transformers by names that are about to go.
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _report(results: dict[str, dict[float, RunResult]], flip_rate: float, folder: Path, seconds: float) -> None:
@@ -127,7 +125,12 @@ def _plot(results: dict[str, dict[float, RunResult]], flip_rate: float, path: Pa
         bars = axes.bar(places, heights, width=0.38, color=colour, label=f"{rate:.0%} of labels flipped")
         axes.bar_label(bars, fmt="%.1f", fontsize=9)
     axes.axhline(50, color="black", linewidth=0.8, linestyle=":")
-    axes.set(ylim=(40, 100), ylabel="accuracy on clean held-out pairs, %", xticks=range(len(results)))
+    axes.text(1.01, 50, "coin\nflip", va="center", fontsize=9, transform=axes.get_yaxis_transform())
+    axes.set(
+        ylim=(40, 100), ylabel="accuracy on clean held-out pairs, %\n(the axis starts at 40)",
+        xticks=range(len(results)),
+        title=f"What {flip_rate:.0%} of flipped preference labels cost, by method",
+    )  # fmt: skip
     axes.set_xticklabels(results)
     axes.legend(frameon=False, ncols=2, loc="upper center")
     figure.savefig(path, dpi=120)

@@ -24,6 +24,7 @@ from hfnoise.worlds.text_corruptions import corrupt
 if TYPE_CHECKING:
     from datasets import Dataset
 
+NAME = "hfnoise:docstrings"  # of the model and of the pairs, on command lines and in cards
 MODEL_FOLDER = "docstrings-llama"
 # A byte-level tokenizer never needs more tokens than bytes: 95 bytes and the end-of-text token fit in 96 tokens.
 MAX_TOKENS = 96
@@ -46,7 +47,8 @@ class DemoRecipe:
         learning_rate (`float`): peak, linear decay.
         num_train_epochs (`int`): passes over the training pairs.
         per_device_train_batch_size (`int`): pairs per step.
-        per_device_eval_batch_size (`int`): pairs per evaluation step.
+        per_device_eval_batch_size (`int`): pairs per evaluation step. It divides `eval_size`: TRL's accuracy is the
+            mean of the batches' means, and only with equal batches that of the pairs.
         max_length (`int`): tokens of prompt and answer together.
         flip_rate (`float`): share of labels that the noisy runs flip.
     """
@@ -57,9 +59,16 @@ class DemoRecipe:
     learning_rate: float = 2e-4
     num_train_epochs: int = 2
     per_device_train_batch_size: int = 32
-    per_device_eval_batch_size: int = 64
+    per_device_eval_batch_size: int = 50
     max_length: int = MAX_TOKENS
     flip_rate: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.eval_size % self.per_device_eval_batch_size:
+            raise ValueError(
+                f"per_device_eval_batch_size={self.per_device_eval_batch_size} must divide eval_size="
+                f"{self.eval_size}, or the accuracy is not that of the pairs."
+            )
 
 
 # Measured with TRL 1.16 (`sym`: ours): share of clean held-out pairs with a positive margin; seeds 0, 1, 2 of flips

@@ -34,7 +34,8 @@ class RunResult:
     """Outcome of a run.
 
     Args:
-        accuracy: share of clean held-out pairs with a positive margin.
+        accuracy: share of clean held-out pairs with a positive margin: every pair counts once, because the batches of
+            the recipe divide the held-out pairs (TRL's metric is the mean of batch means).
         seconds: of training.
         estimate: flip rate estimated from held-out pairs with labels as noisy as the training labels; ours only.
         trainer: the trainer, still in memory.
@@ -88,6 +89,7 @@ def run_trainer(
         eval_dataset={"noisy": flip_labels(clean, flip_rate, seed), "clean": clean} if estimates else {"clean": clean},
         callbacks=callbacks,
     )
+    trainer.injected_flip_rate = flip_rate or None  # for the card of ours
     trainer.remove_callback(PrinterCallback)  # with its bar disabled, the Trainer prints every log entry instead
     output = trainer.train()
     accuracy = trainer.evaluate("clean")["eval_rewards/accuracies"]

@@ -260,7 +260,7 @@ COIN_FLIPS = numpy.random.default_rng(0).normal(0, 2, 1000)
         (None, {"audit": [True] * 90 + [False] * 110}, "exceeds 0.4"),
         (None, {"audit": [True] * 200}, "exceeds 0.4"),
         (None, {"audit": [False] * 20}, "re-label more pairs"),
-        (SOME_MARGINS, {"method": "anchor"}, "more held-out margins"),
+        (SOME_MARGINS, {"method": "anchor"}, "more held-out pairs"),
     ],
 )
 def test_refusals_say_why_and_raise_nothing(margins, options, reason):
@@ -359,3 +359,22 @@ def test_posterior_of_the_true_model_is_calibrated():
 def test_posterior_refuses_bad_rates_and_scales(flip_rate, scale, message):
     with pytest.raises(ValueError, match=message):
         posterior_flip(torch.tensor([1.0, -1.0]), flip_rate, scale)
+
+
+def test_a_refused_estimate_has_a_stand_in():
+    usable = estimate_flip_rate(None, audit=[True] * 40 + [False] * 160)
+    assert usable.rate_for_posterior() == usable.flip_rate
+    refused = estimate_flip_rate(None, audit=[True] * 190 + [False] * 10)
+    assert refused.rate_for_posterior() == 0.45
+    wide = estimate_flip_rate(None, audit=[True, False, False, False])
+    assert wide.refused and wide.rate_for_posterior() == pytest.approx(sum(wide.interval) / 2)
+
+
+def test_a_rate_just_above_the_limit_is_shown_above_it():
+    estimate = estimate_flip_rate(None, audit=[True] * 4001 + [False] * 5999)
+    assert estimate.reason.startswith("the rate 0.4001 exceeds 0.4:")
+
+
+def test_the_way_out_of_a_refusal_is_named_in_both_worlds():
+    reason = estimate_flip_rate([1.0, 2.0, -1.0]).reason
+    assert "audit_column of RobustDPOConfig" in reason and "estimate_flip_rate with method='audit'" in reason

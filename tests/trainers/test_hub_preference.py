@@ -57,7 +57,7 @@ PULL = """
 def test_push_and_pull(hub, run_python, tiny_model_path, make_pairs, cpu_arguments, tmp_path):
     make_pairs(16).save_to_disk(tmp_path / "pairs")
     settings = cpu_arguments | {
-        "push_to_hub": True, "max_steps": 2, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps",
+        "push_to_hub": True, "max_steps": 1, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps",
         "eval_steps": 1, "learning_rate": 0.1,
     }  # fmt: skip
     environment = {"MODEL": tiny_model_path, "PAIRS": str(tmp_path / "pairs"), "SETTINGS": json.dumps(settings)}

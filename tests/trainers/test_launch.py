@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hfnoise.__main__ import main
 from hfnoise.worlds.docstrings import DEMO_RECIPE
 
 ROOT = Path(__file__).parent.parent.parent
@@ -27,33 +28,36 @@ def test_the_yaml_is_the_recipe_of_the_world():
     assert settings["inject_flip_rate"] == DEMO_RECIPE.flip_rate and settings["flip_rate"] == "auto"
 
 
-def launched(command, output_dir, **overrides):
-    """Run the example on other data; return what it printed and the losses of its steps."""
+def arguments(output_dir, **overrides):
     options = [text for name, value in overrides.items() for text in (f"--{name}", str(value))]
-    # One thread each: the processes of a test share two cores.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--config", str(CONFIG), "--output_dir", str(output_dir), *options],
-        env=environment, cwd=output_dir.parent, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    return ["--config", str(CONFIG), "--output_dir", str(output_dir), *options]
+
+
+def losses(output_dir):
     (state,) = output_dir.glob("checkpoint-*/trainer_state.json")
-    return done.stdout + done.stderr, [
-        entry["loss"] for entry in json.loads(state.read_text())["log_history"] if "loss" in entry
-    ]
+    return [entry["loss"] for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
 
 
-@pytest.mark.slow  # three interpreters that import all libraries
+@pytest.mark.slow  # a launcher and two interpreters that import all libraries
 def test_accelerate_launch_equals_one_process(tiny_model_path, make_pairs, tmp_path):
     make_pairs(24).to_parquet(tmp_path / "pairs.parquet")
     overrides = {
         "model_name_or_path": tiny_model_path, "dataset_name": tmp_path / "pairs.parquet", "max_length": 32,
-        "num_train_epochs": 1, "learning_rate": 1e-2, "logging_steps": 1,
+        "num_train_epochs": 1, "learning_rate": 1e-2, "logging_steps": 1, "disable_tqdm": True,
     }  # fmt: skip
-    script = str(ROOT / "examples" / "robust_dpo.py")
-    _, one = launched([sys.executable, script], tmp_path / "one", per_device_train_batch_size=8, **overrides)
+    # What the example calls, in this process.
+    assert main(["robust-dpo", *arguments(tmp_path / "one", per_device_train_batch_size=8, **overrides)]) == 0
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCHER)]
-    _, two = launched([*launcher, script], tmp_path / "two", per_device_train_batch_size=4, **overrides)
+    example = str(ROOT / "examples" / "robust_dpo.py")
+    done = subprocess.run(
+        [*launcher, example, *arguments(tmp_path / "two", per_device_train_batch_size=4, **overrides)],
+        # One thread each: the processes share two cores.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, cwd=tmp_path, capture_output=True,
+        text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "find_unused_parameters" not in done.stdout + done.stderr
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == 3 and len(set(one)) == 3
     assert two == pytest.approx(one, rel=1e-4)
     # With one process and 4 pairs to a step these would be 4 pairs, and 6 losses.

@@ -35,7 +35,7 @@ def test_rate_and_suspects(make_trainer, learnable):
     assert estimate.flip_rate in logged.values()
 
     suspects = trainer.export_suspects()
-    assert set(suspects.column_names) == {"prompt", "chosen", "rejected", "flipped", "p_flip"}
+    assert set(suspects.column_names) == {"prompt", "chosen", "rejected", "flipped", "margin", "p_flip"}
     assert suspects["prompt"] == train["prompt"]
     flagged = [p > 0.5 for p in suspects["p_flip"]]
     assert sum(a == b for a, b in zip(flagged, train["flipped"], strict=True)) / len(train) > 0.9
@@ -59,19 +59,30 @@ def test_without_held_out_pairs_it_warns_and_refuses_to_guess(make_trainer, capl
     assert "got no eval_dataset" in caplog.text
     trainer.train()
     assert trainer.flip_rate_estimate is None
-    with pytest.raises(ValueError, match="no flip rate is known"):
+    with pytest.raises(ValueError, match="none was estimated: pass an eval_dataset .* or pass flip_rate to export"):
         trainer.export_suspects()
     assert len(trainer.export_suspects(flip_rate=0.2)) == 16
     with pytest.raises(ValueError, match="no held-out pairs"):
         trainer.estimate_flip_rate()
 
 
-def test_an_estimate_from_few_pairs_is_refused(make_trainer, make_pairs):
-    trainer = make_trainer(RobustDPOTrainer, RobustDPOConfig, None, make_pairs(8, seed=1))
-    trainer.train()
-    assert trainer.flip_rate_estimate.refused
-    with pytest.raises(ValueError, match="no flip rate is known"):
+def test_an_estimate_from_few_pairs_is_refused_and_suspects_are_still_ranked(make_trainer, make_pairs, caplog):
+    train = make_pairs(16, margin=[0.0] * 16)
+    trainer = make_trainer(RobustDPOTrainer, RobustDPOConfig, train, make_pairs(8, seed=1))
+    with pytest.raises(ValueError, match="none was estimated: train, "):
         trainer.export_suspects()
+    trainer.train()
+    estimate = trainer.flip_rate_estimate
+    assert estimate.refused
+    suspects = trainer.export_suspects()
+    low, high = estimate.interval
+    assert f"the interval from {low:.2f} to {high:.2f}" in caplog.text and "level means nothing" in caplog.text
+    margins = trainer.pair_margins(train)
+    assert suspects["margin"] == pytest.approx(margins.tolist())  # not the zeros of the dataset
+    expected = posterior_flip(margins.double(), min(max((low + high) / 2, 0.01), 0.45), scale=estimate.scale)
+    assert suspects["p_flip"] == pytest.approx(expected.tolist())
+    by_p_flip = sorted(suspects, key=lambda row: -row["p_flip"])
+    assert [row["margin"] for row in by_p_flip] == sorted(margins.tolist())
     card = ModelCard(card_of(trainer))
     assert card.data.to_dict()["hfnoise"]["flip_rate_refused"] is True
 
@@ -127,6 +138,8 @@ def test_card(make_trainer, learnable, trainer_class, flip_rate):
     assert block["method"] == "robust-dpo" and block["flip_rate"] == flip_rate
     assert block["flip_rate_estimate"] == round(trainer.flip_rate_estimate.flip_rate, 4)
     assert "2403.00409" in text and "| seed | 3 |" in text and "rewards/accuracies" in text
+    assert f'from_pretrained("{trainer.args.output_dir}")' in text  # not pushed: the folder, not a name
+    assert "inject_flip_rate" not in text
 
 
 def test_neutral_trainer_card(make_trainer):

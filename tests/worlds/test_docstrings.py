@@ -1,5 +1,6 @@
 """The docstrings world: the corpus, the pairs, the shipped weights and how they are built."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,8 @@ def test_bad_split_of_corpus():
 def test_recipe_fits_the_corpus():
     assert len(preference_pairs("validation", DEMO_RECIPE.eval_size)) == DEMO_RECIPE.eval_size
     assert DEMO_RECIPE.max_length <= MAX_TOKENS
+    with pytest.raises(ValueError, match="per_device_eval_batch_size=64 must divide eval_size=500"):
+        dataclasses.replace(DEMO_RECIPE, per_device_eval_batch_size=64)
 
 
 def test_shipped_folder_is_small_and_complete():

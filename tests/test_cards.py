@@ -1,0 +1,33 @@
+"""What a card says of the run that a stranger could not guess: the base, the command, the folder."""
+
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import pytest
+
+from hfnoise import cards
+from hfnoise.worlds.docstrings import model_path
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/usr/lib/hfnoise/__main__.py", "demo", "--seed", "1"], "python -m hfnoise demo --seed 1"),
+        (["/usr/bin/hfnoise", "demo", "--output_dir", "my run"], "hfnoise demo --output_dir 'my run'"),
+        (["train.py"], "train.py"),
+        ([""], "python"),
+    ],
+)
+def test_the_command_can_be_typed_again(monkeypatch, argv, command):
+    main = ModuleType("__main__")
+    main.__spec__ = ModuleSpec("hfnoise.__main__", None)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", argv)
+    assert cards._command() == command
+
+
+def test_an_embedded_model_is_named(tiny_model_path):
+    assert cards._embedded_name(model_path()) == "`hfnoise:docstrings` (0.77 M parameters, part of hfnoise)"
+    assert cards._embedded_name(tiny_model_path) is None
+    assert cards._embedded_name("someone/docstrings-llama") is None
