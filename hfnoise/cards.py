@@ -125,14 +125,14 @@ def _lead(trainer: Any, base: str | None, base_path: str, dataset_name: str | No
 
 def _flat(report: dict[str, Any], injected: float | None) -> dict[str, Any]:
     """Return the part of the report that goes into the YAML block."""
-    flat = {"flip_rate": report["flip_rate"]} if report["flip_rate"] is not None else {}
+    flat: dict[str, Any] = {"flip_rate": report["flip_rate"]} if report["flip_rate"] is not None else {}
     flat |= {} if injected is None else {"inject_flip_rate": injected}
     estimate = report.get("estimate")
     if estimate is not None:
         flat["flip_rate_estimate"] = round(estimate["flip_rate"], 4)
         flat["flip_rate_interval"] = [round(bound, 4) for bound in estimate["interval"]]
         flat["flip_rate_refused"] = estimate["refused"]
-    return flat | report.get("settings", {})
+    return {**flat, **report.get("settings", {})}
 
 
 def _injected_rows(injected: float | None) -> list[tuple[str, str]]:
