@@ -21,7 +21,10 @@ METHODS: dict[str, tuple[str, str, str, Any]] = {
     "RobustDPO, rate unknown": (
         "hfnoise", "RobustDPOTrainer", "RobustDPOConfig", lambda rate: {"flip_rate": "auto"},
     ),
-    "Dr. DPO, rate unknown": ("hfnoise", "DrDPOTrainer", "DrDPOConfig", lambda rate: {"dr_beta": 1.0}),
+    "Dr. DPO, rate unknown": ("hfnoise", "DrDPOTrainer", "DrDPOConfig", lambda rate: {}),
+    "Dr. DPO at dr_beta 0.5, rate unknown": (
+        "hfnoise", "DrDPOTrainer", "DrDPOConfig", lambda rate: {"dr_beta": 0.5},
+    ),
     "forward_corrected, true rate": (
         "hfnoise", "RobustDPOTrainer", "RobustDPOConfig",
         lambda rate: {"flip_rate": rate, "loss_type": ["forward_corrected"]},
