@@ -9,6 +9,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,15 @@ def split_errors() -> dict[str, dict[str, float]]:
     errors: dict[str, dict[str, float]] = {}
     # One micro-batch that holds all pairs is the definition.
     whole = {dr_beta: _gradient(1, PAIRS, 1, dr_beta, "micro_batch") for dr_beta in (*DR_BETAS, _PLAIN)}
-    for split in tqdm(SPLITS, desc="splits"):
-        row = errors.setdefault(" x ".join(map(str, split)), {})
-        plain = _gradient(*split, _PLAIN, "global")
+    for processes, size, accumulation in tqdm(SPLITS, desc="splits"):
+        split = partial(_gradient, processes, size, accumulation)
+        row = errors.setdefault(f"{processes} x {size} x {accumulation}", {})
+        plain = split(_PLAIN, "global")
         row["DPO"] = _distance(plain, whole[_PLAIN])
         for dr_beta in DR_BETAS:
-            row[f"ours, dr_beta {dr_beta:g}"] = _distance(_gradient(*split, dr_beta, "global"), whole[dr_beta])
+            row[f"ours, dr_beta {dr_beta:g}"] = _distance(split(dr_beta, "global"), whole[dr_beta])
             # The official code does not refuse single pairs: with them it is plain DPO.
-            official = plain if split[1] == 1 else _gradient(*split, dr_beta, "micro_batch")
+            official = plain if size == 1 else split(dr_beta, "micro_batch")
             row[f"official, dr_beta {dr_beta:g}"] = _distance(official, whole[dr_beta])
     return errors
 

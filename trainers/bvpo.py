@@ -194,14 +194,15 @@ class BVPOTrainer(TraceDataMixin, NoiseDPOTrainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Run one micro-batch; with the last of a step the share of the next one is estimated."""
         synchronised = self.accelerator.sync_gradients
-        self._is_probing = self._probe is not None and self.state.global_step % self.args.alpha_every == 0
+        probe = self._probe if self.state.global_step % self.args.alpha_every == 0 else None
+        self._is_probing = probe is not None
         try:
-            with self._probe.listen() if self._is_probing else nullcontext():
+            with nullcontext() if probe is None else probe.listen():
                 loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         finally:
-            is_probing, self._is_probing = self._is_probing, False
-        if is_probing:
-            self._add_gradients(self._probe.take_pairs())
+            self._is_probing = False
+        if probe is not None:
+            self._add_gradients(probe.take_pairs())
         if synchronised:
             self._estimate_alpha()
         return loss

@@ -148,8 +148,8 @@ class DrDPOTrainer(NoiseDPOTrainer):
         self._dr_weight = weight
         self._eval_losses: list[Tensor] = []
         self.dr_mechanism = self._choose_mechanism()
-        mechanisms = {"deferred": DeferredNormalization, "two_pass": TwoPassWeights}
-        self._global = None
+        mechanisms: dict[str, Any] = {"deferred": DeferredNormalization, "two_pass": TwoPassWeights}
+        self._global: DeferredNormalization | TwoPassWeights | None = None
         if self.dr_mechanism in mechanisms:
             self._global = mechanisms[self.dr_mechanism](self, self.args.dr_beta, weight)
         logger.info("Dr. DPO: dr_beta=%g, dr_scope=%s (%s)", self.args.dr_beta, self.args.dr_scope, self.dr_mechanism)

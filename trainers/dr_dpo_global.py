@@ -52,7 +52,7 @@ class DeferredNormalization:
         # Trainer and DistributedDataParallel average over micro-batches and processes; a sum is wanted.
         averaged = trainer.accelerator.num_processes * trainer.current_gradient_accumulation_steps
         scale_gradients(trainer.model, self.loss_weight * averaged * trainer.args.train_batch_size / total)
-        value = -self.dr_beta * (math.log(total / base) + own.offset)  # type: ignore[operator]
+        value = -self.dr_beta * (math.log(total / base) + own.offset)
         return self.loss_weight * value, total**2 / (base * squares)
 
     def _offset_of_all(self, exponents: Tensor) -> float | None:
@@ -92,7 +92,7 @@ class TwoPassWeights:
             common = torch.tensor(offset, device=device)
             torch.distributed.all_reduce(common, op=torch.distributed.ReduceOp.MAX)
             offset = float(common)
-        shift = math.exp(parts.offset - offset)  # type: ignore[operator]
+        shift = math.exp(parts.offset - offset)
         sums = torch.tensor([parts.total * shift, parts.total_of_squares * shift**2, parts.base], dtype=torch.float64)
         total, squares, base = sum_over_processes(self.trainer, sums)
         # Trainer and DistributedDataParallel average over micro-batches and processes; a sum is wanted.
@@ -100,7 +100,7 @@ class TwoPassWeights:
         if total == 0:  # every pair of the step has weight 0
             self._log_sum, self._result = 0.0, (0.0, 0.0)
             return
-        self._log_sum = offset + math.log(total)  # type: ignore[operator]
+        self._log_sum = offset + math.log(total)
         value = -self.dr_beta * (self._log_sum - math.log(base))
         self._result = self.loss_weight * value, total**2 / (base * squares)
 

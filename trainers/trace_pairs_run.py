@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import Any
 
 from hfnoise.errors import UsageError
+from hfnoise.folders import check_writable
 from hfnoise.trainers.command_line import parse
 from hfnoise.trainers.dataset_loading import ARITHMETIC, load_any, resolve_model
-from hfnoise.trainers.noise_dpo_run import check_writable
 from hfnoise.trainers.trace_pairs import make_trace_pairs, trace_report
 from hfnoise.trainers.trace_pairs_saving import save_trace_pairs
 from hfnoise.worlds import arithmetic

@@ -30,7 +30,7 @@ class BatchLogSum:
         -998.6867
     """
 
-    offset: float | None = None
+    offset: float = -math.inf  # before the first part
     total: float = 0.0
     total_of_squares: float = 0.0
     base: float = 0.0
@@ -56,19 +56,19 @@ class BatchLogSum:
         """Return the offset that suits what was added so far and these exponents."""
         largest = float(exponents.max())
         if largest == -math.inf:  # pairs of weight 0 only
-            return 0.0 if self.offset is None else self.offset
-        if self.offset is None or largest > self.offset + _HEADROOM:
+            return 0.0 if self.offset == -math.inf else self.offset
+        if largest > self.offset + _HEADROOM:
             return largest
         return self.offset
 
     def log_sum(self) -> float:
         """Return the logarithm of the weighted sum of exp(exponent)."""
-        if self.offset is None or self.total == 0:
+        if self.total == 0:
             return -math.inf
         return self.offset + math.log(self.total)
 
     def _move(self, offset: float) -> float:
-        factor = 1.0 if self.offset is None else math.exp(self.offset - offset)
+        factor = 1.0 if self.offset == -math.inf else math.exp(self.offset - offset)
         self.total *= factor
         self.total_of_squares *= factor**2
         self.offset = offset
