@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from hfnoise.methods import BVPO_OPTIONS, find_method
+from hfnoise.methods import find_method
+from hfnoise.options import BVPO_OPTIONS
 from hfnoise.preference.online_trace_alpha import MOMENTS, GradientSums, OnlineTraceAlpha
 from hfnoise.trainers.noise_dpo import NoiseDPOTrainer
 from hfnoise.trainers.noise_dpo_config import NoiseDPOConfig, option_field

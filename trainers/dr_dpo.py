@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfnoise.methods import DR_DPO_OPTIONS, find_method
+from hfnoise.methods import find_method
+from hfnoise.options import DR_DPO_OPTIONS
 from hfnoise.preference.dr_dpo import SMALLEST_DR_BETA, dr_dpo_value
 from hfnoise.preference.pair_loss_table import pair_loss_names
 from hfnoise.trainers.dr_dpo_global import DeferredNormalization, TwoPassWeights

@@ -8,7 +8,7 @@ from typing import Any
 
 from trl import DPOConfig
 
-from hfnoise.methods import NOISE_DPO_OPTIONS, Option, option_help
+from hfnoise.options import NOISE_DPO_OPTIONS, Option, option_help
 from hfnoise.preference.pair_context import PairContext
 from hfnoise.preference.pair_loss_table import check_flip_rate, find_pair_loss, pair_loss_names
 from hfnoise.trainers.ches_capture import refuse_prefix_sharing

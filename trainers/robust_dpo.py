@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from hfnoise.methods import ROBUST_DPO_OPTIONS, find_method, option_help
+from hfnoise.methods import find_method
+from hfnoise.options import ROBUST_DPO_OPTIONS, option_help
 from hfnoise.preference.flip_rate import FlipRateEstimate, estimate_flip_rate, posterior_flip
 from hfnoise.trainers.noise_dpo import NoiseDPOTrainer
 from hfnoise.trainers.noise_dpo_config import NoiseDPOConfig, option_field

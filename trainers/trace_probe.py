@@ -64,7 +64,8 @@ class GradientProbe:
         """Return the sketched gradients by pair, shape `(pairs, features)`: rows are all chosen, then all rejected."""
         if not self._sketches:
             raise RuntimeError(
-                "no gradient was seen: none of the trained layers was called on rows of tokens. Give trace_alpha a number."
+                "no gradient was seen: none of the trained layers was called on rows of tokens. Give trace_alpha "
+                "a number."
             )
         rows = torch.cat([self._sketches[key] for key in sorted(self._sketches)], dim=1)
         self._sketches = {}
