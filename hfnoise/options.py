@@ -1,4 +1,4 @@
-"""The options of ours by family, beyond those of the stock configurations: one source for `--help` and for the fields."""
+"""The options of ours by family, beyond the stock configurations: one source for `--help` and for the fields."""
 
 from __future__ import annotations
 
