@@ -58,6 +58,7 @@ def test_model_and_tokenizer_come_back_bit_equal(hub, run, tiny_model_path):
     assert hub.unrouted == []
 
 
+@pytest.mark.slow
 def test_dataset_comes_back(hub, run):
     rows = run(
         """
@@ -195,6 +196,7 @@ def test_push_that_fails_leaves_no_half_commit(hub, run, wish, outcome):
     assert hub.files("tester/half").keys() == {".gitattributes", "config.json", "model.safetensors"}
 
 
+@pytest.mark.slow
 def test_clients_repair_cut_transfers(hub, run):
     """An upload that was cut is sent again; a download that was cut goes on where it stopped."""
     hub.cut_next("PUT /lfs/", after=1000)

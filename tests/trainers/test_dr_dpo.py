@@ -100,7 +100,7 @@ def make_trainer(started, tiny_model_path, tokenizer, cpu_arguments, make_pairs)
     return make
 
 
-@pytest.mark.parametrize("dr_beta", [0.05, 0.2, 1.0])
+@pytest.mark.parametrize("dr_beta", [0.05, *(pytest.param(beta, marks=pytest.mark.slow) for beta in (0.2, 1.0))])
 def test_every_split_has_the_gradient_of_the_whole_batch(step, make_trainer, make_pairs, dr_beta):
     expected, value = one_shot(make_trainer, make_pairs(PAIRS), dr_beta)
     for size, accumulation in SPLITS:
@@ -154,7 +154,7 @@ def in_processes(step, expected, value, settings):
         assert loss == pytest.approx(value, rel=1e-5)
 
 
-@pytest.mark.parametrize("dr_beta", [0.05, 1.0])
+@pytest.mark.parametrize("dr_beta", [0.05, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_two_processes_have_the_gradient_of_the_whole_batch(step, make_trainer, make_pairs, two_processes, dr_beta):
     expected, value = one_shot(make_trainer, make_pairs(PAIRS), dr_beta)
     two_processes(in_processes, step, expected, value, {"dr_beta": dr_beta})
@@ -165,6 +165,7 @@ def two_passes_in_processes(step, expected, value, settings):
     in_processes(step, expected, value, settings)
 
 
+@pytest.mark.slow
 def test_two_passes_in_two_processes(step, make_trainer, make_pairs, two_processes):
     expected, value = one_shot(make_trainer, make_pairs(PAIRS), 0.2)
     two_processes(two_passes_in_processes, step, expected, value, {"dr_beta": 0.2})

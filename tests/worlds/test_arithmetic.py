@@ -130,6 +130,7 @@ def test_chat_template_drops_traces_as_that_of_r1_distill(model_and_tokenizer):
             assert "1+2=3" not in rendered
 
 
+@pytest.mark.slow
 def test_shipped_model_thinks_and_errs(model_and_tokenizer):
     """Right more often with a trace than without, and far from always: headroom for preference optimisation."""
     model, tokenizer = model_and_tokenizer
