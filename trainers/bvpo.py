@@ -75,14 +75,23 @@ class BVPOConfig(NoiseDPOConfig):
                 "trace_alpha='auto' reads gradients through hooks, which torch_compile=True leaves out. Give "
                 "trace_alpha a number, or leave torch_compile out."
             )
-        prompts = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
-        if self.trace_alpha == AUTO and prompts < 2:
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size=True changes the number of prompts that trace_alpha is estimated for. Set "
+                "per_device_train_batch_size, and gradient_accumulation_steps for the rest of the batch."
+            )
+        if self.trace_alpha == AUTO and self.prompts_per_step < 2:
             raise ValueError(
                 "trace_alpha='auto' estimates variances over the prompts of a step and needs at least 2, got "
                 f"per_device_train_batch_size={self.per_device_train_batch_size}, gradient_accumulation_steps="
                 f"{self.gradient_accumulation_steps} and {self.world_size} process(es). Raise the accumulation, or "
                 "give a number."
             )
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Prompts in a whole optimizer step, over all processes."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
     def is_computed_by_trl(self, name: str) -> bool:
         """Return `False`: TRL's mean over the batch has no room for a share."""
@@ -113,7 +122,7 @@ class TraceAlphaState(TrainerCallback, ExportableState):
         self.online = online or OnlineTraceAlpha()
 
     def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": {"online": self.online.state()}}
+        return {"args": {}, "attributes": {"saved": self.online.state()}}
 
 
 class BVPOTrainer(TraceDataMixin, NoiseDPOTrainer):
@@ -168,7 +177,14 @@ class BVPOTrainer(TraceDataMixin, NoiseDPOTrainer):
     def restore_run_state(self, states: dict[str, Any]) -> None:
         """Take over the running estimate of a checkpoint."""
         if self._is_auto:
-            self.online_alpha.load(states["TraceAlphaState"]["attributes"]["online"])
+            self.online_alpha.load(states["TraceAlphaState"]["attributes"]["saved"])
+
+    def _load_callback_state(self) -> None:
+        """Let the callback that `restore_callback_states_from_checkpoint` makes anew write our estimate as well."""
+        super()._load_callback_state()  # type: ignore[misc]
+        for callback in self.callback_handler.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, TraceAlphaState):
+                callback.online = self.online_alpha
 
     def report(self) -> dict[str, Any]:
         """Return the share, how it was found, and the moments it follows from, for the card."""
@@ -226,7 +242,9 @@ class BVPOTrainer(TraceDataMixin, NoiseDPOTrainer):
             sums.packed = self.accelerator.reduce(sums.packed.to(self.accelerator.device), reduction="sum")
         if not bool(sums.packed.isfinite().all()) or sums.packed[0] < 2:
             return  # a step with log-probabilities that are not finite, or a last one of a single prompt
-        self.online_alpha.update(*sums.moments())
+        _, moments = sums.moments()
+        # The share is for a whole step, also where this one was the short last one of an epoch.
+        self.online_alpha.update(self.args.prompts_per_step, moments)
         for name, value in zip(MOMENTS, self.online_alpha.estimates(), strict=True):
             self._metrics["train"][f"bvpo/{name}"].append(value)
 

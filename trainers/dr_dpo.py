@@ -86,6 +86,11 @@ class DrDPOConfig(NoiseDPOConfig):
                 "the official code, which has no weights."
             )
         super().__post_init__()
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size=True may end at batches of one pair, where Dr. DPO is plain DPO. Set "
+                "per_device_train_batch_size, and gradient_accumulation_steps for the rest of the batch."
+            )
         self._refuse_batches_of_one()
 
     def base_loss(self, name: str) -> str:
@@ -159,10 +164,13 @@ class DrDPOTrainer(NoiseDPOTrainer):
         """Return how the weights are normalised, and refuse what would make them wrong."""
         if self.args.dr_scope == "micro_batch":
             return "micro_batch"
-        steps_in_backward = self.args.optim in _STEP_IN_BACKWARD or "layerwise" in str(self.args.optim)
+        optimizer = str(getattr(self.args.optim, "value", self.args.optim)).lower()
+        steps_in_backward = optimizer in _STEP_IN_BACKWARD or "layerwise" in optimizer
         if len(self.args.loss_type) == 1 and not self.aux_loss_enabled and not steps_in_backward:
             return "deferred"
         dropout = [name for name, module in self.model.named_modules() if isinstance(module, nn.Dropout) and module.p]
+        if getattr(self.model.config.get_text_config(), "attention_dropout", 0):  # a function, not a module
+            dropout.append("attention_dropout of the model's configuration")
         if dropout:
             raise ValueError(
                 f"dropout ({dropout[0]} and {len(dropout) - 1} more) would give a pair another loss in each of the "
@@ -184,6 +192,10 @@ class DrDPOTrainer(NoiseDPOTrainer):
         """Return the micro-batches of a step, as `Trainer` does; the weights over them begin anew."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._global is not None and batches:
+            # A stream may end an epoch in the middle of a step, which the Trainer does not finish: what it left must
+            # not be scaled with the gradients of this one.
+            self.model.zero_grad(set_to_none=True)
+            self._monitor.skip_step = False
             self._global.start_step(batches, device)
         return batches, items
 
@@ -205,7 +217,9 @@ class DrDPOTrainer(NoiseDPOTrainer):
         losses, weights = self._dr_losses(pairs), pairs.weight
         others = super().reduced_pair_losses(pairs, tap) if self._pair_losses else torch.zeros_like(losses[0])
         if not self.model.training:
-            self._eval_losses.append(self.accelerator.gather_for_metrics(losses.detach()).cpu())
+            counted = torch.ones_like(losses) if weights is None else weights
+            gathered = self.accelerator.gather_for_metrics((losses.detach(), counted))
+            self._eval_losses.append(torch.stack(gathered).cpu())
             mean = (losses if weights is None else weights * losses).mean()
             return self._dr_weight * mean + others
         if self._global is not None:
@@ -237,7 +251,9 @@ class DrDPOTrainer(NoiseDPOTrainer):
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         if self._eval_losses:
-            value = dr_dpo_value(torch.cat(self._eval_losses), self.args.dr_beta)
+            losses, weights = torch.cat(self._eval_losses, dim=1)
+            dr_beta = self.args.dr_beta
+            value = dr_dpo_value(losses - dr_beta * weights.log(), dr_beta) + dr_beta * weights.mean().log()
             output.metrics[f"{prefix}_dr_loss"] = value.item()
         self._eval_losses = []
         return output

@@ -36,7 +36,8 @@ class DeferredNormalization:
         factor = self._sum.add(exponents, base_weights, self._offset_of_all(exponents))
         if factor != 1.0:
             scale_gradients(self.trainer.model, factor)
-        weights = torch.exp(exponents - self._sum.offset)
+        known = self._sum.offset > -math.inf  # not before the first pair of a weight above 0
+        weights = torch.exp(exponents - self._sum.offset) if known else torch.zeros_like(exponents)
         if base_weights is not None:
             weights = weights * base_weights
         # Over the nominal batch size: close to the final gradients, so as safe in half precision as those.
@@ -92,7 +93,7 @@ class TwoPassWeights:
             common = torch.tensor(offset, device=device)
             torch.distributed.all_reduce(common, op=torch.distributed.ReduceOp.MAX)
             offset = float(common)
-        shift = math.exp(parts.offset - offset)
+        shift = math.exp(parts.offset - offset) if parts.offset > -math.inf else 0.0
         sums = torch.tensor([parts.total * shift, parts.total_of_squares * shift**2, parts.base], dtype=torch.float64)
         total, squares, base = sum_over_processes(self.trainer, sums)
         # Trainer and DistributedDataParallel average over micro-batches and processes; a sum is wanted.

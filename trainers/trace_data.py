@@ -11,7 +11,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from hfnoise.trainers.ches_capture import CHES_COLUMNS, REFERENCE_COLUMNS
 from hfnoise.trainers.noise_dpo_data import PAIR_COLUMNS, reference_key
-from hfnoise.trainers.preference_data import add_pair_index, removed_message, report_removed
+from hfnoise.trainers.pair_collator import PairColumnCollator
+from hfnoise.trainers.preference_data import PAIR_INDEX, add_pair_index, removed_message, report_removed
 from hfnoise.trainers.reference_cache import with_cached_columns, with_columns, without_columns
 from hfnoise.trainers.trace_collator import DataCollatorForTracePreference
 from hfnoise.trainers.trace_tokens import BRANCHES, TraceFaultError, answer_text, trace_and_answer, trace_pair_ids
@@ -34,19 +35,15 @@ class TraceDataMixin:
         named = {f"eval_dataset {key}".strip(): dataset for key, dataset in evaluated.items()}
         named["train_dataset"] = train_dataset
         for name, dataset in named.items():
-            if isinstance(dataset, IterableDataset):
-                raise ValueError(
-                    f"{name} is a streaming dataset; BVPO counts the rows whose answer would be cut before it trains, "
-                    "so it needs a map-style one. Load it without streaming=True."
-                )
-            if isinstance(dataset, Dataset) and not {*PAIR_COLUMNS, *_NOTHINK_COLUMNS} <= set(dataset.column_names):
-                missing = [column for column in ("prompt", *BRANCHES) if column not in dataset.column_names]
-                if missing:
-                    raise ValueError(
-                        f"{name} lacks the columns {missing}; it has {dataset.column_names}. BVPO needs prompt, "
-                        "chosen and rejected with traces, chosen_nothink and rejected_nothink without; "
-                        "hfnoise.make_trace_pairs samples them."
-                    )
+            refuse_other_rows(dataset, name)
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as `DPOTrainer` does; a new dataset is checked first."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            for dataset in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
+                refuse_other_rows(dataset, "eval_dataset")
+        metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
+        return metrics
 
     def wrap_collator(self) -> None:
         """Let batches hold four branches per row, and the per-row columns."""
@@ -56,7 +53,7 @@ class TraceDataMixin:
     def _use_trace_collator(self) -> None:
         """Put our collator in the place of the one `DPOTrainer` makes; refuse one that would drop branches."""
         stock = self.data_collator
-        if isinstance(stock, DataCollatorForTracePreference):
+        if isinstance(stock, (DataCollatorForTracePreference, PairColumnCollator)):  # ours, or ours wrapped
             return
         if type(stock) is not DataCollatorForPreference:
             raise ValueError(
@@ -101,9 +98,15 @@ class TraceDataMixin:
         Raises:
             ValueError: for faulty rows unless `drop_invalid_pairs` is set, and if more than 20 % would be cut.
         """
+        name = f"the {dataset_name} dataset"
+        if not args.precompute_ref_log_probs:
+            dataset = without_columns(dataset, REFERENCE_COLUMNS)  # of another trainer
         if {*PAIR_COLUMNS, *_NOTHINK_COLUMNS} <= set(dataset.column_names):
-            return dataset
+            indexed = dataset if PAIR_INDEX in dataset.column_names else add_pair_index(dataset)
+            return self._without_cut_rows(indexed, args.max_length, name, args.drop_invalid_pairs)
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        if tokenizer.eos_token is None:
+            raise ValueError("the tokenizer has no eos_token, so no answer would end; set tokenizer.eos_token.")
         indexed = add_pair_index(dataset)
         with args.main_process_first(desc="tokenizing trace pairs"):
             tokenized = indexed.map(
@@ -112,7 +115,6 @@ class TraceDataMixin:
                 num_proc=args.dataset_num_proc,
                 desc=f"Tokenizing {dataset_name} dataset",
             )
-        name = f"the {dataset_name} dataset"
         for fault in sorted(set(tokenized["fault"]) - {""}):
             rows = [row for row, found in enumerate(tokenized["fault"]) if found == fault]
             if not args.drop_invalid_pairs or len(rows) == len(tokenized):
@@ -142,6 +144,23 @@ class TraceDataMixin:
             drop=drop or share <= LARGEST_CUT_SHARE,
         )  # fmt: skip
         return kept
+
+
+def refuse_other_rows(dataset: Any, name: str) -> None:
+    """Raise ValueError unless the rows of a dataset have four branches and can be counted."""
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(
+            f"{name} is a streaming dataset; BVPO counts the rows whose answer would be cut before it trains, "
+            "so it needs a map-style one. Load it without streaming=True."
+        )
+    if isinstance(dataset, Dataset) and not {*PAIR_COLUMNS, *_NOTHINK_COLUMNS} <= set(dataset.column_names):
+        missing = [column for column in ("prompt", *BRANCHES) if column not in dataset.column_names]
+        if missing:
+            raise ValueError(
+                f"{name} lacks the columns {missing}; it has {dataset.column_names}. BVPO needs prompt, "
+                "chosen and rejected with traces, chosen_nothink and rejected_nothink without; "
+                "hfnoise.make_trace_pairs samples them."
+            )
 
 
 def _tokenize(example: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

@@ -67,7 +67,10 @@ class GradientProbe:
                 "no gradient was seen: none of the trained layers was called on rows of tokens. Give trace_alpha "
                 "a number."
             )
-        rows = torch.cat([self._sketches[key] for key in sorted(self._sketches)], dim=1)
+        # Learned position embeddings are looked up once for all rows: nothing can be told apart there.
+        count = max(sketch.size(0) for sketch in self._sketches.values())
+        kept = [self._sketches[key] for key in sorted(self._sketches) if self._sketches[key].size(0) == count]
+        rows = torch.cat(kept, dim=1)
         self._sketches = {}
         chosen, rejected = rows.chunk(2)
         return chosen + rejected

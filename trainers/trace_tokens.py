@@ -7,6 +7,7 @@ generation prompt and the text of the answer.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,7 +90,8 @@ def trace_pair_ids(example: dict[str, Any], tokenizer: Any) -> dict[str, list[in
         TraceFaultError: why the row cannot be trained on.
     """
     prompt = example["prompt"]
-    tools = {"tools": example["tools"]} if example.get("tools") else {}
+    given = example.get("tools")
+    tools = {"tools": json.loads(given) if isinstance(given, str) else given} if given else {}
     prefix = generation_prefix(tokenizer, prompt, **tools, **(example.get("chat_template_kwargs") or {}))
     # The template has written the special tokens of a conversation; plain text gets those the tokenizer adds.
     special = {"add_special_tokens": isinstance(prompt, str)}
@@ -108,7 +110,8 @@ def trace_pair_ids(example: dict[str, Any], tokenizer: Any) -> dict[str, list[in
 def _pair_ids(tokenizer: Any, prefix: str, answers: list[str], special: dict[str, bool]) -> list[list[int]]:
     """Return prompt, chosen and rejected ids; tokens that an answer merges with the prompt belong to the answers."""
     prompt = _ids(tokenizer, prefix, special)
-    full = [_ids(tokenizer, prefix + answer + tokenizer.eos_token, special) for answer in answers]
+    end = tokenizer.eos_token
+    full = [_ids(tokenizer, prefix + answer.removesuffix(end) + end, special) for answer in answers]
     if full[0] == full[1]:
         raise TraceFaultError("have two equal branches")
     common = 0

@@ -45,18 +45,19 @@ class BatchLogSum:
         """
         exponents = exponents.detach().double().cpu()
         weights = torch.ones_like(exponents) if base_weights is None else base_weights.detach().double().cpu()
-        factor = self._move(self.candidate(exponents) if offset_of_all is None else offset_of_all)
+        self.base += float(weights.sum())
+        offset = self.candidate(exponents) if offset_of_all is None else offset_of_all
+        if offset == -math.inf:  # pairs of weight 0 only, so far and here
+            return 1.0
+        factor = self._move(offset)
         terms = weights * torch.exp(exponents - self.offset)
         self.total += float(terms.sum())
         self.total_of_squares += float(terms.square().sum())
-        self.base += float(weights.sum())
         return factor
 
     def candidate(self, exponents: Tensor) -> float:
         """Return the offset that suits what was added so far and these exponents."""
         largest = float(exponents.max())
-        if largest == -math.inf:  # pairs of weight 0 only
-            return 0.0 if self.offset == -math.inf else self.offset
         if largest > self.offset + _HEADROOM:
             return largest
         return self.offset

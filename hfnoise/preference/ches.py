@@ -202,6 +202,11 @@ def _finite_scores(dataset: Any, column: str) -> list[float]:
             "hfnoise.score_dataset(model, dataset), or train with compute_ches=True and filter trainer.train_dataset."
         )
     scores = list(dataset[column])
+    if scores and isinstance(scores[0], (list, tuple)):
+        raise ValueError(
+            f"column {column!r} holds several scores per row, as BVPO's trace pairs do (with traces, without). Make a "
+            "column of the one to filter by, or of their maximum, with dataset.map."
+        )
     bad = [row for row, score in enumerate(scores) if score is None or not math.isfinite(score)]
     if bad:
         raise ValueError(

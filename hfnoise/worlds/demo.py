@@ -117,7 +117,7 @@ def _estimate_line(run: RunResult, flip_rate: float) -> str:
 def _plot(results: dict[str, dict[float, RunResult]], flip_rate: float, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.5, 4), layout="constrained")
+    figure = Figure(figsize=(9.5, 4), layout="constrained")
     axes = figure.subplots()
     for number, (rate, colour) in enumerate(((0.0, "#bbccee"), (flip_rate, "#4477aa"))):
         heights = [100 * by_rate[rate].accuracy for by_rate in results.values()]

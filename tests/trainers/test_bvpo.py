@@ -1,11 +1,13 @@
 """BVPO: four branches per row, the mixed loss, the estimated share, and what it refuses."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import GPT2Config, GPT2LMHeadModel
 from trl import DPOConfig, DPOTrainer
 
 from hfnoise import BVPOConfig, BVPOTrainer, NoiseDPOConfig, NoiseDPOTrainer
@@ -247,8 +249,7 @@ def test_lora_evaluation_and_card(make, trace_pairs):
     for name in ("eval_bvpo/trace_loss", "eval_bvpo/empty_accuracy"):
         assert name in metrics
     trainer.create_model_card()
-    with open(f"{trainer.args.output_dir}/README.md", encoding="utf-8") as file:
-        card = file.read()
+    card = (Path(trainer.args.output_dir) / "README.md").read_text(encoding="utf-8")
     assert "last_trace_alpha" in card and "squared_bias" in card and "None" not in card
 
 
@@ -301,6 +302,7 @@ def test_cut_answers_are_dropped_and_counted_up_to_a_fifth(make, trace_pairs, ca
         ({"alpha_min": 0.5}, "alpha_min"),
         ({"alpha_min": 0.0}, "alpha_min"),
         ({"alpha_every": 0}, "alpha_every"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size"),
         ({"torch_compile": True}, "torch_compile=True leaves out"),
         ({"per_device_train_batch_size": 1}, "needs at least 2"),
         ({"loss_type": "sft"}, "cannot be weighted pair by pair"),
@@ -343,6 +345,8 @@ def test_a_template_that_deletes_traces_does_not_delete_ours(tokenizer):
     assert reasoning.decode(ids["prompt_ids"]).startswith("fox jumps dog")
     split = [{"role": "assistant", "content": "fox", "reasoning_content": "the dog"}]
     assert trace_pair_ids(row | {"chosen": split}, reasoning) == ids
+    ended = ROW | {"chosen": ROW["chosen"] + tokenizer.eos_token}  # an end that is there is not doubled
+    assert trace_pair_ids(ended, tokenizer)["chosen_ids"].count(tokenizer.eos_token_id) == 1
 
 
 def test_plain_dpo_through_such_a_template_is_refused(tokenizer, tiny_model_path, cpu_arguments):
@@ -357,3 +361,38 @@ def test_plain_dpo_through_such_a_template_is_refused(tokenizer, tiny_model_path
             tiny_model_path, args=NoiseDPOConfig(**cpu_arguments), train_dataset=Dataset.from_list(rows * 4),
             processing_class=reasoning,
         )  # fmt: skip
+
+
+def test_learned_position_embeddings_are_left_out(tmp_path, tokenizer, trace_pairs, cpu_arguments):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64, eos_token_id=1,
+                        bos_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    trainer = BVPOTrainer(
+        str(tmp_path / "gpt2"), args=BVPOConfig(**cpu_arguments | {"max_length": 64, "alpha_every": 1}),
+        train_dataset=trace_pairs(), processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.online_alpha.updates == 3
+
+
+def test_another_dataset_is_evaluated_with_precomputed_references(make, trace_pairs, make_pairs):
+    trainer = make(precompute_ref_log_probs=True)
+    assert trainer.evaluate(trace_pairs(4, seed=9))["eval_loss"] > 0
+    with pytest.raises(ValueError, match="eval_dataset lacks the columns"):
+        trainer.evaluate(make_pairs(4))
+
+
+def test_tokenized_rows_are_counted_too(make, trace_pairs):
+    tokenized = make(max_length=64).train_dataset
+    with pytest.raises(ValueError, match="max_length=10 would cut"):
+        make(tokenized, max_length=10)
+
+
+def test_resume_with_restored_callbacks(make):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "trace_alpha": "auto"}
+    whole = make(**settings)
+    whole.train()
+    resumed = make(**settings, restore_callback_states_from_checkpoint=True)
+    resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-2")
+    assert resumed.online_alpha.state() == whole.online_alpha.state()

@@ -6,10 +6,12 @@ import pytest
 import torch
 from peft import LoraConfig
 from transformers import TrainerCallback
+from transformers.training_args import OptimizerNames
 from trl import DPOConfig, DPOTrainer
 
 from hfnoise import DrDPOConfig, DrDPOTrainer
 from hfnoise.preference import dr_dpo_value, pair_loss
+from hfnoise.preference.batch_log_sum import BatchLogSum
 
 PAIRS = 16
 SPLITS = [(16, 1), (8, 2), (4, 4), (2, 8), (1, 16)]
@@ -266,6 +268,7 @@ def test_skipped_step_leaves_nothing_behind(make_trainer):
         ({"loss_type": ["dr_sigmoid", "dr_sym"]}, "exactly one of"),
         ({"loss_type": "dr_unknown"}, "unknown loss 'dr_unknown'"),
         ({"loss_type": "dr_robust"}, "needs a flip rate"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size"),
         ({"per_device_train_batch_size": 1}, "Dr. DPO over one pair is plain DPO"),
         ({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "dr_scope": "micro_batch"},
          "set dr_scope='global'"),
@@ -297,3 +300,45 @@ def test_resume_is_exact_and_refuses_another_dr_beta(make_trainer):
     other = make_trainer(DrDPOTrainer, DrDPOConfig, **settings | {"dr_beta": 0.4})
     with pytest.raises(ValueError, match=r"dr_beta: 0.3 there, 0.4 here"):
         other.train(resume_from_checkpoint=checkpoint)
+
+
+def test_pairs_of_weight_zero_set_no_offset():
+    log_sum = BatchLogSum()
+    nothing = torch.full((2,), -math.inf)
+    assert log_sum.add(nothing, torch.zeros(2)) == 1.0 and log_sum.log_sum() == -math.inf
+    assert log_sum.add(torch.tensor([-500.0, -501.0])) == 1.0
+    assert log_sum.offset == -500.0 and log_sum.log_sum() == pytest.approx(-500 + math.log(1 + math.exp(-1)))
+
+
+def test_first_micro_batch_of_weight_zero(step, make_pairs):
+    settings = {"sample_weight_column": "weight", "dr_beta": 0.012, "beta": 2.0}
+    pairs = make_pairs(PAIRS, weight=[0.0] * 13 + [1.0] * 3)
+    gradient, _, _ = step(1, 16, pairs=pairs, **settings)
+    whole, _, _ = step(16, 1, pairs=pairs, **settings)
+    assert gradient.isfinite().all() and relative_error(gradient, whole) <= 1e-4
+
+
+def test_what_a_broken_off_step_left_is_not_scaled(make_trainer, make_pairs):
+    # 6 rows by 2 x 2: the Trainer does not finish the last step of a stream's epoch.
+    gradients = {}
+    for epochs in ("one", "two"):
+        keeper = KeepGradients()
+        trainer = make_trainer(
+            DrDPOTrainer, DrDPOConfig, make_pairs(6).to_iterable_dataset(), callbacks=[keeper], learning_rate=0.0,
+            per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=2 if epochs == "two" else 1,
+            max_grad_norm=0.0,
+        )  # fmt: skip
+        trainer.train()
+        gradients[epochs] = keeper.gradients[-1].norm().item()
+    assert gradients["two"] == pytest.approx(gradients["one"], rel=0.5)
+
+
+def test_optimizers_that_step_in_the_backward_take_two_passes(make_trainer):
+    trainer = make_trainer(DrDPOTrainer, DrDPOConfig)
+    assert trainer.dr_mechanism == "deferred"
+    for name in (OptimizerNames.GALORE_ADAMW_LAYERWISE, OptimizerNames.LOMO):
+        trainer.args.optim = name
+        assert trainer._choose_mechanism() == "two_pass"
+    trainer.model.config.attention_dropout = 0.1
+    with pytest.raises(ValueError, match="attention_dropout"):
+        trainer._choose_mechanism()
