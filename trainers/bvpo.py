@@ -181,8 +181,8 @@ class BVPOTrainer(TraceDataMixin, NoiseDPOTrainer):
 
     def _load_callback_state(self) -> None:
         """Let the callback that `restore_callback_states_from_checkpoint` makes anew write our estimate as well."""
-        super()._load_callback_state()  # type: ignore[misc]
-        for callback in self.callback_handler.callbacks:  # type: ignore[attr-defined]
+        super()._load_callback_state()
+        for callback in self.callback_handler.callbacks:
             if isinstance(callback, TraceAlphaState):
                 callback.online = self.online_alpha
 
