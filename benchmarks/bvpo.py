@@ -142,19 +142,20 @@ def _batch_gradients(trainer: Any) -> tuple[Tensor, Tensor]:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     for batch in tqdm(trainer.get_train_dataloader(), desc="gradients"):
-        losses, _ = _losses(trainer, batch)
+        losses = _losses(trainer, batch)
         for half, rows in zip(found, losses.chunk(2), strict=True):
             gradients = torch.autograd.grad(rows.mean(), parameters, retain_graph=True)
             half.append(torch.cat([gradient.flatten() for gradient in gradients]))
     return torch.stack(found[0]), torch.stack(found[1])
 
 
-def _losses(trainer: Any, batch: dict[str, Any]) -> tuple[Tensor, Any]:
+def _losses(trainer: Any, batch: dict[str, Any]) -> Tensor:
     from hfnoise.trainers.pair_batch import pair_batch
 
     inputs, _ = trainer.split_columns(trainer._prepare_inputs(batch))
     pairs = pair_batch(trainer._policy_log_probs(inputs), inputs, trainer.beta, {})
-    return trainer.weighted_pair_values([("sigmoid", 1.0)], pairs, pairs.margins), pairs
+    losses: Tensor = trainer.weighted_pair_values([("sigmoid", 1.0)], pairs, pairs.margins)
+    return losses
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

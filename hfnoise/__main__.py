@@ -75,8 +75,7 @@ def _call(launch: str, arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", message=old_name, category=FutureWarning)
     main_process = os.environ.get("RANK", "0") == "0"
     logging.getLogger("hfnoise").setLevel(logging.INFO if main_process else logging.ERROR)
-    # Read when torch is imported, below. On busy cores threads that wait by spinning keep the others from working: a
-    # training step on 2 such cores took 0.27 s instead of 1.4 s (0.11 s with OMP_NUM_THREADS=1).
+    # Read when torch is imported, below. On busy cores threads that wait by spinning keep the others from working.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     module, _, function = launch.partition(":")
     return int(getattr(import_module(module), function)(arguments) or 0)

@@ -125,7 +125,7 @@ class DrDPOConfig(NoiseDPOConfig):
 class DrDPOTrainer(NoiseDPOTrainer):
     """Trains with Dr. DPO, -dr_beta log mean exp(-loss / dr_beta), exact over the global batch.
 
-    Dr. DPO (arXiv 2407.07880, eq. 12). Departures from the official code, which takes the mean over the micro-batch of
+    Dr. DPO (arXiv 2407.07880). Departures from the official code, which takes the mean over the micro-batch of
     each process (with one pair it is DPO) and logs the plain DPO loss: the mean is that of the whole batch, for every
     split of it over processes, accumulation and per-device batch, and the logged loss is the optimised one.
     `eval_loss` is the plain mean of the losses per pair, and `eval_dr_loss` the log-mean-exp over the evaluation set.

@@ -26,8 +26,8 @@ class BatchLogSum:
         >>> parts = BatchLogSum()
         >>> parts.add(torch.tensor([-1000.0])), parts.add(torch.tensor([-2000.0, -999.0])), parts.offset
         (1.0, 1.0, -1000.0)
-        >>> round(parts.log_sum(), 4)
-        -998.6867
+        >>> round(parts.total, 4)
+        3.7183
     """
 
     offset: float = -math.inf  # before the first part
@@ -61,12 +61,6 @@ class BatchLogSum:
         if largest > self.offset + _HEADROOM:
             return largest
         return self.offset
-
-    def log_sum(self) -> float:
-        """Return the logarithm of the weighted sum of exp(exponent)."""
-        if self.total == 0:
-            return -math.inf
-        return self.offset + math.log(self.total)
 
     def _move(self, offset: float) -> float:
         factor = 1.0 if self.offset == -math.inf else math.exp(self.offset - offset)

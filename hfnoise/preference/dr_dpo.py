@@ -15,7 +15,7 @@ SMALLEST_DR_BETA = -1.0 / math.log(torch.finfo(torch.float32).tiny)
 def dr_dpo_weights(losses: Float[Tensor, " batch"], dr_beta: float) -> Float[Tensor, " batch"]:
     """Return the weight of each pair in the gradient of Dr. DPO, softmax(-losses / dr_beta) over the batch.
 
-    Dr. DPO (arXiv 2407.07880, eq. 12): pairs with a large loss, likely flipped ones, lose their weight. With one pair
+    Dr. DPO (arXiv 2407.07880): pairs with a large loss, likely flipped ones, lose their weight. With one pair
     the weight is 1 and Dr. DPO is DPO, so the batch must be the whole one, over processes and accumulation.
 
     Args:
@@ -40,7 +40,7 @@ def dr_dpo_weights(losses: Float[Tensor, " batch"], dr_beta: float) -> Float[Ten
 def dr_dpo_value(losses: Float[Tensor, " batch"], dr_beta: float) -> Float[Tensor, ""]:
     """Return the Dr. DPO loss of a whole batch, -dr_beta log mean exp(-losses / dr_beta), with its graph.
 
-    Dr. DPO (arXiv 2407.07880, eq. 12). The official code takes exp of the bare losses, which underflows for losses
+    Dr. DPO (arXiv 2407.07880). The official code takes exp of the bare losses, which underflows for losses
     above 87 `dr_beta`, and cancels for a large `dr_beta`; here the losses are taken relative to their minimum, or to
     their mean where `dr_beta` exceeds their range, and the logarithm is that of 1 + x.
 

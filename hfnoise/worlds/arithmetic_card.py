@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-from dataclasses import asdict
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import hfnoise
 from hfnoise.worlds.arithmetic import MODEL_FOLDER
+from hfnoise.worlds.tiny_llama import tiny_llama_card
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -98,23 +95,11 @@ def arithmetic_card(recipe: ArithmeticRecipe, results: dict[str, float]) -> Mode
         >>> arithmetic_card(ArithmeticRecipe(), results).data.license
         'apache-2.0'
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
-    data = ModelCardData(
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["hfnoise", "llama", "arithmetic", "reasoning"],
-    )
-    settings = asdict(recipe)
-    body = _BODY.format(
-        **{**settings, **results},
-        name=MODEL_FOLDER,
-        settings="\n".join(f"| {name} | {value} |" for name, value in settings.items()),
-        millions=results["parameters"] / 1e6,
+    return tiny_llama_card(
+        _BODY,
+        MODEL_FOLDER,
+        recipe,
+        results,
+        {"tags": ["hfnoise", "llama", "arithmetic", "reasoning"]},
         trace_percent=100 * recipe.trace_share,
-        python=platform.python_version(),
-        hfnoise=hfnoise.__version__,
-        **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
     )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n{body}")

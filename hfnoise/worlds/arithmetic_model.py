@@ -20,6 +20,7 @@ from typing import Any
 
 from hfnoise.worlds.arithmetic import MAX_NEW_TOKENS, accuracy, prompts, random_prompt, split_of
 from hfnoise.worlds.arithmetic_traces import write_example
+from hfnoise.worlds.tiny_llama import new_tiny_llama
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def build(output_dir: str | Path, recipe: ArithmeticRecipe | None = None) -> dic
     tokenizer = build_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = _new_model(tokenizer, recipe)
+        model = new_tiny_llama(tokenizer, recipe, 2 * MAX_NEW_TOKENS, max_new_tokens=MAX_NEW_TOKENS)
         _train(model, tokenizer, recipe)
     questions = prompts("validation", _EVALUATION_SUMS)
     results = {"parameters": float(model.num_parameters()), "questions": float(len(questions))}
@@ -159,29 +160,6 @@ def build_tokenizer() -> Any:
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     )
-
-
-def _new_model(tokenizer: Any, recipe: ArithmeticRecipe) -> Any:
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-
-    special = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden_size,
-        intermediate_size=recipe.intermediate_size,
-        num_hidden_layers=recipe.num_hidden_layers,
-        num_attention_heads=recipe.num_attention_heads,
-        max_position_embeddings=2 * MAX_NEW_TOKENS,
-        tie_word_embeddings=True,
-        **special,
-    )
-    model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(do_sample=True, max_new_tokens=MAX_NEW_TOKENS, **special)
-    return model
 
 
 def _examples(recipe: ArithmeticRecipe) -> Iterator[tuple[str, str]]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-from dataclasses import asdict
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import hfnoise
 from hfnoise.worlds.docstrings import MODEL_FOLDER
+from hfnoise.worlds.tiny_llama import tiny_llama_card
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -94,24 +91,11 @@ def docstrings_card(recipe: TrainingRecipe, results: dict[str, float]) -> ModelC
         >>> docstrings_card(TrainingRecipe(), results).data.license
         'apache-2.0'
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
-    data = ModelCardData(
-        language="en",
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["hfnoise", "llama", "docstrings"],
-    )
-    settings = {name: value for name, value in asdict(recipe).items() if value is not None}
-    body = _BODY.format(
-        **{**settings, **results},
-        name=MODEL_FOLDER,
-        settings="\n".join(f"| {name} | {value} |" for name, value in settings.items()),
-        millions=results["parameters"] / 1e6,
+    return tiny_llama_card(
+        _BODY,
+        MODEL_FOLDER,
+        recipe,
+        results,
+        {"language": "en", "tags": ["hfnoise", "llama", "docstrings"]},
         tokens=results["train_tokens"] / 1e6,
-        python=platform.python_version(),
-        hfnoise=hfnoise.__version__,
-        **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
     )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n{body}")

@@ -21,6 +21,7 @@ from typing import Any
 
 from hfnoise.worlds.docstrings import MAX_TOKENS, corpus
 from hfnoise.worlds.standard_library import Document
+from hfnoise.worlds.tiny_llama import new_tiny_llama
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,9 @@ def build(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = _new_model(tokenizer, recipe)
+        model = new_tiny_llama(
+            tokenizer, recipe, recipe.sequence_length, temperature=0.7, top_p=0.9, max_new_tokens=48
+        )
         _train(model, stream, recipe)
     nats, count = _score(model, _token_stream(tokenizer, validation), recipe.sequence_length)
     size = sum(len(document.text.encode()) for document in validation)
@@ -171,31 +174,6 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 1024) -> Any:
         padding_side="right",
         clean_up_tokenization_spaces=False,
     )
-
-
-def _new_model(tokenizer: Any, recipe: TrainingRecipe) -> Any:
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-
-    special = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden_size,
-        intermediate_size=recipe.intermediate_size,
-        num_hidden_layers=recipe.num_hidden_layers,
-        num_attention_heads=recipe.num_attention_heads,
-        max_position_embeddings=recipe.sequence_length,
-        tie_word_embeddings=True,
-        **special,
-    )
-    model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        do_sample=True, temperature=0.7, top_p=0.9, max_new_tokens=48, **special
-    )
-    return model
 
 
 def _token_stream(tokenizer: Any, documents: Sequence[Document]) -> Any:
