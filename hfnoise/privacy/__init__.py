@@ -1,0 +1,1 @@
+"""Differentially private fine-tuning: accounting, calibration and the privacy ledger."""
