@@ -158,6 +158,84 @@ BVPO_OPTIONS = (
     *NOISE_DPO_OPTIONS,
 )
 
+DP_OPTIONS = (
+    Option("target_epsilon", "float", None, "Privacy budget; the noise is calibrated to it. This or noise_multiplier."),
+    Option(
+        "noise_multiplier",
+        "float",
+        None,
+        "Standard deviation of the noise in units of clip_norm, at least 0; epsilon follows. This or target_epsilon.",
+    ),
+    Option("target_delta", "float", None, "Delta of the guarantee, below 1 / units; default min(1e-5, 1 / (10 units))."),
+    Option("clip_norm", "float", 1.0, "Norm to which the gradient of a unit is clipped, above 0."),
+    Option(
+        "expected_batch_size",
+        "int",
+        None,
+        "Expected number of units in a step; default per-device batch x accumulation x processes.",
+    ),
+    Option(
+        "micro_batch_size",
+        "int",
+        None,
+        "Units per forward pass; default per_device_train_batch_size, or 1 with grad_mode 'loop'. Changes memory and "
+        "speed, not the result.",
+    ),
+    Option(
+        "unit_column",
+        "str",
+        None,
+        "Dataset column that says whose a row is (a user, an author): what is protected is then all rows of one unit. "
+        "Default: every row (every pair) is a unit of its own.",
+    ),
+    Option("max_rows_per_unit", "int", 1, "Rows of a unit that a step may use, drawn anew each step; needs unit_column."),
+    Option(
+        "clipping",
+        "str",
+        "flat",
+        "'flat' clips the whole gradient of a unit, 'auto' scales it to clip_norm (no threshold to tune), 'per_layer' "
+        "clips every parameter to its share.",
+    ),
+    Option(
+        "grad_mode",
+        "str",
+        "leaf",
+        "'leaf' takes the gradients of all units of a micro-batch from one backward pass; 'loop' takes one unit at a "
+        "time, slowly, for any layer.",
+    ),
+    Option(
+        "noise",
+        "str",
+        "gaussian",
+        "'gaussian' is independent from step to step; 'banded' is correlated so that sums of steps are less noisy "
+        "(BandMF), for plain SGD.",
+    ),
+    Option("bands", "int or 'auto'", "auto", "Number of bands of noise 'banded'; 'auto' takes the least total error."),
+    Option("accountant", "str", "pld", "'pld' (tight) or 'rdp' (a looser bound)."),
+    Option(
+        "secret_file",
+        "str",
+        None,
+        "File with the secret of the noise, made if it does not exist, outside output_dir, readable by its owner only. "
+        "Default: below the Hugging Face home folder, one for each dataset.",
+    ),
+    Option("ledger_file", "str", None, "File with what every run released of each dataset; default: beside the secret."),
+    Option("unsafe_seed", "int", None, "Noise from a known seed, for tests: NOT PRIVATE, and every report says so."),
+    Option("accumulation_dtype", "str", "float32", "'float32' or 'float64' for the sum over the units of a step."),
+    Option(
+        "adam_bias_correction",
+        "bool",
+        False,
+        "Subtract the known variance of the noise from Adam's second moment (DP-AdamBC).",
+    ),
+    Option(
+        "log_private_metrics",
+        "bool",
+        False,
+        "Log loss and rewards of the training data, which are outside of the guarantee.",
+    ),
+)
+
 
 def option_help(options: tuple[Option, ...], name: str) -> str:
     """Return the help text of an option."""
