@@ -127,12 +127,19 @@ METHODS: tuple[Method, ...] = (
 
 # Public names that belong to no single method: name -> module.
 SHARED_EXPORTS: dict[str, str] = {
+    "DPConfig": "hfnoise.trainers.private_config",
+    "DPDPOTrainer": "hfnoise.trainers.private",
+    "DPSFTTrainer": "hfnoise.trainers.private",
+    "DPTrainer": "hfnoise.trainers.private",
+    "DPTrainerMixin": "hfnoise.trainers.private",
     "FlipRateEstimate": "hfnoise.preference",
     "PairContext": "hfnoise.preference",
     "ches_scores": "hfnoise.preference",
+    "dp_check": "hfnoise.trainers.private",
     "estimate_flip_rate": "hfnoise.preference",
     "filter_by_ches": "hfnoise.preference",
     "flip_labels": "hfnoise.preference",
+    "make_private": "hfnoise.trainers.private",
     "make_trace_pairs": "hfnoise.trainers.trace_pairs",
     "pair_loss": "hfnoise.preference",
     "register_pair_loss": "hfnoise.preference",

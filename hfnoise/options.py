@@ -159,14 +159,18 @@ BVPO_OPTIONS = (
 )
 
 DP_OPTIONS = (
-    Option("target_epsilon", "float", None, "Privacy budget; the noise is calibrated to it. This or noise_multiplier."),
+    Option(
+        "target_epsilon", "float", None, "Privacy budget; the noise is calibrated to it. This or noise_multiplier."
+    ),
     Option(
         "noise_multiplier",
         "float",
         None,
         "Standard deviation of the noise in units of clip_norm, at least 0; epsilon follows. This or target_epsilon.",
     ),
-    Option("target_delta", "float", None, "Delta of the guarantee, below 1 / units; default min(1e-5, 1 / (10 units))."),
+    Option(
+        "target_delta", "float", None, "Delta of the guarantee, below 1 / units; default min(1e-5, 1 / (10 units))."
+    ),
     Option("clip_norm", "float", 1.0, "Norm to which the gradient of a unit is clipped, above 0."),
     Option(
         "expected_batch_size",
@@ -188,7 +192,9 @@ DP_OPTIONS = (
         "Dataset column that says whose a row is (a user, an author): what is protected is then all rows of one unit. "
         "Default: every row (every pair) is a unit of its own.",
     ),
-    Option("max_rows_per_unit", "int", 1, "Rows of a unit that a step may use, drawn anew each step; needs unit_column."),
+    Option(
+        "max_rows_per_unit", "int", 1, "Rows of a unit that a step may use, drawn anew each step; needs unit_column."
+    ),
     Option(
         "clipping",
         "str",
@@ -216,10 +222,12 @@ DP_OPTIONS = (
         "secret_file",
         "str",
         None,
-        "File with the secret of the noise, made if it does not exist, outside output_dir, readable by its owner only. "
-        "Default: below the Hugging Face home folder, one for each dataset.",
+        "File with the secret of the noise, made if it does not exist, outside output_dir, readable by its owner "
+        "only. Default: below the Hugging Face home folder, one for each dataset.",
     ),
-    Option("ledger_file", "str", None, "File with what every run released of each dataset; default: beside the secret."),
+    Option(
+        "ledger_file", "str", None, "File with what every run released of each dataset; default: beside the secret."
+    ),
     Option("unsafe_seed", "int", None, "Noise from a known seed, for tests: NOT PRIVATE, and every report says so."),
     Option("accumulation_dtype", "str", "float32", "'float32' or 'float64' for the sum over the units of a step."),
     Option(

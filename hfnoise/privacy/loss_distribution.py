@@ -75,7 +75,9 @@ def grid_interval(releases: Sequence[Releases], delta: float) -> float:
     # The Rényi bound costs milliseconds, and may be far too large: then a coarse distribution says more.
     bound = renyi_epsilon(releases, delta)
     if math.isfinite(bound) and bound * _INTERVAL_PER_EPSILON > least:
-        bound = float(_composed(tuple(releases), _rounded_up(bound * _INTERVAL_PER_EPSILON)).get_epsilon_for_delta(delta))
+        bound = float(
+            _composed(tuple(releases), _rounded_up(bound * _INTERVAL_PER_EPSILON)).get_epsilon_for_delta(delta)
+        )
     if not math.isfinite(bound):
         return _rounded_up(least)
     return _rounded_up(max(least, bound * _INTERVAL_PER_EPSILON))

@@ -49,8 +49,8 @@ class PoissonSampler:
             raise ValueError(f"sample_rate must be in (0, 1], got {self.sample_rate}.")
         if self.sample_rate * self.bands > 1.0 + 1e-12:
             raise ValueError(
-                f"sample_rate * bands must be at most 1, got {self.sample_rate} * {self.bands}: a group is smaller than "
-                "the expected batch. Use fewer bands or a smaller batch."
+                f"sample_rate * bands must be at most 1, got {self.sample_rate} * {self.bands}: a group is smaller "
+                "than the expected batch. Use fewer bands or a smaller batch."
             )
 
     def batch(self, random: KeyedRandom, step: int) -> Tensor:

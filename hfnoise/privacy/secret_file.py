@@ -56,8 +56,8 @@ def _read(path: Path) -> bytes:
     others = stat.S_IMODE(path.stat().st_mode) & 0o077
     if others:
         raise ValueError(
-            f"secret file {str(path)!r} can be read by others (mode {stat.S_IMODE(path.stat().st_mode):04o}): with the "
-            f"secret anybody can subtract the noise. If nobody has read it: chmod 600 {path}; else delete it."
+            f"secret file {str(path)!r} can be read by others (mode {stat.S_IMODE(path.stat().st_mode):04o}): with "
+            f"the secret anybody can subtract the noise. If nobody has read it: chmod 600 {path}; else delete it."
         )
     text = path.read_text(encoding="ascii", errors="replace").strip()
     try:

@@ -1,0 +1,2 @@
+def dataset_fingerprint(d):
+    return "f" * 32

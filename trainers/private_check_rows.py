@@ -1,0 +1,95 @@
+"""Synthetic rows for `dp_check`: shaped like the training rows, with tokens drawn at random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfnoise.trainers.private_batches import PlannedRows
+
+_VISION = ("pixel_values", "pixel_values_videos", "image_grid_thw", "input_features", "input_values")
+
+
+@dataclass(frozen=True)
+class CheckRows:
+    """A batch and the same rows one by one.
+
+    Args:
+        batch (`dict`): inputs of the model for all rows.
+        singles (`list[dict]`): inputs for each row alone.
+        copies (`int`): rows of the model's batch for a row of the dataset.
+    """
+
+    batch: dict[str, Any]
+    singles: list[dict[str, Any]]
+    copies: int
+
+
+def check_rows(rows: PlannedRows, model: Any, count: int) -> CheckRows:
+    """Return rows to check a loss with; only the shapes and the labels of whole rows are those of the training data.
+
+    Args:
+        rows ([`PlannedRows`]): the training rows.
+        model (`nn.Module`): whose vocabulary the tokens are drawn from.
+        count (`int`): number of rows.
+    """
+    numbers = torch.linspace(0, len(rows) - 1, count).long()
+    batch = rows.collate_rows(numbers)
+    size = _main_tensor(batch).shape[0]
+    if size % count:
+        raise ValueError(
+            f"the data collator made {size} rows of {count} rows of the dataset: rows of several units share a row of "
+            "the model's batch (packing, padding-free), so no gradient belongs to one unit. Turn that off."
+        )
+    copies = size // count
+    tensors = [value for value in batch.values() if isinstance(value, Tensor)]
+    if any(key in batch for key in _VISION) or any(not t.ndim or t.shape[0] != size for t in tensors):
+        # Tokens that stand for images cannot be drawn at random, nor flattened images be cut by rows.
+        return CheckRows(dict(batch), [dict(rows.collate_rows(number[None])) for number in numbers], copies)
+    batch = _randomized(dict(batch), model)
+    return CheckRows(batch, [_row(batch, row, count, size) for row in range(count)], copies)
+
+
+def _main_tensor(batch: dict[str, Any]) -> Tensor:
+    for key in ("input_ids", *_VISION, *batch):
+        if isinstance(batch.get(key), Tensor):
+            return batch[key]
+    raise ValueError(f"the data collator returned no tensor, only {sorted(batch)}.")
+
+
+def _row(batch: dict[str, Any], row: int, count: int, size: int) -> dict[str, Any]:
+    """Return one row; of pairs the chosen and the rejected answer."""
+    places = list(range(row, size, count))
+    return {key: value[places] if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def _randomized(batch: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Return the batch with random tokens, and with fewer labels in each row than in the one before."""
+    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+    if not isinstance(ids, Tensor) or ids.is_floating_point():
+        return batch
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(config.vocab_size, ids.shape, generator=generator)
+    pad = getattr(config, "pad_token_id", None)
+    if pad is not None:  # some models look for the last token that is not padding
+        drawn = torch.where(drawn == pad, (drawn + 1) % config.vocab_size, drawn)
+    new = torch.where(mask.bool(), drawn, ids) if isinstance(mask, Tensor) and mask.shape == ids.shape else drawn
+    result = {**batch, "input_ids": new}
+    labels = batch.get("labels")
+    if isinstance(labels, Tensor) and labels.shape == ids.shape:
+        result["labels"] = _fewer_labels(torch.where(labels == -100, labels, new))
+    return result
+
+
+def _fewer_labels(labels: Tensor) -> Tensor:
+    """Return the labels with the first `row` of them left out: a mean over rows and one over tokens must differ."""
+    labels = labels.clone()
+    for row, line in enumerate(labels):
+        places = (line != -100).nonzero().flatten()
+        dropped = min(row, max(0, places.numel() - 2))
+        line[places[:dropped]] = -100
+    return labels

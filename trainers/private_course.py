@@ -1,0 +1,283 @@
+"""The course of a private run: start, resume, budget, checkpoints, and what is written beside the weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from huggingface_hub.constants import HF_HOME
+from torch import Tensor
+from transformers import TrainerCallback
+
+from hfnoise.privacy.ledger import Ledger
+from hfnoise.privacy.secret_file import load_or_create_secret, secret_name, unsafe_secret
+from hfnoise.trainers.checkpoints import last_complete_checkpoint
+from hfnoise.trainers.private_report import write_report
+from hfnoise.trainers.private_result import check_result
+from hfnoise.trainers.private_run import UNSAFE, PrivateRun, RunState, new_run_id, plan_run
+
+logger = logging.getLogger(__name__)
+
+# What makes the steps of a run. Steps that are done again with other settings are other releases, and with the same
+# noise their difference would be free of noise: such a run gets a key of its own and is charged again.
+_SETTINGS = (
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "num_train_epochs", "max_steps", "seed", "bf16", "neftune_noise_alpha",
+    "label_smoothing_factor", "loss_type", "loss_weights", "beta", "max_length",
+)  # fmt: skip
+
+
+class BudgetStop(TrainerCallback):
+    """Ends the training before the first step that the budget does not allow."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Stop when the next step would exceed the budget."""
+        run = self._trainer.private_run
+        if state.global_step >= run.limit and state.global_step < state.max_steps:
+            logger.warning(
+                "training stops at step %d of %d: one more would exceed target_epsilon=%s.",
+                state.global_step, state.max_steps, run.state.target_epsilon,
+            )  # fmt: skip
+            control.should_training_stop = True
+        return control
+
+
+class PrivateCourseMixin:
+    """The parts of [`DPTrainerMixin`] that concern the run as a whole."""
+
+    args: Any
+    state: Any
+    model: Any
+    accelerator: Any
+    dp_config: Any
+    fingerprint: str
+    expected_batch_size: int
+    train_dataset: Any
+    data_collator: Any
+    callback_handler: Any
+    _units: Any
+    _run: PrivateRun | None = None
+    _recorder: Any = None
+    _step: Any = None
+    _before: dict[str, Tensor]
+
+    planned_steps: Callable[[], int]
+    sample_rate: float
+    is_world_process_zero: Callable[[], bool]
+
+    def _begin_course(self) -> None:
+        """Check what needs no data yet: files, delta; and watch the budget."""
+        config = self.dp_config
+        units = self._units.count
+        self.target_delta = config.target_delta or min(1e-5, 1.0 / (10 * units))
+        if self.target_delta >= 1.0 / units:
+            logger.warning(
+                "target_delta=%g is not below 1 / units = %g: releasing one unit at random would satisfy such a "
+                "guarantee. Use less, for example %g.", self.target_delta, 1.0 / units, 1.0 / (10 * units),
+            )  # fmt: skip
+        if config.unsafe_seed is None:
+            folder = Path(HF_HOME) / "hfnoise" / "privacy" / self.fingerprint[:16]
+            self._secret_file = Path(config.secret_file or folder / "secret").expanduser()
+            default_ledger = self._secret_file.with_name("ledger.json")
+        else:  # nothing is protected, so nothing is spent of a budget that counts
+            default_ledger = Path(self.args.output_dir) / "unsafe_ledger.json"
+        self._ledger_file = Path(config.ledger_file or default_ledger).expanduser()
+        self._secret()  # refuses a bad file now
+        self.add_callback(BudgetStop(self))  # type: ignore[attr-defined]
+
+    def _secret(self) -> bytes:
+        """Return the secret of the noise; the main process reads it and tells the others."""
+        if self.dp_config.unsafe_seed is not None:
+            return unsafe_secret(self.dp_config.unsafe_seed)
+        found: list[Any] = [None, None]
+        if self.accelerator.is_main_process:
+            try:
+                found = [load_or_create_secret(self._secret_file, self.args.output_dir), None]
+            except (ValueError, OSError) as error:
+                found = [None, error]
+        return self._from_main_process(found)
+
+    def _from_main_process(self, found: list[Any]) -> Any:
+        """Return what the main process found, or raise its error, on every process."""
+        value, error = broadcast_object_list(found)
+        if error is not None:
+            raise ValueError(str(error)) from error
+        return value
+
+    @property
+    def private_run(self) -> PrivateRun:
+        """The run in progress, or one planned with these settings."""
+        if self._run is None:
+            self._start_run(None)
+        assert self._run is not None
+        return self._run
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the noise in units of `clip_norm`."""
+        return self.private_run.state.noise_multiplier
+
+    def epsilon(self) -> float:
+        """Return epsilon of this run up to the present step, at `target_delta`."""
+        return self.private_run.epsilon(self.state.global_step)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does, privately; `resume_from_checkpoint=True` takes the newest whole checkpoint.
+
+        Raises:
+            ValueError: if the budget of the dataset is spent, or the checkpoint is not one of this run.
+        """
+        if not self._is_private:  # type: ignore[attr-defined]
+            return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        self._start_run(str(resume_from_checkpoint) if resume_from_checkpoint else None)
+        self._before = {}
+        try:
+            output = super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._end_private_steps()
+        check_result(self.model, self._before, self.args.learning_rate)
+        if self.dp_config.log_private_metrics:
+            return output
+        metrics = {name: value for name, value in output.metrics.items() if name != "train_loss"}
+        return output._replace(training_loss=float("nan"), metrics=metrics)
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise: its trials are chosen by the results of earlier ones and none of them is accounted for."""
+        raise ValueError(
+            "hyperparameter_search tries settings on private data, chooses the next ones by the results and reports "
+            "all of them: its epsilon would be that of all trials together, and adaptive. Use hfnoise.dp_tune, whose "
+            "bound holds for a random number of trials of which only the best is released."
+        )
+
+    def _start_run(self, checkpoint: str | None) -> None:
+        """Make the run that `train()` is about to take: a new one, the one of a checkpoint, or a branch of it."""
+        secret = self._secret()
+        found: list[Any] = [None, None]
+        if self.accelerator.is_main_process:
+            try:
+                found = [self._plan(secret, checkpoint), None]
+            except (ValueError, OSError) as error:
+                found = [None, error]
+        state, limit = self._from_main_process(found)
+        ledger = self._ledger() if self.accelerator.is_main_process else None
+        self._run = PrivateRun(state, secret, ledger, limit)
+
+    def _ledger(self) -> Ledger:
+        return Ledger(self._ledger_file, self.fingerprint)
+
+    def _plan(self, secret: bytes, checkpoint: str | None) -> tuple[RunState, int]:
+        config = self.dp_config
+        state = self._described(secret)
+        if checkpoint is None and config.unsafe_seed is not None and config.ledger_file is None:
+            self._ledger_file.unlink(missing_ok=True)  # what a test released before spends nothing
+        ledger = self._ledger()
+        if checkpoint is None:
+            return plan_run(state, ledger, config.noise_multiplier)
+        old = RunState.read(checkpoint)
+        old.refuse_other_mechanism(state, checkpoint)
+        branches = self._branches(old, state)
+        if not branches:
+            sigma = old.noise_multiplier
+            state = replace(old, target_epsilon=config.target_epsilon, planned_steps=self.planned_steps())
+            return plan_run(state, ledger, sigma)
+        if config.noise == "banded":
+            raise ValueError(
+                f"resuming with other settings ({branches}) is not possible with noise='banded': its noise belongs to "
+                "one course of steps. Resume with the settings of the checkpoint, or start a new run."
+            )
+        logger.warning(
+            "resuming with other settings (%s): the steps after step %d are another release, with noise of their own, "
+            "and are charged in addition to those already on the ledger.", branches, old.global_step,
+        )  # fmt: skip
+        state = replace(state, first_step=old.global_step)
+        # The noise of the checkpoint goes on; a new calibration would need to know what the branch is worth.
+        return plan_run(state, ledger, old.noise_multiplier if config.target_epsilon else config.noise_multiplier)
+
+    def _branches(self, old: RunState, here: RunState) -> str:
+        """Return what makes the steps from here on another release than those of the checkpoint's run."""
+        found = [
+            f"{name}: {old.settings.get(name)!r} there, {value!r} here"
+            for name, value in here.settings.items()
+            if old.settings.get(name) != value
+        ]
+        if old.secret != here.secret:
+            found.append("the secret of the checkpoint's run is gone")
+        if self.dp_config.noise_multiplier not in (None, old.noise_multiplier):
+            found.append(f"noise_multiplier: {old.noise_multiplier} there, {self.dp_config.noise_multiplier} here")
+        if self.dp_config.bands not in ("auto", old.bands) and old.noise == "banded":
+            found.append(f"bands: {old.bands} there, {self.dp_config.bands} here")
+        return "; ".join(found)
+
+    def _described(self, secret: bytes) -> RunState:
+        """Return the state of a new run with these settings; its noise multiplier is still open."""
+        config = self.dp_config
+        seed = config.unsafe_seed
+        what = "preference pair" if hasattr(self, "ref_model") else "row"
+        return RunState(
+            run_id=new_run_id(),
+            secret=secret_name(secret) if seed is None else f"{UNSAFE} {seed}",
+            fingerprint=self.fingerprint,
+            units=self._units.count,
+            unit=what if config.unit_column is None else f"all rows with one value of {config.unit_column!r}",
+            expected_batch_size=self.expected_batch_size,
+            noise_multiplier=0.0 if config.noise_multiplier is None else config.noise_multiplier,
+            delta=self.target_delta,
+            target_epsilon=config.target_epsilon,
+            clip_norm=config.clip_norm,
+            clipping=config.clipping,
+            noise=config.noise,
+            bands=self._bands(),
+            accountant=config.accountant,
+            max_rows_per_unit=config.max_rows_per_unit,
+            first_step=0,
+            planned_steps=self.planned_steps(),
+            settings={name: _plain(getattr(self.args, name)) for name in _SETTINGS if hasattr(self.args, name)},
+        )
+
+    def _bands(self) -> int:
+        """Return the number of groups of the cyclic sampler; 1 without correlated noise."""
+        if self.dp_config.noise == "gaussian":
+            return 1
+        raise NotImplementedError
+
+    def _noise_source(self, run: PrivateRun, count: int) -> Callable[[int], Tensor]:
+        """Return the function that gives the noise of a step: `Tensor[count]` of float64."""
+        return lambda step: run.random.normals("noise", step, count)
+
+    def _end_private_steps(self) -> None:
+        if self._recorder is not None:
+            self._recorder.close()
+        self._recorder = self._step = None
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write the ledger and the state of the run before the checkpoint that they belong to."""
+        if self._is_private and self.is_world_process_zero():  # type: ignore[attr-defined]
+            self.private_run.charge(self.state.global_step)
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
+            self.private_run.state.write(folder, self.state.global_step)
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save as the Trainer does, with the privacy report beside the weights."""
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if self._is_private:  # type: ignore[attr-defined]
+            write_report(self, Path(output_dir or self.args.output_dir))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON gives it back."""
+    value = getattr(value, "value", value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,0 +1,51 @@
+"""What a private training left behind: weights that are finite, that moved, and that come back from the disk."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def check_result(model: Any, before: dict[str, Tensor], learning_rate: float) -> None:
+    """Raise RuntimeError if the trained parameters are not finite, did not move, or do not come back when saved.
+
+    Privacy engines that patch layers have lost weights without a word; a user finds out when the budget is spent.
+
+    Args:
+        model (`nn.Module`): after training.
+        before (`dict[str, Tensor]`): the trained parameters before the first step; empty if no step was taken.
+        learning_rate (`float`): with 0 nothing is expected to move.
+    """
+    parameters = dict(model.named_parameters())
+    for name in before:
+        if not bool(torch.isfinite(parameters[name]).all()):
+            raise RuntimeError(
+                f"after training, {name} is not finite. The noise cannot do that: lower the learning rate. The ledger "
+                "keeps the steps that were taken."
+            )
+    still = [name for name, value in before.items() if torch.equal(parameters[name].detach().cpu(), value)]
+    if before and learning_rate > 0.0 and len(still) == len(before):
+        raise RuntimeError("no trained parameter has changed: the optimizer does not hold the trainable parameters.")
+    if before and is_peft_model(model):
+        _check_adapter(model)
+
+
+def _check_adapter(model: Any) -> None:
+    """Save the adapter to a temporary folder and compare what is read back."""
+    expected = get_peft_model_state_dict(model)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        files = list(Path(folder).rglob("adapter_model.safetensors"))
+        found = {name: value for file in files for name, value in load_file(file).items()}
+    wrong = [
+        name for name, value in expected.items() if name not in found or not torch.equal(found[name], value.cpu())
+    ]
+    if wrong:
+        raise RuntimeError(f"the saved adapter does not hold the trained weights: {', '.join(wrong[:5])} differ.")

@@ -1,0 +1,218 @@
+"""One private run: its key, its noise, its budget and its place in the ledger; written into every checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from hfnoise.privacy.accounting import Mechanism, composed_epsilon
+from hfnoise.privacy.calibration import calibrate_noise_multiplier, largest_step_count
+from hfnoise.privacy.keyed_random import KeyedRandom
+from hfnoise.privacy.ledger import Ledger, LedgerEntry
+from hfnoise.privacy.secret_file import run_key
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "dp_state.json"
+UNSAFE = "unsafe_seed"
+_VERSION = 1
+# What must agree for a checkpoint to be this run at all: other values are another mechanism.
+_MECHANISM = (
+    "fingerprint", "units", "unit", "expected_batch_size", "delta", "clip_norm", "clipping", "noise",
+    "max_rows_per_unit", "accountant",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a checkpoint says of a private run; nothing in it is secret.
+
+    Args:
+        run_id (`str`): name of the run, part of the key of its noise.
+        secret (`str`): name of the secret, which tells nothing about it, or "unsafe_seed N".
+        fingerprint (`str`): hash of the dataset.
+        units (`int`): number of units N.
+        unit (`str`): what a unit is.
+        expected_batch_size (`int`): B; the sample rate is B / N.
+        noise_multiplier (`float`): sigma.
+        delta (`float`): of the guarantee.
+        target_epsilon (`float`, *optional*): the budget, if there is one.
+        clip_norm (`float`), clipping (`str`), noise (`str`), bands (`int`), accountant (`str`),
+            max_rows_per_unit (`int`): as in [`DPConfig`].
+        first_step (`int`): the step at which this run began; above 0 where a resume with other settings branched off.
+        planned_steps (`int`): the step at which it is to end; correlated noise depends on it.
+        global_step (`int`): steps done when this was written.
+        settings (`dict`): what makes the steps: optimizer, learning rate, seeds.
+    """
+
+    run_id: str
+    secret: str
+    fingerprint: str
+    units: int
+    unit: str
+    expected_batch_size: int
+    noise_multiplier: float
+    delta: float
+    target_epsilon: float | None
+    clip_norm: float
+    clipping: str
+    noise: str
+    bands: int
+    accountant: str
+    max_rows_per_unit: int
+    first_step: int
+    planned_steps: int
+    global_step: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sample_rate(self) -> float:
+        """Probability that a unit is in a batch."""
+        return self.expected_batch_size / self.units
+
+    def mechanism(self, last_step: int) -> Mechanism:
+        """Return what this run has released after `last_step` steps of the Trainer."""
+        return Mechanism(self.sample_rate, self.noise_multiplier, max(0, last_step - self.first_step), self.bands)
+
+    def write(self, folder: Path, global_step: int) -> None:
+        """Write the state into a checkpoint folder, whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"version": _VERSION, **asdict(replace(self, global_step=global_step))}
+        temporary = folder / f".{STATE_FILE}.{os.getpid()}"
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / STATE_FILE)
+
+    @staticmethod
+    def read(folder: str | Path) -> RunState:
+        """Return the state of a checkpoint.
+
+        Raises:
+            ValueError: if there is none, or it is damaged: without it nobody knows what was released.
+        """
+        file = Path(folder) / STATE_FILE
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            version = content.pop("version")
+            if version != _VERSION:
+                raise ValueError(f"written by another version ({version}) of hfnoise")
+            return RunState(**content)
+        except FileNotFoundError:
+            raise ValueError(
+                f"checkpoint {str(folder)!r} holds no {STATE_FILE}: it was not written by a private Trainer, so "
+                "nobody knows what its training released of the data. To start from its weights as public ones, pass "
+                "the folder as the model and do not resume."
+            ) from None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{str(file)!r} is damaged ({error}): without it the noise cannot be replayed and epsilon is not "
+                "known. Use an older checkpoint."
+            ) from None
+
+    def refuse_other_mechanism(self, here: RunState, folder: str) -> None:
+        """Raise ValueError if `here` is not the mechanism of this checkpoint."""
+        differing = [name for name in _MECHANISM if getattr(self, name) != getattr(here, name)]
+        if differing:
+            listed = ", ".join(
+                f"{name}: {getattr(self, name)!r} there, {getattr(here, name)!r} here" for name in differing
+            )
+            raise ValueError(
+                f"checkpoint {folder!r} belongs to another private run ({listed}): its epsilon would be that of "
+                "neither. Resume with the dataset and settings it was written with, or start a new run in another "
+                "output_dir."
+            )
+
+
+class PrivateRun:
+    """A run in progress: the draws, the ledger, and how many steps the budget allows.
+
+    Args:
+        state ([`RunState`]): what it is.
+        secret (`bytes`): 32 bytes.
+        ledger ([`Ledger`], *optional*): of the main process; other processes have none.
+        limit (`int`): the step after which the budget is spent; the planned steps if there is no budget.
+    """
+
+    def __init__(self, state: RunState, secret: bytes, ledger: Ledger | None, limit: int) -> None:
+        self.state, self.ledger, self.limit = state, ledger, limit
+        # A known seed gives every run the same draws: that is what tests want of it.
+        public = state.secret.startswith(UNSAFE)
+        self.random = KeyedRandom(run_key(secret, UNSAFE if public else state.run_id))
+        self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+    def charge(self, last_step: int) -> None:
+        """Write into the ledger that steps up to `last_step` are released; on the disk before this returns."""
+        if self.ledger is None:
+            return
+        state = self.state
+        self.ledger.charge(
+            LedgerEntry(
+                run_id=state.run_id,
+                sample_rate=state.sample_rate,
+                noise_multiplier=state.noise_multiplier,
+                bands=state.bands,
+                unit=state.unit,
+                first_step=state.first_step,
+                steps=last_step - state.first_step,
+                started=self._started,
+                secret=state.secret,
+            )
+        )
+
+    def epsilon(self, last_step: int) -> float:
+        """Return epsilon of this run alone after `last_step` steps."""
+        return composed_epsilon([self.state.mechanism(last_step)], self.state.delta, self.state.accountant)
+
+    def total_epsilon(self, last_step: int) -> float:
+        """Return epsilon of everything on the ledger of the dataset, this run up to `last_step` included."""
+        others = [] if self.ledger is None else self.ledger.mechanisms(without=self.state.run_id)
+        return composed_epsilon([*others, self.state.mechanism(last_step)], self.state.delta, self.state.accountant)
+
+
+def plan_run(state: RunState, ledger: Ledger, noise_multiplier: float | None) -> tuple[RunState, int]:
+    """Return the state with its noise multiplier and the last step that the budget allows; main process only.
+
+    Args:
+        state ([`RunState`]): its `noise_multiplier` is read only if the run goes on from a checkpoint.
+        ledger ([`Ledger`]): of the dataset.
+        noise_multiplier (`float`, *optional*): `None` to calibrate it to the budget.
+
+    Raises:
+        ValueError: if the budget is spent.
+    """
+    others = ledger.mechanisms(without=state.run_id)
+    if noise_multiplier is None:
+        assert state.target_epsilon is not None
+        noise_multiplier = calibrate_noise_multiplier(
+            state.target_epsilon,
+            state.delta,
+            state.sample_rate,
+            state.planned_steps - state.first_step,
+            bands=state.bands,
+            spent=tuple(others),
+            accountant=state.accountant,
+        )
+    state = replace(state, noise_multiplier=float(noise_multiplier))
+    if state.target_epsilon is None:
+        return state, state.planned_steps
+    planned = composed_epsilon([*others, state.mechanism(state.planned_steps)], state.delta, state.accountant)
+    if planned <= state.target_epsilon:
+        return state, state.planned_steps
+    allowed = largest_step_count(
+        state.target_epsilon, state.delta, state.mechanism(state.planned_steps), spent=tuple(others),
+        accountant=state.accountant,
+    )  # fmt: skip
+    return state, state.first_step + allowed
+
+
+def new_run_id() -> str:
+    """Return a name that no other run has."""
+    return uuid.uuid4().hex
