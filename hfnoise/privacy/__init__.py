@@ -1,0 +1,1 @@
+"""Differential privacy: the arithmetic of private training, without Trainers."""
