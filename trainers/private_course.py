@@ -13,9 +13,11 @@ from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 from transformers import TrainerCallback
 
+from hfnoise.privacy.adam_bias_correction import DPAdamBC
 from hfnoise.privacy.ledger import Ledger
 from hfnoise.privacy.secret_file import load_or_create_secret, secret_name, unsafe_secret
 from hfnoise.trainers.checkpoints import last_complete_checkpoint
+from hfnoise.trainers.private_noise import bands_for
 from hfnoise.trainers.private_report import write_report
 from hfnoise.trainers.private_result import check_result
 from hfnoise.trainers.private_run import UNSAFE, PrivateRun, RunState, new_run_id, plan_run
@@ -181,6 +183,7 @@ class PrivateCourseMixin:
             self._ledger_file.unlink(missing_ok=True)  # what a test released before spends nothing
         ledger = self._ledger()
         if checkpoint is None:
+            state = replace(state, bands=bands_for(config, state, ledger))
             return plan_run(state, ledger, config.noise_multiplier)
         old = RunState.read(checkpoint)
         old.refuse_other_mechanism(state, checkpoint)
@@ -235,7 +238,7 @@ class PrivateCourseMixin:
             clip_norm=config.clip_norm,
             clipping=config.clipping,
             noise=config.noise,
-            bands=self._bands(),
+            bands=1,
             accountant=config.accountant,
             max_rows_per_unit=config.max_rows_per_unit,
             first_step=0,
@@ -243,15 +246,20 @@ class PrivateCourseMixin:
             settings={name: _plain(getattr(self.args, name)) for name in _SETTINGS if hasattr(self.args, name)},
         )
 
-    def _bands(self) -> int:
-        """Return the number of groups of the cyclic sampler; 1 without correlated noise."""
-        if self.dp_config.noise == "gaussian":
-            return 1
-        raise NotImplementedError
-
-    def _noise_source(self, run: PrivateRun, count: int) -> Callable[[int], Tensor]:
-        """Return the function that gives the noise of a step: `Tensor[count]` of float64."""
-        return lambda step: run.random.normals("noise", step, count)
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Create the optimizer as the Trainer does; with `adam_bias_correction` it is [`DPAdamBC`]."""
+        if self._is_private and self.dp_config.adam_bias_correction and self.optimizer is None:  # type: ignore[attr-defined]
+            state, training = self.private_run.state, self.args
+            self.optimizer_cls_and_kwargs = (
+                DPAdamBC,
+                {
+                    "noise_variance": (state.noise_multiplier * state.clip_norm / state.expected_batch_size) ** 2,
+                    "lr": training.learning_rate,
+                    "betas": (training.adam_beta1, training.adam_beta2),
+                    "eps": training.adam_epsilon,
+                },
+            )
+        return super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
 
     def _end_private_steps(self) -> None:
         if self._recorder is not None:

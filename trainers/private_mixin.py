@@ -26,6 +26,7 @@ from hfnoise.trainers.private_check import check_trainer
 from hfnoise.trainers.private_config import DPConfig
 from hfnoise.trainers.private_course import PrivateCourseMixin
 from hfnoise.trainers.private_metrics import PrivateMetricsFilter
+from hfnoise.trainers.private_noise import noise_source, refuse_optimizer
 from hfnoise.trainers.private_refusals import refuse_trainer
 from hfnoise.trainers.private_run import PrivateRun
 from hfnoise.trainers.private_scale import LossScale
@@ -85,6 +86,7 @@ class DPTrainerMixin(PrivateCourseMixin):
         if not isinstance(config, DPConfig):
             raise ValueError(f"dp_config must be a DPConfig, got {type(config).__name__}.")
         refuse_trainer(self, config)
+        refuse_optimizer(self.args, self.optimizer, config)
         self.dp_config = config
         dataset = self.train_dataset  # type: ignore[has-type]
         self._units = self._find_units(dataset, given_dataset)
@@ -262,7 +264,7 @@ class DPTrainerMixin(PrivateCourseMixin):
             clip_norm=config.clip_norm,
             clipping=config.clipping,
             expected_batch_size=self.expected_batch_size,
-            noise=self._noise_source(run, sum(value.numel() for value in self._private_parameters.values())),
+            noise=noise_source(run, sum(value.numel() for value in self._private_parameters.values())),
             noise_multiplier=run.state.noise_multiplier,
             accumulation_dtype=config.accumulation_dtype,
             device=self.args.device,
