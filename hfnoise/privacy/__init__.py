@@ -1,1 +1,1 @@
-"""Differential privacy: the arithmetic of private training, without Trainers."""
+"""Differentially private fine-tuning: accounting, calibration and the privacy ledger."""
