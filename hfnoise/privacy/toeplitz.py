@@ -8,6 +8,7 @@ c: C[t, s] = c[t - s], zero for t < s. Everything is float64. Notation of arXiv 
 from __future__ import annotations
 
 import math
+import numbers
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -187,9 +188,9 @@ def check_coefficients(coefficients: Tensor) -> Coefficients:
 
 def check_count(name: str, value: int, least: int = 1) -> int:
     """Return a whole number of at least `least`, or raise ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-    return value
+    return int(value)
 
 
 def _square_root(count: int) -> Coefficients:
