@@ -185,7 +185,9 @@ class UnitGradientRecorder:
                 leaf = self._leaves[name] = expanded_leaf(parameter, self.units)
                 for forward, key in self._uses[name]:
                     forward.leaves[key] = leaf
-        self._gradients_before = {name: _gradient_state(p) for name, p in self.parameters.items()}
+        # Two recordings before one `collect` are one: what happened in the first must still be seen.
+        if all(leaf.grad is None for leaf in self._leaves.values()):
+            self._gradients_before = {name: _gradient_state(p) for name, p in self.parameters.items()}
 
     def collect(self) -> dict[str, Tensor]:
         """Return the gradients recorded since the last `reset`; call it after backward.

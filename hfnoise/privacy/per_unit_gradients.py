@@ -86,16 +86,23 @@ def _loop(
     if not parameters:
         raise ValueError("the model has no trainable parameter: add an adapter, or unfreeze what shall train.")
     gradients: dict[str, list[Tensor]] = {name: [] for name in parameters}
-    for number in range(units):
-        chosen = (unit == number).nonzero().flatten() if rows == len(unit) else torch.tensor([number])
-        if not len(chosen):
-            raise ValueError(f"unit {number} has no row. Number the units from 0 on without gaps.")
-        part = {key: value[chosen.to(value.device)] if _has_rows(value) else value for key, value in batch.items()}
-        with torch.enable_grad():
-            loss = _check_loss(loss_fn(model, part), 1)
-            found = torch.autograd.grad(loss.sum(), list(parameters.values()), allow_unused=True)
-        for (name, parameter), gradient in zip(parameters.items(), found, strict=True):
-            gradients[name].append(torch.zeros_like(parameter) if gradient is None else gradient)
+    before = [parameter.grad for parameter in parameters.values()]
+    try:
+        for number in range(units):
+            chosen = (unit == number).nonzero().flatten() if rows == len(unit) else torch.tensor([number])
+            if not len(chosen):
+                raise ValueError(f"unit {number} has no row. Number the units from 0 on without gaps.")
+            part = {key: value[chosen.to(value.device)] if _has_rows(value) else value for key, value in batch.items()}
+            for parameter in parameters.values():
+                parameter.grad = None
+            # Not `torch.autograd.grad`: under reentrant checkpointing it finds no gradient, and says nothing.
+            with torch.enable_grad():
+                _check_loss(loss_fn(model, part), 1).sum().backward()  # type: ignore[no-untyped-call]
+            for name, parameter in parameters.items():
+                gradients[name].append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    finally:
+        for parameter, gradient in zip(parameters.values(), before, strict=True):
+            parameter.grad = gradient
     return {
         name: torch.stack(values).to(torch.promote_types(values[0].dtype, torch.float32))
         for name, values in gradients.items()
@@ -120,7 +127,7 @@ def _check_loss(loss: Tensor, units: int) -> Tensor:
     if not isinstance(loss, Tensor) or loss.shape not in ((), (units,)):
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(
-            f"loss_fn must return the losses of the {units} units, shape ({units},), or their sum; got {shape}. If the "
-            "model sees several rows per unit, name their units: unit=torch.arange(pairs).repeat(2)."
+            f"loss_fn must return the losses of the {units} units, shape ({units},), or their sum; got {shape}. If "
+            "the model sees several rows per unit, name their units: unit=torch.arange(pairs).repeat(2)."
         )
     return loss
