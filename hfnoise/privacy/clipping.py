@@ -115,7 +115,8 @@ def _norms_and_factors(
     else:
         bound = max_norm / math.sqrt(len(flat)) if clipping == "per_layer" else max_norm
         factors = (bound / (norms + _TINY)).clamp(max=1.0)
-    factors = torch.where(norms.isfinite(), factors * scale, torch.nan)
+    # One tensor that overflowed takes the whole unit out: the others came from the same pass.
+    factors = torch.where(norms.isfinite().all(dim=1, keepdim=True), factors * scale, torch.nan)
     if clipping == "per_layer":
         return norms, list(factors.unbind(1))
     return norms.squeeze(1), [factors.squeeze(1)] * len(flat)
