@@ -30,7 +30,7 @@ class RecordedForward:
         self.rows: RowsOfUnits | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # Without gradients there is nothing to record: reference passes, and the first pass of reentrant checkpointing.
+        # Without gradients nothing is to be recorded: reference passes, the first pass of reentrant checkpointing.
         if self.rows is None or not torch.is_grad_enabled():
             return self.stock(*args, **kwargs)
         return self.record(self.rows, *args, **kwargs)
