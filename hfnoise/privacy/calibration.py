@@ -1,7 +1,7 @@
 """How much noise a privacy budget asks for, and how many steps it buys.
 
-The searches start on coarse grids, where one evaluation takes milliseconds, and end on the grid of the reports: what is
-returned is always checked with [`composed_epsilon`], the function that reports.
+The searches start on coarse grids, where one evaluation takes milliseconds, and end on the grid of the reports: what
+is returned is always checked with [`composed_epsilon`], the function that reports.
 """
 
 from __future__ import annotations
@@ -101,11 +101,11 @@ def largest_step_count(
     Args:
         target_epsilon (`float`): above 0, of everything spent and this run together.
         target_delta (`float`): in (0, 1).
-        mechanism (`Mechanism`): its rate, noise and bands; its number of steps is not read. All the steps of a run count
-            from its first: after a resume ask with the run's own part left out of `spent`.
+        mechanism (`Mechanism`): its rate, noise and bands; its number of steps is not read. The steps of a run
+            count from its first: after a resume ask with the run's own part left out of `spent`.
         spent (`Sequence[Mechanism]`, *optional*): what the ledger of these units holds already.
         accountant (`str`, defaults to `"pld"`): "pld" or "rdp".
-        at_most (`int`, defaults to 1,000,000): the steps that are planned; if all of them fit, one evaluation is enough.
+        at_most (`int`, defaults to 1,000,000): the steps that are planned; if all fit, one evaluation is enough.
 
     Returns:
         `int`: 0 if not even one step fits.
@@ -150,9 +150,9 @@ def _check_target(target_epsilon: float, target_delta: float, spent: Sequence[Me
     if already >= target_epsilon:
         shown = "; ".join(map(str, spent))
         raise ValueError(
-            f"target_epsilon={target_epsilon:g} is spent: the earlier runs on these units come to epsilon {already:.4g} at "
-            f"delta={target_delta:g} ({shown}). No further step can keep the guarantee; set a target that was agreed on for "
-            "all runs together, or use other units."
+            f"target_epsilon={target_epsilon:g} is spent: the earlier runs on these units come to epsilon "
+            f"{already:.4g} at delta={target_delta:g} ({shown}). No further step can keep the guarantee; set a target agreed "
+            "on for all runs together, or use other units."
         )
 
 
@@ -165,7 +165,7 @@ def _on_grid(mechanisms: Sequence[Mechanism], delta: float, interval: float) -> 
 
 
 def _bracket(epsilon: Callable[[float], float], target: float) -> tuple[float, float]:
-    """Return a noise multiplier that passes, 2 % above one that does not, and the power by which epsilon falls there."""
+    """Return a noise multiplier that passes, 2 % above one that fails, and the power by which epsilon falls there."""
     noise, value = 1.0, epsilon(1.0)
     failing, passing = (noise, math.inf) if value > target else (0.0, noise)
     values = {noise: value}
@@ -201,7 +201,7 @@ def _power(noise: float, value: float, other_noise: float, other_value: float) -
 def _tighten(
     epsilon: Callable[[float], float], target: float, noise: float, power: float, slack: float
 ) -> tuple[float, float]:
-    """Return a noise multiplier that passes, with at most `slack` to gain, and the power there: Newton in logarithms."""
+    """Return a noise multiplier that passes, with at most `slack` to gain, and the power: Newton in logarithms."""
     best = math.inf
     value = epsilon(noise)
     for _ in range(20):  # two or three do
@@ -233,7 +233,7 @@ def _largest(epsilon: Callable[[int], float], target: float, most: int, start: i
         if low_value == 0 or high_value > 4 * target:  # too far apart for a straight line
             guess = math.isqrt(max(low, 1) * high)
             if low_value > 0 and math.isinf(high_value):
-                # Epsilon grows at least like the root of the count: one per cent beyond that ends the doubt from above.
+                # Epsilon grows at least like the root of the count: one per cent beyond it ends the doubt from above.
                 guess = math.ceil(low * (target / low_value) ** 2 * 1.01)
         else:  # false position
             guess = low + round((target - low_value) / (high_value - low_value) * (high - low))

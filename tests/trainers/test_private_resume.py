@@ -98,7 +98,12 @@ def test_what_is_no_resume(make_private_trainer, make_texts, tmp_path):
 
 def test_the_budget_ends_the_training(make_private_trainer, tmp_path, caplog):
     """A run that goes on beyond its plan stops where the budget is spent, and a second run finds nothing left."""
-    dp = {"unsafe_seed": None, "secret_file": str(tmp_path / "secret"), "target_epsilon": 4.0, "noise_multiplier": None}
+    dp = {
+        "unsafe_seed": None,
+        "secret_file": str(tmp_path / "secret"),
+        "target_epsilon": 4.0,
+        "noise_multiplier": None,
+    }
     first = make_private_trainer(dp=dp, **SAVING)
     first.train()
     assert first.epsilon() <= 4.0 and first.state.global_step == 6
@@ -207,7 +212,10 @@ def test_kill_and_resume(place, step, tiny_model_path, make_texts, tmp_path):
     def start(*arguments):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         return subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code, *arguments], cwd=tmp_path, env=environment, capture_output=True
+            [sys.executable, "-W", "ignore", "-c", code, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
         )
 
     killed = start("fresh", str(step), place)

@@ -45,7 +45,9 @@ def test_batch_of_pasted_arguments(make_private_trainer, trained_weights):
     assert trainer.args.max_grad_norm == 0.0 and trainer.sample_rate == 0.25 and trainer.steps_per_epoch == 4
 
 
-def test_without_noise_and_clipping_it_is_gradient_descent_on_the_mean(make_private_trainer, make_pairs, trained_weights):
+def test_without_noise_and_clipping_it_is_gradient_descent_on_the_mean(
+    make_private_trainer, make_pairs, trained_weights
+):
     """q = 1, sigma = 0 and a large C: the stock step on the whole dataset."""
     dp = {"noise_multiplier": 0.0, "clip_norm": 1e6, "expected_batch_size": 8}
     settings = {"data": make_pairs(8), "optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0}
@@ -77,7 +79,9 @@ def test_an_empty_batch_adds_noise(make_private_trainer, trained_weights):
     trainer = make_private_trainer(dp=dp, per_device_train_batch_size=1, optim="sgd", learning_rate=1.0, max_steps=6)
     counts = []
     step = type(trainer)._add_micro_batch
-    trainer._add_micro_batch = lambda model, micro: counts.append(int(micro.counts.sum())) or step(trainer, model, micro)
+    trainer._add_micro_batch = lambda model, micro: (
+        counts.append(int(micro.counts.sum())) or step(trainer, model, micro)
+    )
     start = trained_weights(trainer)
     run(trainer)
     assert 0 in counts and (trained_weights(trainer) - start).norm() > 1.0
@@ -95,7 +99,9 @@ def test_a_unit_of_nan_is_left_out(make_private_trainer, trained_weights, monkey
         seen["count"] += 1
         if seen["count"] == 2:
             layer = poisoned.model.get_input_embeddings()
-            hook = layer.register_forward_hook(lambda module, args, output: torch.cat([output[:1] * torch.nan, output[1:]]))
+            hook = layer.register_forward_hook(
+                lambda module, args, output: torch.cat([output[:1] * torch.nan, output[1:]])
+            )
             try:
                 return add(poisoned, model, micro)
             finally:
