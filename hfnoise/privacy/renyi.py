@@ -67,7 +67,9 @@ def renyi_curve(
     library = dp_accounting()
     accountant = library.rdp.RdpAccountant(list(renyi_orders() if orders is None else orders))
     event = library.GaussianDpEvent(noise_multiplier)
-    accountant.compose(library.PoissonSampledDpEvent(sampling_probability, event) if sampling_probability < 1 else event)
+    accountant.compose(
+        library.PoissonSampledDpEvent(sampling_probability, event) if sampling_probability < 1 else event
+    )
     # The accountant has no public name for its curve; the tests hold it against golden vectors.
     return tuple(float(divergence) for divergence in accountant._rdp)
 
