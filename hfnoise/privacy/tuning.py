@@ -109,8 +109,8 @@ def tuned_epsilon_from_curve(
         expected_trials (`float`): E[K], at least 1.
         eta (`float`, defaults to 0.0): above -1.
         distribution (`str`, defaults to `"negative_binomial"`): or `"poisson"`.
-        delta_of (`Callable`, *optional*): returns, for epsilons, the deltas of one run; used by `"poisson"`. By
-            default they follow from the curve, which is looser than from privacy loss distributions.
+        delta_of (`Callable`, *optional*): returns, for ascending epsilons, the deltas of one run; for `"poisson"`. By
+            default they follow from the curve, which is looser than privacy loss distributions.
 
     Returns:
         `float`
@@ -130,11 +130,9 @@ def tuned_epsilon_from_curve(
         raise ValueError(f"{len(orders)} orders and {len(divergences)} divergences; they must be as many.")
     if any(not 1 < order < math.inf for order in orders) or any(divergence < 0 for divergence in divergences):
         raise ValueError("orders must be finite and above 1, and divergences at least 0, or the bound would not hold.")
-    curve = [
-        (float(order), float(divergence))
-        for order, divergence in zip(orders, divergences, strict=True)
-        if math.isfinite(divergence)
-    ]
+    known = zip(orders, divergences, strict=True)
+    # From large orders to small, so that the epsilons asked of `delta_of` ascend, as dp-accounting wants them.
+    curve = sorted(((float(order), float(value)) for order, value in known if math.isfinite(value)), reverse=True)
     if not curve:
         raise ValueError(
             "no order has a finite divergence, so nothing bounds the search. Give orders such as those of "
@@ -192,4 +190,4 @@ def _loss_distribution_deltas(mechanism: Mechanism, epsilons: Sequence[float], d
     )
     composed = one_round.self_compose(rounds)
     rounding = _ROUNDING_PER_ROUND * rounds
-    return [min(1.0, float(composed.get_delta_for_epsilon(epsilon)) + rounding) for epsilon in epsilons]
+    return [min(1.0, float(value) + rounding) for value in composed.get_delta_for_epsilon(list(epsilons))]
