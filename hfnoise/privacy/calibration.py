@@ -151,8 +151,8 @@ def _check_target(target_epsilon: float, target_delta: float, spent: Sequence[Me
         shown = "; ".join(map(str, spent))
         raise ValueError(
             f"target_epsilon={target_epsilon:g} is spent: the earlier runs on these units come to epsilon "
-            f"{already:.4g} at delta={target_delta:g} ({shown}). No further step can keep the guarantee; set a target agreed "
-            "on for all runs together, or use other units."
+            f"{already:.4g} at delta={target_delta:g} ({shown}). No further step can keep the guarantee; set a target "
+            "agreed on for all runs together, or use other units."
         )
 
 

@@ -32,8 +32,15 @@ def test_calibration_matches_the_vectors(row, column):
     assert is_tight(target, Mechanism(rate, noise, int(steps)), accountant=accountant, delta=delta)
 
 
-CASES = [(0.05, 300, 1.0), (1.0, 10, 3.0), (0.2, 50, 0.3)]
-SLOW_CASES = [(0.01, 1000, 3.0), (0.001, 5000, 8.0), (1e-4, 20_000, 1.0), (0.05, 300, 20.0), (1.0, 1, 0.05)]
+CASES = [(0.05, 300, 1.0), (1.0, 10, 3.0)]
+SLOW_CASES = [
+    (0.2, 50, 0.3),
+    (0.01, 1000, 3.0),
+    (0.001, 5000, 8.0),
+    (1e-4, 20_000, 1.0),
+    (0.05, 300, 20.0),
+    (1.0, 1, 0.05),
+]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +124,7 @@ def test_step_count_of_a_calibrated_run_is_its_steps():
 
 
 def test_step_counts_at_the_ends():
-    assert largest_step_count(1.0, DELTA, Mechanism(0.5, 0.3, 0)) == 0
+    assert largest_step_count(1.0, DELTA, Mechanism(0.5, 0.3, 0), at_most=10) == 0
     assert largest_step_count(1.0, DELTA, Mechanism(0.5, 0.0, 0)) == 0
     assert largest_step_count(1.0, DELTA, Mechanism(0.5, 9.0, 0), at_most=0) == 0
     # The last cycle of a run may be cut short.
