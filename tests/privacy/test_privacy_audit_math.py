@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hfnoise.privacy.audit import (
@@ -80,9 +80,9 @@ def test_p_value_is_monotone(m, data):
         assert audit_p_value(m, guesses, correct, 0.0, epsilon + 0.5) >= p_value * (1 - 1e-9)
         assert audit_p_value(m, guesses, correct - 1, 0.0, epsilon) >= p_value * (1 - 1e-9)
     # With delta the formula falls with epsilon and rises with correct guesses only where it could refute anything.
-    assume(p_value < 0.3)
-    assert audit_p_value(m, guesses, correct - 1, delta, epsilon) >= p_value
-    assert audit_p_value(m, guesses, correct, delta, epsilon + 0.5) >= p_value * (1 - 1e-9)
+    if p_value < 0.3:
+        assert audit_p_value(m, guesses, correct - 1, delta, epsilon) >= p_value * (1 - 1e-9)
+        assert audit_p_value(m, guesses, correct, delta, epsilon + 0.5) >= p_value * (1 - 1e-9)
 
 
 @given(st.integers(1, 2000), st.data())
