@@ -44,8 +44,8 @@ class UnitGradientRecorder:
     gradient checkpointing sum into the same leaf, before any norm is taken. The parameters themselves get no gradient.
 
     Covered: `torch.nn.Linear` (the matrices of LoRA, rsLoRA and DoRA, `lora_bias`, heads in `modules_to_save`, also on
-    4- and 8-bit bases), `torch.nn.LayerNorm`, `torch.nn.RMSNorm` and the root-mean-square norms of transformers. Not
-    covered: DoRA's magnitudes, embeddings (`lora_embedding_B`), convolutions, and any other class.
+    4- and 8-bit bases), DoRA's magnitudes, `torch.nn.LayerNorm`, `torch.nn.RMSNorm` and the root-mean-square norms of
+    transformers. Not covered: embeddings (`lora_embedding_B`), convolutions, and any other class.
 
     Formal guarantee: none by itself. If rows of different units do not influence each other's loss (the loss is
     separable) and the first dimension of every covered layer's input is the row, then what `collect` returns for a

@@ -48,7 +48,8 @@ ADAPTERS = {
     "rsLoRA, ranks, bias": {
         "parts": ("lora_",), "use_rslora": True, "rank_pattern": {"v_proj": 2}, "lora_bias": True,
     },
-    "DoRA, magnitudes frozen": {"parts": ("lora_A", "lora_B"), "use_dora": True},
+    "DoRA": {"parts": ("lora_",), "use_dora": True},
+    "DoRA, magnitudes frozen, dropout": {"parts": ("lora_A", "lora_B"), "use_dora": True, "lora_dropout": 1e-9},
     "head": {"parts": ("lora_B", "modules_to_save"), "modules_to_save": ["lm_head"]},
     "norms": {"parts": ("lora_B", "norm")},
     "all linear": {"parts": ("lora_",), "targets": ("q_proj", "k_proj", "o_proj", "gate_proj", "down_proj")},
@@ -219,7 +220,6 @@ def test_norms_of_torch(norm):
 
 
 REFUSED = {
-    "DoRA's magnitudes": (lambda: lora_llama("lora_", use_dora=True), "DoraLinearLayer"),
     "LoRA of embeddings": (lambda: lora_llama("lora_", targets=("embed_tokens",)), "lora_embedding_B"),
     "IA3": (
         lambda: get_peft_model(tiny_llama(), IA3Config(target_modules=["k_proj"], feedforward_modules=[])), "ia3_l",
