@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed._tools.mem_tracker import MemTracker
 
 from hfnoise.benchmarks import reporting
 from hfnoise.privacy import UnitGradientRecorder, clip_per_unit
@@ -169,7 +169,7 @@ class Cost:
 
     Args:
         time (`float`): median of process time over that of the ordinary step on the same micro-batch.
-        memory (`float`): peak of all tensors, weights included.
+        memory (`float`): peak of what the step allocates (weights, equal in all, would hide differences).
         milliseconds (`float`): median process time.
     """
 
@@ -179,7 +179,7 @@ class Cost:
 
 
 def measure(case: Case, repeats: int) -> dict[str, Cost]:
-    """Return the cost of every step; they take turns in an order that rotates, so the machine's moods hit all alike."""
+    """Return the cost of every step; they take turns in an order that rotates, as the machine's speed varies."""
     steps = steps_of(case)
     names = list(steps)
     generator = torch.Generator().manual_seed(0)
@@ -203,13 +203,12 @@ def measure(case: Case, repeats: int) -> dict[str, Cost]:
     }
 
 
-def _peak_memory(step: Callable[[Tensor], None], tokens: Tensor) -> float:
-    """Return the peak of all tensors that a step makes or reads, in bytes."""
-    tracker = MemTracker()
-    with tracker:
+def _peak_memory(step: Callable[[Tensor], None], tokens: Tensor) -> int:
+    """Return the peak of what a step allocates, in bytes, as the allocator reports it: weights are not among it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step(tokens)
-    (device,) = tracker.get_tracker_snapshot("peak").values()
-    return float(device["Total"])
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -84,9 +84,9 @@ def copies_of_rows(leaf: Tensor, inputs: Tensor, rows: RowsOfUnits, layer: str) 
     """Return one copy of a leaf's values per row, `(rows, 1, ..., *its own)`, to be multiplied to the inputs."""
     if inputs.shape[0] != rows.unit.shape[0]:
         raise ValueError(
-            f"the input of {layer} has shape {tuple(inputs.shape)}, but the micro-batch has {rows.unit.shape[0]} "
-            "rows: gradients would be charged to the wrong units and clipping would bound no unit's influence. Freeze the "
-            'layer, or use grad_mode="loop".'
+            f"the input of {layer} has shape {tuple(inputs.shape)}, but the micro-batch has "
+            f"{rows.unit.shape[0]} rows: gradients would be charged to the wrong units and clipping would bound no "
+            'unit\'s influence. Freeze the layer, or use grad_mode="loop".'
         )
     copies: Tensor = CopyOfEachRow.apply(leaf, rows)  # type: ignore[no-untyped-call]
     return copies.reshape(copies.shape[0], *[1] * (inputs.dim() - leaf.dim()), *leaf.shape[1:])
