@@ -263,6 +263,12 @@ def _attribute(module: nn.Module) -> str:
 def _check_parameters(parameters: dict[str, nn.Parameter]) -> None:
     if not parameters:
         raise ValueError("the model has no trainable parameter: add an adapter, or unfreeze what shall train.")
+    offloaded = [name for name, p in parameters.items() if p.is_meta]
+    if offloaded:
+        raise ValueError(
+            f"{_names(offloaded)} are offloaded (device meta). Keep what trains on a device: name it in device_map, "
+            "and offload frozen layers only."
+        )
     others = {name: p.dtype for name, p in parameters.items() if p.dtype != torch.float32}
     if others:
         raise ValueError(

@@ -107,8 +107,10 @@ class RecordedElementwise(RecordedForward):
     def forward_with(self, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the output with this weight, of shape `(rows, 1, ..., *weight's own)`."""
         if isinstance(self.module, nn.RMSNorm):
-            normed = nn.functional.rms_norm(args[0], self.module.normalized_shape, None, self.module.eps)
-            return normed * weight
+            inputs, shape, epsilon = args[0], self.module.normalized_shape, self.module.eps
+            # What type the stock norm returns depends on the device and on autocast, so it is asked, with no rows.
+            dtype = self.stock(inputs[:0]).dtype
+            return (nn.functional.rms_norm(inputs.float(), shape, None, epsilon) * weight).to(dtype)
         return type(self.module).forward(_WithWeight(self.module, weight), *args, **kwargs)
 
     def works(self) -> bool:

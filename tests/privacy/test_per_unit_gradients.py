@@ -219,6 +219,27 @@ def test_norms_of_torch(norm):
             torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # the stock norm's
+def test_norms_of_torch_in_16_bits(kind, autocast):
+    norm, batch = kind(8), {"x": torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0)).bfloat16()}
+    nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(1))
+
+    def loss(model, batch):
+        return model(batch["x"]).float().square().flatten(1).sum(1)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        stock = norm(batch["x"])
+        with UnitGradientRecorder(norm, 4) as recorder, recorder.record(torch.arange(4), torch.ones(4)):
+            recorded = norm(batch["x"])
+        found, wanted = (per_unit_gradients(norm, batch, loss, mode=mode) for mode in ("leaf", "loop"))
+    assert recorded.dtype == stock.dtype == torch.bfloat16
+    torch.testing.assert_close(recorded, stock, atol=1e-3, rtol=2**-7)
+    for name, gradient in wanted.items():
+        assert (found[name] - gradient).norm() < 0.01 * gradient.norm(), name
+
+
 REFUSED = {
     "LoRA of embeddings": (lambda: lora_llama("lora_", targets=("embed_tokens",)), "lora_embedding_B"),
     "IA3": (
