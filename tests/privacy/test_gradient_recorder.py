@@ -256,6 +256,8 @@ def test_bad_rows(unit, weight, message):
 def test_bad_models():
     with pytest.raises(ValueError, match="float32.*0.weight.*bfloat16"):
         UnitGradientRecorder(two_layers().bfloat16(), ROWS)
+    with pytest.raises(ValueError, match="offloaded"):
+        UnitGradientRecorder(two_layers().to("meta"), ROWS)
     with pytest.raises(ValueError, match="no trainable"):
         UnitGradientRecorder(two_layers().requires_grad_(False), ROWS)
     with pytest.raises(ValueError, match="at least 1"):
