@@ -16,7 +16,6 @@ from transformers import TrainerCallback
 from hfnoise.privacy.ledger import Ledger
 from hfnoise.privacy.secret_file import load_or_create_secret, secret_name, unsafe_secret
 from hfnoise.trainers.checkpoints import last_complete_checkpoint
-from hfnoise.trainers.private_report import write_report
 from hfnoise.trainers.private_result import check_result
 from hfnoise.trainers.private_run import UNSAFE, PrivateRun, RunState, new_run_id, plan_run
 
@@ -265,12 +264,6 @@ class PrivateCourseMixin:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
             self.private_run.state.write(folder, self.state.global_step)
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save as the Trainer does, with the privacy report beside the weights."""
-        super()._save(output_dir, state_dict)  # type: ignore[misc]
-        if self._is_private:  # type: ignore[attr-defined]
-            write_report(self, Path(output_dir or self.args.output_dir))
 
 
 def _plain(value: Any) -> Any:
