@@ -23,6 +23,7 @@ from hfnoise.trainers.private_batches import (
     plan_loader,
     unit_of_rows,
 )
+from hfnoise.trainers.private_card import PrivateCardMixin
 from hfnoise.trainers.private_check import check_trainer
 from hfnoise.trainers.private_config import DPConfig
 from hfnoise.trainers.private_course import PrivateCourseMixin
@@ -37,7 +38,7 @@ from hfnoise.trainers.private_units import Units
 logger = logging.getLogger(__name__)
 
 
-class DPTrainerMixin(PrivateCourseMixin):
+class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
     """Put in front of a Trainer, it makes its training differentially private; see [`DPConfig`] for the settings.
 
     ```python
