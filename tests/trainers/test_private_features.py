@@ -1,4 +1,4 @@
-"""Private training with what users combine it with: bf16, quantised and sharded bases, compilation, heads, datasets."""
+"""Private training with what users combine it with: bf16, quantised and sharded bases, compilation, heads."""
 
 import pytest
 import torch
