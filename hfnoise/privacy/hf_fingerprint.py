@@ -21,7 +21,8 @@ def dataset_fingerprint(dataset: Any) -> str:
     For a `datasets.Dataset` it depends on names, types and values of the columns, and not on their order, on how
     the Arrow table is chunked or sliced, on indices (`select`), on the cache, nor on `_fingerprint`, which is random
     after a lambda. Other map-style datasets are read row by row. What the ledger cannot see: the same people in other
-    rows, a shuffled copy, or one with another column; those get fingerprints of their own, and their guarantees do not add up.
+    rows, a shuffled copy, or one with another column. Those get fingerprints and budgets of their own, and the true
+    epsilon of the people in them is larger than either ledger says.
 
     Args:
         dataset: `datasets.Dataset`, or anything with `len` and indices whose rows consist of dictionaries, lists,
@@ -44,7 +45,7 @@ def dataset_fingerprint(dataset: Any) -> str:
     iterable = (datasets.IterableDataset, datasets.IterableDatasetDict, torch.utils.data.IterableDataset)
     if isinstance(dataset, iterable) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise ValueError(
-            f"{type(dataset).__name__} has no length and no indices, so no step can draw each unit with the same "
+            f"{type(dataset).__name__} has no length or no indices, so no step can draw each unit with the same "
             "known probability, and the guarantee of Poisson sampling would be lost; use a map-style dataset."
         )
     if isinstance(dataset, Mapping):

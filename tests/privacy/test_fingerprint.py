@@ -93,7 +93,13 @@ def test_it_is_what_it_was():
 def test_memory_under_nulls_does_not_count():
     validity = pyarrow.py_buffer(bytes([0b101]))
     tables = [
-        pyarrow.table({"x": pyarrow.Array.from_buffers(pyarrow.int64(), 3, [validity, numpy.array([1, hidden, 3])])})
+        pyarrow.table(
+            {
+                "x": pyarrow.Array.from_buffers(
+                    pyarrow.int64(), 3, [validity, pyarrow.py_buffer(numpy.array([1, hidden, 3]))]
+                )
+            }
+        )
         for hidden in (0, 77)
     ]
     one, other = (dataset_fingerprint(Dataset(table)) for table in tables)
