@@ -15,7 +15,7 @@ from hfnoise.privacy.tuning import tuned_epsilon, tuned_epsilon_from_curve
 DELTA = 1e-5
 # One run: sample rate 0.01, noise multiplier 1, 1000 steps; expected trials -> eta of -0.5, 0, 1, and Poisson.
 PINS = {10: (3.16, 3.53, 4.11, 3.55), 50: (3.63, 4.09, 4.94, 7.93), 200: (4.00, 4.52, 5.60, 16.6)}
-ORDERS = [1 + k / 10 for k in range(1, 600)]
+ORDERS = [1 + k / 10 for k in range(1, 100)] + [11 + k / 2 for k in range(100)]
 
 
 def gaussian_curve(mu):
