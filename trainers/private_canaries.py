@@ -40,7 +40,7 @@ def make_canaries(
     Example:
         >>> from hfnoise import make_canaries
         >>> make_canaries(["red", "green", "blue"], m=2, tokens=3)["text"][0]
-        'green green red'
+        'blue blue green'
     """
     for name, value in (("m", m), ("tokens", tokens)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

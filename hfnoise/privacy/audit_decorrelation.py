@@ -71,4 +71,5 @@ def decorrelated_scores(products: Tensor, gradients: Tensor, noise_variance: flo
     explained = products * (half.sum() / total) - half if total > 0 else products
     # Keeps the solution defined where canaries are as many as directions; far below any noise that protects.
     ridge = 4 * noise_variance + 1e-6 * float(gram.diagonal().mean())
-    return 0.5 + torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=torch.float64), explained)
+    shares: Tensor = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=torch.float64), explained)
+    return shares + 0.5
