@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,8 @@ from safetensors import safe_open
 import hfnoise
 from hfnoise.worlds import docstrings
 
+# Of transformers, TRL and trackers; the value is a secret.
+_TOKEN_OPTION = re.compile(r"--\w*[-_]?(token|api[-_]key|password)")
 _LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
 
 
@@ -36,15 +39,20 @@ def render_card(template: str, card_data: ModelCardData, **values: Any) -> Model
     return ModelCard(environment.from_string(text).render(card_data=card_data.to_yaml(), **values))
 
 
-def library_versions() -> str:
-    """Return the versions of hfnoise and of the libraries it stands on, one line."""
-    found = [f"hfnoise {hfnoise.__version__}"]
+def versions_by_library() -> dict[str, str]:
+    """Return the versions of hfnoise and of those of the libraries it stands on that are installed."""
+    found = {"hfnoise": hfnoise.__version__}
     for name in _LIBRARIES:
         try:
-            found.append(f"{name} {version(name)}")
+            found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return ", ".join(found)
+    return found
+
+
+def library_versions() -> str:
+    """Return the versions of hfnoise and of the libraries it stands on, one line."""
+    return ", ".join(f"{name} {number}" for name, number in versions_by_library().items())
 
 
 def preference_card(
@@ -61,7 +69,7 @@ def preference_card(
     args = trainer.args
     is_adapter = hasattr(trainer.model, "peft_config")
     base_path = trainer.model.config._name_or_path
-    base = _hub_name(base_path)
+    base = hub_name(base_path)
     injected = trainer.injected_flip_rate
     report = trainer.report()
     name = model_name or Path(args.output_dir).name
@@ -83,19 +91,19 @@ def preference_card(
         noise_note=_noise_note(report),
         snippet=_snippet(is_adapter, trainer.hub_model_id or args.output_dir),
         training_rows=_training_rows(args, trainer.state.global_step, trainer.accelerator.num_processes),
-        command=_command(),
+        command=command_line(),
         metric_rows=_metric_rows(trainer.state.log_history),
         versions=library_versions(),
         citation=trainer._paper["citation"],
     )
 
 
-def _hub_name(path: str) -> str | None:
+def hub_name(path: str) -> str | None:
     """Return the identifier of the base model; a local folder, or a model built in memory, has none."""
     return path if path and not Path(path).is_dir() else None
 
 
-def _embedded_name(path: str) -> str | None:
+def embedded_name(path: str) -> str | None:
     """Return how a base model that is part of hfnoise is called, with its size; `None` for any other."""
     if Path(path).name != docstrings.MODEL_FOLDER or Path(path) != Path(docstrings.model_path()):
         return None
@@ -104,18 +112,31 @@ def _embedded_name(path: str) -> str | None:
     return f"`{docstrings.NAME}` ({parameters / 1e6:.2f} M parameters, part of hfnoise)"
 
 
-def _command() -> str:
-    """Return the command line of this process as it can be typed again."""
-    program = Path(sys.argv[0]).name or "python"
+def command_line() -> str:
+    """Return the command line of this process as it can be typed again, without access tokens."""
+    program, given = Path(sys.argv[0]).name or "python", _without_tokens(sys.argv[1:])
     if program == "__main__.py":  # `python -m package` shows itself by the file that it runs
         package = getattr(sys.modules["__main__"].__spec__, "parent", "")
-        return shlex.join(["python", "-m", package or sys.argv[0], *sys.argv[1:]])
-    return shlex.join([program, *sys.argv[1:]])
+        return shlex.join(["python", "-m", package or sys.argv[0], *given])
+    return shlex.join([program, *given])
+
+
+def _without_tokens(arguments: list[str]) -> list[str]:
+    """Return the arguments with the values of options like `--hub_token` left out: a card is public."""
+    shown: list[str] = []
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if shown and _TOKEN_OPTION.fullmatch(shown[-1]):
+            argument = "HIDDEN"
+        elif equals and _TOKEN_OPTION.fullmatch(name):
+            argument = f"{name}=HIDDEN"
+        shown.append(argument)
+    return shown
 
 
 def _lead(trainer: Any, base: str | None, base_path: str, dataset_name: str | None) -> str:
     data = f" on `{dataset_name}`" if dataset_name else ""
-    local = (base_path and _embedded_name(base_path)) or "A local model"
+    local = (base_path and embedded_name(base_path)) or "A local model"
     start = f"[{base}](https://huggingface.co/{base})" if base else local
     return (
         f"{start} trained{data} with {trainer._name} ([paper](https://huggingface.co/papers/{trainer._method.paper})) "

@@ -28,3 +28,68 @@ BVPO_BIBTEX = """\
     year    = {2025},
     eprint  = {arXiv:2510.05095},
 }"""
+
+DP_SGD_BIBTEX = """\
+@inproceedings{abadi2016deep,
+    title     = {{Deep Learning with Differential Privacy}},
+    author    = {Mart{\\'i}n Abadi and Andy Chu and Ian Goodfellow and H. Brendan McMahan and Ilya Mironov and
+                 Kunal Talwar and Li Zhang},
+    booktitle = {Proceedings of the 2016 ACM SIGSAC Conference on Computer and Communications Security},
+    year      = {2016},
+    url       = {https://arxiv.org/abs/1607.00133},
+}"""
+
+PLD_BIBTEX = """\
+@article{doroshenko2022connect,
+    title   = {{Connect the Dots: Tighter Discrete Approximations of Privacy Loss Distributions}},
+    author  = {Vadym Doroshenko and Badih Ghazi and Pritish Kamath and Ravi Kumar and Pasin Manurangsi},
+    journal = {Proceedings on Privacy Enhancing Technologies},
+    year    = {2022},
+    url     = {https://arxiv.org/abs/2207.04380},
+}"""
+
+RDP_BIBTEX = """\
+@inproceedings{mironov2017renyi,
+    title     = {{R{\\'e}nyi Differential Privacy}},
+    author    = {Ilya Mironov},
+    booktitle = {IEEE 30th Computer Security Foundations Symposium},
+    year      = {2017},
+    url       = {https://arxiv.org/abs/1702.07476},
+}"""
+
+AUTOMATIC_CLIPPING_BIBTEX = """\
+@inproceedings{bu2023automatic,
+    title     = {{Automatic Clipping: Differentially Private Deep Learning Made Easier and Stronger}},
+    author    = {Zhiqi Bu and Yu-Xiang Wang and Sheng Zha and George Karypis},
+    booktitle = {Advances in Neural Information Processing Systems},
+    year      = {2023},
+    url       = {https://arxiv.org/abs/2206.07136},
+}"""
+
+BANDED_NOISE_BIBTEX = """\
+@inproceedings{choquette2023amplified,
+    title     = {{(Amplified) Banded Matrix Factorization: A Unified Approach to Private Training}},
+    author    = {Christopher A. Choquette-Choo and Arun Ganesh and Ryan McKenna and H. Brendan McMahan and Keith Rush
+                 and Abhradeep Guha Thakurta and Zheng Xu},
+    booktitle = {Advances in Neural Information Processing Systems},
+    year      = {2023},
+    url       = {https://arxiv.org/abs/2306.08153},
+}"""
+
+DP_ADAM_BC_BIBTEX = """\
+@inproceedings{tang2024dpadambc,
+    title     = {{DP-AdamBC: Your DP-Adam Is Actually DP-SGD (Unless You Apply Bias Correction)}},
+    author    = {Qiaoyue Tang and Frederick Shpilevskiy and Mathias L{\\'e}cuyer},
+    booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+    year      = {2024},
+    url       = {https://arxiv.org/abs/2312.14334},
+}"""
+
+AUDIT_BIBTEX = """\
+@inproceedings{steinke2023privacy,
+    title     = {{Privacy Auditing with One (1) Training Run}},
+    author    = {Thomas Steinke and Milad Nasr and Matthew Jagielski},
+    booktitle = {Advances in Neural Information Processing Systems},
+    year      = {2023},
+    url       = {https://arxiv.org/abs/2305.08846},
+}"""

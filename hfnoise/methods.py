@@ -155,6 +155,9 @@ COMMANDS: tuple[Command, ...] = (
         "make-trace-pairs", "hfnoise.trainers.trace_pairs_run:main", "sample preference pairs with reasoning traces"
     ),
     Command("demo", "hfnoise.worlds.demo:main", "noisy labels on the embedded world: table, plot, saved model"),
+    Command(
+        "dp-budget", "hfnoise.privacy.budget:main", "noise, epsilon and steps of a private run, before it is started"
+    ),
     Command("bench", "hfnoise.benchmarks.preference_noise:main", "the preference-noise benchmark"),
 )
 

@@ -24,10 +24,10 @@ def test_the_command_can_be_typed_again(monkeypatch, argv, command):
     main.__spec__ = ModuleSpec("hfnoise.__main__", None)
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setattr(sys, "argv", argv)
-    assert cards._command() == command
+    assert cards.command_line() == command
 
 
 def test_an_embedded_model_is_named(tiny_model_path):
-    assert cards._embedded_name(model_path()) == "`hfnoise:docstrings` (0.77 M parameters, part of hfnoise)"
-    assert cards._embedded_name(tiny_model_path) is None
-    assert cards._embedded_name("someone/docstrings-llama") is None
+    assert cards.embedded_name(model_path()) == "`hfnoise:docstrings` (0.77 M parameters, part of hfnoise)"
+    assert cards.embedded_name(tiny_model_path) is None
+    assert cards.embedded_name("someone/docstrings-llama") is None

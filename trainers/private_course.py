@@ -18,9 +18,8 @@ from hfnoise.privacy.ledger import Ledger
 from hfnoise.privacy.secret_file import load_or_create_secret, secret_name, unsafe_secret
 from hfnoise.trainers.checkpoints import last_complete_checkpoint
 from hfnoise.trainers.private_noise import bands_for
-from hfnoise.trainers.private_report import write_report
 from hfnoise.trainers.private_result import check_result
-from hfnoise.trainers.private_run import UNSAFE, PrivateRun, RunState, new_run_id, plan_run
+from hfnoise.trainers.private_run import UNSAFE, PrivateRun, RunState, new_run_id, now, plan_run
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +190,7 @@ class PrivateCourseMixin:
         if not branches:
             sigma = old.noise_multiplier
             state = replace(old, target_epsilon=config.target_epsilon, planned_steps=self.planned_steps())
-            return plan_run(state, ledger, sigma)
+            return plan_run(state, ledger, sigma, old.global_step)
         if config.noise == "banded":
             raise ValueError(
                 f"resuming with other settings ({branches}) is not possible with noise='banded': its noise belongs to "
@@ -201,9 +200,12 @@ class PrivateCourseMixin:
             "resuming with other settings (%s): the steps after step %d are another release, with noise of their own, "
             "and are charged in addition to those already on the ledger.", branches, old.global_step,
         )  # fmt: skip
-        state = replace(state, first_step=old.global_step)
-        # The noise of the checkpoint goes on; a new calibration would need to know what the branch is worth.
-        return plan_run(state, ledger, old.noise_multiplier if config.target_epsilon else config.noise_multiplier)
+        done = old.mechanism(old.global_step)
+        earlier = [*old.earlier, [done.sample_rate, done.noise_multiplier, done.steps, done.bands]]
+        state = replace(state, first_step=old.global_step, earlier=earlier)
+        # The noise of the checkpoint goes on; the budget decides how many steps of it are left.
+        sigma = old.noise_multiplier if config.noise_multiplier is None else config.noise_multiplier
+        return plan_run(state, ledger, sigma, old.global_step)
 
     def _branches(self, old: RunState, here: RunState) -> str:
         """Return what makes the steps from here on another release than those of the checkpoint's run."""
@@ -243,6 +245,7 @@ class PrivateCourseMixin:
             max_rows_per_unit=config.max_rows_per_unit,
             first_step=0,
             planned_steps=self.planned_steps(),
+            started=now(),
             settings={name: _plain(getattr(self.args, name)) for name in _SETTINGS if hasattr(self.args, name)},
         )
 
@@ -273,12 +276,6 @@ class PrivateCourseMixin:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
             self.private_run.state.write(folder, self.state.global_step)
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save as the Trainer does, with the privacy report beside the weights."""
-        super()._save(output_dir, state_dict)  # type: ignore[misc]
-        if self._is_private:  # type: ignore[attr-defined]
-            write_report(self, Path(output_dir or self.args.output_dir))
 
 
 def _plain(value: Any) -> Any:

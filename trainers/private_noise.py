@@ -93,9 +93,9 @@ def refuse_optimizer(args: Any, optimizer: Any, config: Any) -> None:
     if config.noise == "banded" and not is_sgd:
         raise ValueError(
             f"noise='banded' with {type(optimizer).__name__ if optimizer is not None else f'optim={name!r}'}: single "
-            "gradients are noisier and only their sums are better, but an optimizer that divides by the size of single "
-            "gradients, as Adam does, sees the former. Use optim='sgd' (momentum through optim_args='momentum=0.9'), "
-            "or noise='gaussian'."
+            "gradients are noisier and only their sums are better, but an optimizer that divides by the size of "
+            "single gradients, as Adam does, sees the former. Use optim='sgd' (momentum through "
+            "optim_args='momentum=0.9'), or noise='gaussian'."
         )
     if not config.adam_bias_correction:
         return
@@ -106,7 +106,7 @@ def refuse_optimizer(args: Any, optimizer: Any, config: Any) -> None:
         )
     if args.adam_epsilon < 1e-6:
         raise ValueError(
-            f"adam_bias_correction=True with adam_epsilon={args.adam_epsilon:g}: where the noise exceeds the gradient the "
-            "corrected second moment is near 0, and the step is divided by adam_epsilon. Set it to the size of a "
+            f"adam_bias_correction=True with adam_epsilon={args.adam_epsilon:g}: where the noise exceeds the gradient "
+            "the corrected second moment is near 0, and the step is divided by adam_epsilon. Set it to the size of a "
             "gradient coordinate, for example 1e-4."
         )

@@ -24,6 +24,8 @@ _COARSE_WIDTH, _MEDIUM_SLACK, _FINAL_SLACK = 0.02, 3e-4, 2e-3
 # How far beyond the predicted multiplier the next one is tried, so that it mostly passes.
 _MARGIN = 1e-4
 MOST_STEPS = 1_000_000
+# How many times more steps loss distributions may allow before they are tried outright.
+_MOST_OF_RENYI = 4
 
 
 def calibrate_noise_multiplier(
@@ -35,11 +37,12 @@ def calibrate_noise_multiplier(
     bands: int = 1,
     spent: Sequence[Mechanism] = (),
     accountant: str = "pld",
+    quick: bool = False,
 ) -> float:
     """Return the smallest noise multiplier, within 0.3 %, at which a run stays inside the budget.
 
     Formal guarantee: `composed_epsilon([*spent, the run], target_delta, accountant)` does not exceed `target_epsilon`;
-    it has been evaluated for the very number that is returned.
+    it, or with `quick` an upper bound of it, has been evaluated for the very number that is returned.
 
     Args:
         target_epsilon (`float`): above 0, of everything spent and this run together.
@@ -49,6 +52,8 @@ def calibrate_noise_multiplier(
         bands (`int`, defaults to 1): of the correlated noise; see [`Mechanism`].
         spent (`Sequence[Mechanism]`, *optional*): what the ledger of these units holds already.
         accountant (`str`, defaults to `"pld"`): "pld" or "rdp".
+        quick (`bool`, defaults to False): stop on a grid wider than that of the reports, for tables of plans: up to
+            0.5 % more noise than needed, four times quicker.
 
     Returns:
         `float`: noise standard deviation over sensitivity, at least 0.05, which is also what is returned where less
@@ -74,13 +79,15 @@ def calibrate_noise_multiplier(
     def on_grid(relative: float) -> Callable[[float], float]:
         def epsilon(noise: float) -> float:
             mechanisms = [*spent, replace(run, noise_multiplier=noise)]
-            return _on_grid(mechanisms, target_delta, relative * target_epsilon)
+            return epsilon_on_grid(mechanisms, target_delta, relative * target_epsilon)
 
         return reported if accountant == "rdp" else epsilon
 
     noise, power = _bracket(on_grid(_COARSE), target_epsilon)
     if accountant == "pld" and _MEDIUM * target_epsilon > FINEST_INTERVAL:
         noise, power = _tighten(on_grid(_MEDIUM), target_epsilon, noise, power, _MEDIUM_SLACK)
+        if quick:
+            return noise
     return _tighten(reported, target_epsilon, noise, power, _FINAL_SLACK)[0]
 
 
@@ -124,17 +131,25 @@ def largest_step_count(
     if mechanism.noise_multiplier == 0 or not at_most:
         return 0
 
-    def reported(rounds: int) -> float:
-        run = replace(mechanism, steps=min(rounds * mechanism.bands, at_most))
-        return composed_epsilon([*spent, run], target_delta, accountant)
+    def epsilon_by(method: str) -> Callable[[int], float]:
+        def epsilon(rounds: int) -> float:
+            run = replace(mechanism, steps=min(rounds * mechanism.bands, at_most))
+            return composed_epsilon([*spent, run], target_delta, method)
+
+        return epsilon
 
     def on_grid(rounds: int) -> float:
         mechanisms = [*spent, replace(mechanism, steps=rounds * mechanism.bands)]
-        return _on_grid(mechanisms, target_delta, _MEDIUM * target_epsilon)
+        return epsilon_on_grid(mechanisms, target_delta, _MEDIUM * target_epsilon)
 
     most = -(-at_most // mechanism.bands)
-    start = most if most == 1 or accountant == "rdp" else _largest(on_grid, target_epsilon, most, most)
-    return min(_largest(reported, target_epsilon, most, start) * mechanism.bands, at_most)
+    # Rényi accounting finds a count that passes in no time; loss distributions of far too many steps take long.
+    count = _largest(epsilon_by("rdp"), target_epsilon, most, most)
+    if accountant == "pld":
+        start = most if most <= _MOST_OF_RENYI * count else max(count, 1)
+        count = _largest(on_grid, target_epsilon, most, start) if most > 1 else most
+        count = _largest(epsilon_by("pld"), target_epsilon, most, count)
+    return min(count * mechanism.bands, at_most)
 
 
 def _check_target(target_epsilon: float, target_delta: float, spent: Sequence[Mechanism], accountant: str) -> None:
@@ -151,13 +166,22 @@ def _check_target(target_epsilon: float, target_delta: float, spent: Sequence[Me
         shown = "; ".join(map(str, spent))
         raise ValueError(
             f"target_epsilon={target_epsilon:g} is spent: the earlier runs on these units come to epsilon "
-            f"{already:.4g} at delta={target_delta:g} ({shown}). No further step can keep the guarantee; set a target agreed "
-            "on for all runs together, or use other units."
+            f"{already:.4g} at delta={target_delta:g} ({shown}). No further step can keep the guarantee; set a target "
+            "agreed on for all runs together, or use other units."
         )
 
 
-def _on_grid(mechanisms: Sequence[Mechanism], delta: float, interval: float) -> float:
-    """Return epsilon on a grid of that width, or on that of the reports where it is wider: far from the target."""
+def epsilon_on_grid(mechanisms: Sequence[Mechanism], delta: float, interval: float) -> float:
+    """Return epsilon by loss distributions on a grid of that width, or on that of the reports where it is wider.
+
+    A width of 3e-4 epsilon gives at most 0.15 % more than the reports, ten times quicker, and never less.
+
+    Example:
+        >>> from hfnoise.privacy.accounting import Mechanism
+        >>> from hfnoise.privacy.calibration import epsilon_on_grid
+        >>> f"{epsilon_on_grid([Mechanism(0.05, 3.0, 300)], 1e-5, 1e-3):.4f}"  # 1.1591 on the grid of the reports
+        '1.1594'
+    """
     releases = [
         Releases(one.sampling_probability, float(one.noise_multiplier), one.rounds) for one in mechanisms if one.rounds
     ]

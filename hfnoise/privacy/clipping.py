@@ -129,11 +129,12 @@ def _norms(matrix: Tensor) -> Tensor:
     the CPU, and the clipped gradient as much too large.
     """
     long = matrix.shape[1] // _PIECE * _PIECE
-    pieces = [matrix[:, :long].unflatten(1, (-1, _PIECE))] if long else []
+    pieces = [matrix[:, :long].view(len(matrix), -1, _PIECE)] if long else []
     if long < matrix.shape[1] or not long:
         pieces.append(matrix[:, None, long:])
     norms = [torch.linalg.vector_norm(piece, dim=2, dtype=torch.float32) for piece in pieces]
-    return torch.linalg.vector_norm(torch.cat(norms, dim=1), dim=1, dtype=torch.float64)
+    total: Tensor = torch.linalg.vector_norm(torch.cat(norms, dim=1), dim=1, dtype=torch.float64)
+    return total
 
 
 def _weighted_sum(matrix: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:

@@ -166,8 +166,8 @@ class ExpandedLayerNorm(torch.autograd.Function):
         rows: RowsOfUnits,
         layer: str,
     ) -> Tensor:
-        # Autocast computes layer norms in float32.
-        if torch.is_autocast_enabled(inputs.device.type):
+        # Autocast computes layer norms in float32, but on the CPU leaves them as they are.
+        if inputs.device.type != "cpu" and torch.is_autocast_enabled(inputs.device.type):
             inputs = inputs.float()
         output, mean, inverse_deviation = torch.native_layer_norm(inputs, weight.shape, weight, bias, epsilon)
         ctx.save_for_backward(inputs, weight, bias, mean, inverse_deviation)

@@ -44,8 +44,8 @@ class UnitGradientRecorder:
     gradient checkpointing sum into the same leaf, before any norm is taken. The parameters themselves get no gradient.
 
     Covered: `torch.nn.Linear` (the matrices of LoRA, rsLoRA and DoRA, `lora_bias`, heads in `modules_to_save`, also on
-    4- and 8-bit bases), `torch.nn.LayerNorm`, `torch.nn.RMSNorm` and the root-mean-square norms of transformers. Not
-    covered: DoRA's magnitudes, embeddings (`lora_embedding_B`), convolutions, and any other class.
+    4- and 8-bit bases), DoRA's magnitudes, `torch.nn.LayerNorm`, `torch.nn.RMSNorm` and the root-mean-square norms of
+    transformers. Not covered: embeddings (`lora_embedding_B`), convolutions, and any other class.
 
     Formal guarantee: none by itself. If rows of different units do not influence each other's loss (the loss is
     separable) and the first dimension of every covered layer's input is the row, then what `collect` returns for a
@@ -263,6 +263,12 @@ def _attribute(module: nn.Module) -> str:
 def _check_parameters(parameters: dict[str, nn.Parameter]) -> None:
     if not parameters:
         raise ValueError("the model has no trainable parameter: add an adapter, or unfreeze what shall train.")
+    offloaded = [name for name, p in parameters.items() if p.is_meta]
+    if offloaded:
+        raise ValueError(
+            f"{_names(offloaded)} are offloaded (device meta). Keep what trains on a device: name it in device_map, "
+            "and offload frozen layers only."
+        )
     others = {name: p.dtype for name, p in parameters.items() if p.dtype != torch.float32}
     if others:
         raise ValueError(

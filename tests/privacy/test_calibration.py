@@ -32,8 +32,15 @@ def test_calibration_matches_the_vectors(row, column):
     assert is_tight(target, Mechanism(rate, noise, int(steps)), accountant=accountant, delta=delta)
 
 
-CASES = [(0.05, 300, 1.0), (1.0, 10, 3.0), (0.2, 50, 0.3)]
-SLOW_CASES = [(0.01, 1000, 3.0), (0.001, 5000, 8.0), (1e-4, 20_000, 1.0), (0.05, 300, 20.0), (1.0, 1, 0.05)]
+CASES = [(0.05, 300, 1.0), (1.0, 10, 3.0)]
+SLOW_CASES = [
+    (0.2, 50, 0.3),
+    (0.01, 1000, 3.0),
+    (0.001, 5000, 8.0),
+    (1e-4, 20_000, 1.0),
+    (0.05, 300, 20.0),
+    (1.0, 1, 0.05),
+]
 
 
 @pytest.mark.parametrize(
@@ -67,10 +74,10 @@ SPENT = (Mechanism(0.05, 4.0, 200), Mechanism(1.0, 30.0, 1))
 
 
 def test_calibration_beside_what_is_spent():
-    alone = calibrate_noise_multiplier(2.0, DELTA, 0.05, 200, bands=4)
-    noise = calibrate_noise_multiplier(2.0, DELTA, 0.05, 200, bands=4, spent=SPENT)
+    alone = calibrate_noise_multiplier(1.0, DELTA, 0.05, 200, bands=4)
+    noise = calibrate_noise_multiplier(1.0, DELTA, 0.05, 200, bands=4, spent=SPENT)
     assert noise > 1.01 * alone
-    assert is_tight(2.0, Mechanism(0.05, noise, 200, bands=4), SPENT)
+    assert is_tight(1.0, Mechanism(0.05, noise, 200, bands=4), SPENT)
 
 
 @pytest.mark.parametrize("search", ["noise", "steps"])
@@ -84,8 +91,10 @@ def test_what_is_spent_already_is_named(search):
             largest_step_count(0.5, DELTA, Mechanism(0.05, 4.0, 0), spent=SPENT)
 
 
+@pytest.mark.slow
 def test_a_budget_that_cannot_be_used_up_still_gets_noise():
     # One step that draws a unit with probability 1e-6 is (0, 1e-5)-private by itself.
+    assert calibrate_noise_multiplier(8.0, DELTA, 1e-6, 1, accountant="rdp") > LEAST_NOISE
     assert calibrate_noise_multiplier(8.0, DELTA, 1e-6, 1) == LEAST_NOISE
 
 
@@ -117,7 +126,7 @@ def test_step_count_of_a_calibrated_run_is_its_steps():
 
 
 def test_step_counts_at_the_ends():
-    assert largest_step_count(1.0, DELTA, Mechanism(0.5, 0.3, 0)) == 0
+    assert largest_step_count(1.0, DELTA, Mechanism(0.5, 0.3, 0), at_most=10) == 0
     assert largest_step_count(1.0, DELTA, Mechanism(0.5, 0.0, 0)) == 0
     assert largest_step_count(1.0, DELTA, Mechanism(0.5, 9.0, 0), at_most=0) == 0
     # The last cycle of a run may be cut short.
@@ -144,9 +153,15 @@ def test_bad_arguments(change, error, match):
         )
 
 
+@pytest.mark.slow
 def test_a_target_out_of_reach_is_an_error():
     with pytest.raises(ValueError, match="no noise multiplier up to 1e\\+06 reaches target_epsilon=1e-09"):
         calibrate_noise_multiplier(1e-9, 1e-12, 1.0, 10)
+
+
+def test_quick_noise_is_enough_and_little_more():
+    noise = calibrate_noise_multiplier(1.0, DELTA, 0.05, 300)
+    assert noise * 0.997 <= calibrate_noise_multiplier(1.0, DELTA, 0.05, 300, quick=True) <= noise * 1.005
 
 
 def test_other_step_count_arguments():

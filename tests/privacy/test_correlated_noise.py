@@ -266,6 +266,40 @@ def test_choose_bands_balances_noise_and_cancellation():
     assert choose_bands(64, 64 * 40, 5, calibrate=lambda bands: 1.0).options[-1].bands == 4  # at most steps
 
 
+# Units, batch, steps, epsilon, bands -> the ratio of the specification to white noise.
+RATIOS = [
+    (65536, 1024, 512, 3.0, 8, 0.84),
+    (65536, 1024, 512, 8.0, 16, 0.63),
+    (65536, 1024, 512, 8.0, 64, 0.60),
+    (20000, 512, 400, 3.0, 4, 0.93),
+    (20000, 512, 400, 8.0, 16, 0.72),
+    (5000, 256, 200, 3.0, 4, 0.98),
+    (5000, 256, 200, 8.0, 8, 0.82),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("units", "batch", "steps", "epsilon", "bands", "ratio"), RATIOS)
+def test_ratios_of_the_specification(units, batch, steps, epsilon, bands, ratio):
+    """Its ratios are those of the truncated square root with Rényi accounting; the optimised strategy is better."""
+    from hfnoise.privacy.calibration import calibrate_noise_multiplier
+
+    def calibrate(bands):
+        return calibrate_noise_multiplier(epsilon, 1e-5, batch / units, steps, bands=bands, accountant="rdp")
+
+    def ratio_of(kind):
+        strategy = toeplitz_strategy(kind, steps, bands)
+        error = prefix_sum_error(strategy / strategy.norm(), steps).rmse
+        return error / prefix_sum_error(torch.ones(1), steps).rmse * calibrate(bands) / calibrate(1)
+
+    assert ratio_of("sqrt") == pytest.approx(ratio, abs=0.021)
+    assert ratio_of("banded") < ratio_of("sqrt") - 0.015
+    if units == 5000:
+        best = choose_bands(batch, units, steps, calibrate)
+        assert best.bands == {3.0: 4, 8.0: 8}[epsilon]
+        assert best.options[bands.bit_length() - 1].ratio == pytest.approx(ratio_of("banded"))
+
+
 # -- bad input ------------------------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,17 @@ def test_inputs_of_any_number_of_dimensions(shape):
         assert_close(record(recorder, model, batch), expected(model, batch))
 
 
+@pytest.mark.parametrize("trained", [["0.bias"], ["0.weight"], ["2.weight"], ["0.bias", "2.weight"]])
+def test_only_what_trains_is_recorded(trained):
+    model = two_layers()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    with UnitGradientRecorder(model, ROWS) as recorder:
+        found = record(recorder, model, inputs())
+        assert list(found) == trained
+        assert_close(found, expected(model, inputs()))
+
+
 def test_rows_of_a_unit_sum():
     model, batch = two_layers(), inputs()
     rows = expected(model, batch)
@@ -256,6 +267,8 @@ def test_bad_rows(unit, weight, message):
 def test_bad_models():
     with pytest.raises(ValueError, match="float32.*0.weight.*bfloat16"):
         UnitGradientRecorder(two_layers().bfloat16(), ROWS)
+    with pytest.raises(ValueError, match="offloaded"):
+        UnitGradientRecorder(two_layers().to("meta"), ROWS)
     with pytest.raises(ValueError, match="no trainable"):
         UnitGradientRecorder(two_layers().requires_grad_(False), ROWS)
     with pytest.raises(ValueError, match="at least 1"):

@@ -48,7 +48,8 @@ ADAPTERS = {
     "rsLoRA, ranks, bias": {
         "parts": ("lora_",), "use_rslora": True, "rank_pattern": {"v_proj": 2}, "lora_bias": True,
     },
-    "DoRA, magnitudes frozen": {"parts": ("lora_A", "lora_B"), "use_dora": True},
+    "DoRA": {"parts": ("lora_",), "use_dora": True},
+    "DoRA, magnitudes frozen, dropout": {"parts": ("lora_A", "lora_B"), "use_dora": True, "lora_dropout": 1e-9},
     "head": {"parts": ("lora_B", "modules_to_save"), "modules_to_save": ["lm_head"]},
     "norms": {"parts": ("lora_B", "norm")},
     "all linear": {"parts": ("lora_",), "targets": ("q_proj", "k_proj", "o_proj", "gate_proj", "down_proj")},
@@ -218,8 +219,28 @@ def test_norms_of_torch(norm):
             torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # the stock norm's
+def test_norms_of_torch_in_16_bits(kind, autocast):
+    norm, batch = kind(8), {"x": torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0)).bfloat16()}
+    nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(1))
+
+    def loss(model, batch):
+        return model(batch["x"]).float().square().flatten(1).sum(1)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        stock = norm(batch["x"])
+        with UnitGradientRecorder(norm, 4) as recorder, recorder.record(torch.arange(4), torch.ones(4)):
+            recorded = norm(batch["x"])
+        found, wanted = (per_unit_gradients(norm, batch, loss, mode=mode) for mode in ("leaf", "loop"))
+    assert recorded.dtype == stock.dtype == torch.bfloat16
+    torch.testing.assert_close(recorded, stock, atol=1e-3, rtol=2**-7)
+    for name, gradient in wanted.items():
+        assert (found[name] - gradient).norm() < 0.01 * gradient.norm(), name
+
+
 REFUSED = {
-    "DoRA's magnitudes": (lambda: lora_llama("lora_", use_dora=True), "DoraLinearLayer"),
     "LoRA of embeddings": (lambda: lora_llama("lora_", targets=("embed_tokens",)), "lora_embedding_B"),
     "IA3": (
         lambda: get_peft_model(tiny_llama(), IA3Config(target_modules=["k_proj"], feedforward_modules=[])), "ia3_l",

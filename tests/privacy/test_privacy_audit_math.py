@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hfnoise.privacy.audit import (
@@ -80,9 +80,9 @@ def test_p_value_is_monotone(m, data):
         assert audit_p_value(m, guesses, correct, 0.0, epsilon + 0.5) >= p_value * (1 - 1e-9)
         assert audit_p_value(m, guesses, correct - 1, 0.0, epsilon) >= p_value * (1 - 1e-9)
     # With delta the formula falls with epsilon and rises with correct guesses only where it could refute anything.
-    assume(p_value < 0.3)
-    assert audit_p_value(m, guesses, correct - 1, delta, epsilon) >= p_value
-    assert audit_p_value(m, guesses, correct, delta, epsilon + 0.5) >= p_value * (1 - 1e-9)
+    if p_value < 0.3:
+        assert audit_p_value(m, guesses, correct - 1, delta, epsilon) >= p_value * (1 - 1e-9)
+        assert audit_p_value(m, guesses, correct, delta, epsilon + 0.5) >= p_value * (1 - 1e-9)
 
 
 @given(st.integers(1, 2000), st.data())
@@ -211,20 +211,20 @@ def coins(m, generator):
 
 @pytest.mark.parametrize("assume_gaussian", [False, True])
 def test_bounds_hold_for_mechanisms_of_known_epsilon(assume_gaussian):
-    """Of 200 audits of a Gaussian mechanism at epsilon 2, at most 5 % may exceed it: 20 would be 4 deviations."""
+    """Of 100 audits of a Gaussian mechanism at epsilon 2, about 5 may exceed it; 14 would be 4 deviations more."""
     generator = torch.Generator().manual_seed(0)
     mu = 0.5
     while gaussian_epsilon(mu, DELTA) < 2:
         mu *= 1.001
     epsilon, found = gaussian_epsilon(mu, DELTA), []
-    for _ in range(200):
+    for _ in range(100):
         included = coins(600, generator)
         scores = mu * included + torch.randn(600, generator=generator)
         estimate = audit_scores(
             scores[included], scores[~included], DELTA, assume_gaussian=assume_gaussian, guesses_in=50, guesses_out=50
         )
         found.append(estimate.epsilon_lower_bound)
-    assert sum(bound > epsilon for bound in found) < 20
+    assert sum(bound > epsilon for bound in found) < 14
     assert 0.2 < sum(found) / len(found) < epsilon  # it finds something
 
 
@@ -232,14 +232,14 @@ def test_bound_is_tight_for_randomised_response():
     """The mechanism that the theorem is sharp for: each coin is shown truly with probability e^eps / (1 + e^eps)."""
     generator = torch.Generator().manual_seed(1)
     above, found = 0, []
-    for _ in range(300):
+    for _ in range(150):
         truth = coins(2000, generator)
         shown = torch.where(torch.rand(2000, generator=generator) < 1 / (1 + math.exp(-1.0)), truth, ~truth)
         bound = audit_epsilon_lower_bound(2000, 2000, int((shown == truth).sum()), 0.0)
         found.append(bound)
         above += bound > 1.0
-    assert above < 30  # 15 expected, 4 deviations
-    assert sum(found) / 300 == pytest.approx(1.0, abs=0.15)
+    assert above < 19  # 8 expected, 4 deviations
+    assert sum(found) / 150 == pytest.approx(1.0, abs=0.15)
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------

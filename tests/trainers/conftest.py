@@ -54,13 +54,14 @@ def make_private_trainer(tiny_model_path, tokenizer, cpu_arguments, make_texts, 
 
     from hfnoise import DPConfig, DPDPOTrainer, DPSFTTrainer
 
-    def make(trainer_class=DPSFTTrainer, dp=None, data=None, peft=True, **settings):
+    def make(trainer_class=DPSFTTrainer, dp=None, data=None, peft=True, model=None, eval=None, **settings):
         pairs = issubclass(trainer_class, DPDPOTrainer)
         arguments = {name: value for name, value in cpu_arguments.items() if pairs or name != "beta"} | settings
         adapter = peft if isinstance(peft, LoraConfig) else LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
         return trainer_class(
-            tiny_model_path,
+            tiny_model_path if model is None else model,
             args=(DPOConfig if pairs else SFTConfig)(**arguments),
+            eval_dataset=eval,
             train_dataset=data if data is not None else make_pairs(24) if pairs else make_texts(24),
             processing_class=tokenizer,
             peft_config=adapter if peft else None,

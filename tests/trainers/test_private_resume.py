@@ -1,4 +1,4 @@
-"""Interrupted and resumed, on other numbers of processes, killed: the same weights, the same draws, the same ledger."""
+"""Interrupted and resumed, on two processes, killed: the same weights, the same draws, the same ledger."""
 
 import json
 import os
@@ -63,7 +63,9 @@ def test_other_settings_are_another_release(make_private_trainer, tmp_path, capl
     assert first.private_run.state.run_id != second.private_run.state.run_id
     entries = Ledger(tmp_path / "ledger.json", first.fingerprint).entries()
     assert sorted((entry.first_step, entry.steps) for entry in entries) == [(0, 6), (2, 4)]
-    assert second.private_run.total_epsilon(6) > first.epsilon()
+    # The weights depend on two steps of the first run and on four of the second, the data on all of them.
+    assert second.epsilon() == pytest.approx(first.epsilon(), rel=1e-6)
+    assert second.private_run.total_epsilon(6) > 1.1 * first.epsilon()
 
 
 def test_a_lost_secret_is_charged_again(make_private_trainer, tmp_path, caplog):
@@ -110,7 +112,7 @@ def test_the_budget_ends_the_training(make_private_trainer, tmp_path, caplog):
     longer = make_private_trainer(dp=dp, **SAVING | {"max_steps": 12, "learning_rate": 0.01})
     with pytest.raises(ValueError, match="spent"):
         longer.train()
-    with pytest.raises(ValueError, match="spent"):
+    with pytest.raises(ValueError, match="no step after step 6 fits"):
         longer.train(resume_from_checkpoint=True)
 
 
@@ -146,7 +148,7 @@ def train_on_both(make_private_trainer, trained_weights, expected, dp, folder):
 
 @pytest.mark.parametrize("clipping", ["flat", pytest.param("per_layer", marks=pytest.mark.slow)])
 def test_two_processes(clipping, make_private_trainer, trained_weights, two_processes, tmp_path):
-    """Masks and noise are the same, micro-batches are dealt out whole, so with float64 sums the weights are bitwise."""
+    """Masks and noise are the same, micro-batches are dealt out whole: with float64 sums the weights are bitwise."""
     dp = FLOAT64 | {"clipping": clipping, "unsafe_seed": None, "secret_file": str(tmp_path / "secret")}
     one = make_private_trainer(dp=dp, **SAVING)
     run_id = one.private_run.state.run_id
@@ -207,7 +209,7 @@ def test_kill_and_resume(place, step, tiny_model_path, make_texts, tmp_path):
     """SIGKILL in the middle of a step, and in the middle of writing a checkpoint."""
     from safetensors.torch import load_file
 
-    code = KILLED.format(root=str(ROOT), model=tiny_model_path, texts=make_texts(24)["text"])
+    code = KILLED.format(root=str(ROOT), model=tiny_model_path, texts=list(make_texts(24)["text"]))
 
     def start(*arguments):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
