@@ -1,4 +1,4 @@
-"""Draws are what they say, a function of key, label, step and position; sampling is Poisson and the same everywhere."""
+"""Draws are what they say: a function of key, label, step and position; sampling is Poisson everywhere alike."""
 
 import hashlib
 import math
@@ -16,7 +16,7 @@ RANDOM = KeyedRandom(bytes(range(32)))
 
 
 def test_uniforms_by_hand():
-    """The page says SHAKE-256(key | length of label | label | step | block), 53 bits of each 8 bytes, little-endian."""
+    """SHAKE-256(key | length of label | label | step | block), 53 bits of each 8 bytes, little-endian."""
     header = (6).to_bytes(4, "big") + b"sample" + (7).to_bytes(8, "big") + (0).to_bytes(8, "big")
     raw = hashlib.shake_256(bytes(range(32)) + header).digest(24)
     words = [int.from_bytes(raw[i : i + 8], "little") >> 11 for i in (0, 8, 16)]
