@@ -62,8 +62,9 @@ def standard_library_functions() -> tuple[Document, ...]:
 
     Example:
         >>> from hfnoise.worlds.standard_library import standard_library_functions
-        >>> next(document.text for document in standard_library_functions() if document.name == "bisect.insort_right")
-        'if key is None:\n    lo = bisect_right(a, x, lo, hi)\n...'
+        >>> functions = {document.name: document.text for document in standard_library_functions()}
+        >>> functions["bisect.insort_right"].splitlines()[0]
+        'if key is None:'
     """
     return _documents(lambda source, module: _functions(ast.parse(source), source.decode().splitlines(), module))
 
