@@ -12,7 +12,6 @@ from hfnoise.__main__ import main
 from hfnoise.privacy.accounting import Mechanism, composed_epsilon
 from hfnoise.privacy.budget import default_delta, privacy_budget, render
 
-
 WANTED = dict(target_epsilon=0.5, delta=1e-5, parameters=400, clip_norm=0.5)
 
 
