@@ -32,11 +32,11 @@ def test_calibration_matches_the_vectors(row, column):
     assert is_tight(target, Mechanism(rate, noise, int(steps)), accountant=accountant, delta=delta)
 
 
-CASES = [(0.05, 300, 1.0), (1.0, 10, 3.0)]
+CASES = [(1.0, 10, 3.0)]
 SLOW_CASES = [
+    (0.05, 300, 1.0),
     (0.2, 50, 0.3),
     (0.01, 1000, 3.0),
-    (1e-4, 20_000, 1.0),
     (0.05, 300, 20.0),
     (1.0, 1, 0.05),
 ]
@@ -50,7 +50,9 @@ def test_calibration_is_tight(rate, steps, target):
     assert is_tight(target, Mechanism(rate, noise, steps))
 
 
-@pytest.mark.parametrize(("rate", "steps", "target"), CASES)
+@pytest.mark.parametrize(
+    ("rate", "steps", "target"), [(1.0, 10, 3.0), pytest.param(0.2, 50, 1.0, marks=pytest.mark.slow)]
+)
 def test_calibration_by_renyi_is_tight(rate, steps, target):
     noise = calibrate_noise_multiplier(target, DELTA, rate, steps, accountant="rdp")
     assert is_tight(target, Mechanism(rate, noise, steps), accountant="rdp")
@@ -65,8 +67,9 @@ def test_calibration_takes_at_most_three_seconds(rate, steps):
     for cache in (accounting._epsilon, loss_distribution._composed, loss_distribution._one_round):
         cache.cache_clear()
     start = time.process_time()
-    calibrate_noise_multiplier(3.0, 1e-6, rate, steps)
+    noise = calibrate_noise_multiplier(3.0, 1e-6, rate, steps)
     assert time.process_time() - start < 3
+    assert composed_epsilon([Mechanism(rate, noise, steps)], 1e-6) <= 3.0
 
 
 SPENT = (Mechanism(0.05, 4.0, 200), Mechanism(1.0, 30.0, 1))
