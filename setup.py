@@ -27,7 +27,8 @@ def version() -> str:
 
 
 quant = ["bitsandbytes>=0.50"]
-test = ["pytest>=8", "hypothesis>=6", "beartype>=0.20", "Pillow>=10", "setuptools>=70", "wheel>=0.40", *quant]
+dp = ["dp-accounting>=0.6"]
+test = ["pytest>=8", "hypothesis>=6", "beartype>=0.20", "Pillow>=10", "setuptools>=70", "wheel>=0.40", *quant, *dp]
 
 setup(
     name="hfnoise",
@@ -65,7 +66,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "dp": ["dp-accounting>=0.6"],
+        "dp": dp,
         "quant": quant,
         "flower": ["flwr>=1.20"],
         "track": ["trackio>=0.40"],

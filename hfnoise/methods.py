@@ -172,10 +172,12 @@ SHARED_EXPORTS: dict[str, str] = {
     "FlipRateEstimate": "hfnoise.preference",
     "PairContext": "hfnoise.preference",
     "ches_scores": "hfnoise.preference",
+    "dp_audit": "hfnoise.trainers.private_audit",
     "dp_check": "hfnoise.trainers.private",
     "estimate_flip_rate": "hfnoise.preference",
     "filter_by_ches": "hfnoise.preference",
     "flip_labels": "hfnoise.preference",
+    "make_canaries": "hfnoise.trainers.private_canaries",
     "make_private": "hfnoise.trainers.private",
     "make_trace_pairs": "hfnoise.trainers.trace_pairs",
     "pair_loss": "hfnoise.preference",
@@ -190,6 +192,9 @@ COMMANDS: tuple[Command, ...] = (
         "make-trace-pairs", "hfnoise.trainers.trace_pairs_run:main", "sample preference pairs with reasoning traces"
     ),
     Command("demo", "hfnoise.worlds.demo:main", "noisy labels on the embedded world: table, plot, saved model"),
+    Command(
+        "dp-budget", "hfnoise.privacy.budget:main", "noise, epsilon and steps of a private run, before it is started"
+    ),
     Command("bench", "hfnoise.benchmarks.preference_noise:main", "the preference-noise benchmark"),
 )
 

@@ -71,6 +71,7 @@ def dp_check(trainer: Any) -> PrivacyCheck:
 
 def check_trainer(trainer: Any, model: Any) -> PrivacyCheck:
     """Return the result of the check for a prepared model; see [`dp_check`]."""
+    model = getattr(model, "_orig_mod", model)  # to compile for three rows takes longer than the check
     parameters = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
     if not parameters:
         raise ValueError("the model has no trainable parameter: nothing would be trained. Pass a peft_config.")
@@ -203,7 +204,9 @@ def _as_for_the_check(trainer: Any, parameters: dict[str, nn.Parameter]) -> Iter
     devices = [trainer.args.device.index or 0] if trainer.args.device.type == "cuda" else []
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
-        trainer.model.eval()
+        for module in modes:
+            # bitsandbytes packs 4-bit weights for the CPU anew when it leaves the training mode.
+            module.training = type(module).__module__.startswith("bitsandbytes")
         generator = torch.Generator().manual_seed(0)
         try:
             with torch.no_grad():

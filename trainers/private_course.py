@@ -13,11 +13,13 @@ from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 from transformers import TrainerCallback
 
+from hfnoise.privacy.adam_bias_correction import DPAdamBC
 from hfnoise.privacy.ledger import Ledger
 from hfnoise.privacy.secret_file import load_or_create_secret, secret_name, unsafe_secret
 from hfnoise.trainers.checkpoints import last_complete_checkpoint
+from hfnoise.trainers.private_noise import bands_for
 from hfnoise.trainers.private_result import check_result
-from hfnoise.trainers.private_run import UNSAFE, PrivateRun, RunState, new_run_id, plan_run
+from hfnoise.trainers.private_run import UNSAFE, PrivateRun, RunState, new_run_id, now, plan_run
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +182,7 @@ class PrivateCourseMixin:
             self._ledger_file.unlink(missing_ok=True)  # what a test released before spends nothing
         ledger = self._ledger()
         if checkpoint is None:
+            state = replace(state, bands=bands_for(config, state, ledger))
             return plan_run(state, ledger, config.noise_multiplier)
         old = RunState.read(checkpoint)
         old.refuse_other_mechanism(state, checkpoint)
@@ -187,7 +190,7 @@ class PrivateCourseMixin:
         if not branches:
             sigma = old.noise_multiplier
             state = replace(old, target_epsilon=config.target_epsilon, planned_steps=self.planned_steps())
-            return plan_run(state, ledger, sigma)
+            return plan_run(state, ledger, sigma, old.global_step)
         if config.noise == "banded":
             raise ValueError(
                 f"resuming with other settings ({branches}) is not possible with noise='banded': its noise belongs to "
@@ -197,9 +200,12 @@ class PrivateCourseMixin:
             "resuming with other settings (%s): the steps after step %d are another release, with noise of their own, "
             "and are charged in addition to those already on the ledger.", branches, old.global_step,
         )  # fmt: skip
-        state = replace(state, first_step=old.global_step)
-        # The noise of the checkpoint goes on; a new calibration would need to know what the branch is worth.
-        return plan_run(state, ledger, old.noise_multiplier if config.target_epsilon else config.noise_multiplier)
+        done = old.mechanism(old.global_step)
+        earlier = [*old.earlier, [done.sample_rate, done.noise_multiplier, done.steps, done.bands]]
+        state = replace(state, first_step=old.global_step, earlier=earlier)
+        # The noise of the checkpoint goes on; the budget decides how many steps of it are left.
+        sigma = old.noise_multiplier if config.noise_multiplier is None else config.noise_multiplier
+        return plan_run(state, ledger, sigma, old.global_step)
 
     def _branches(self, old: RunState, here: RunState) -> str:
         """Return what makes the steps from here on another release than those of the checkpoint's run."""
@@ -234,23 +240,29 @@ class PrivateCourseMixin:
             clip_norm=config.clip_norm,
             clipping=config.clipping,
             noise=config.noise,
-            bands=self._bands(),
+            bands=1,
             accountant=config.accountant,
             max_rows_per_unit=config.max_rows_per_unit,
             first_step=0,
             planned_steps=self.planned_steps(),
+            started=now(),
             settings={name: _plain(getattr(self.args, name)) for name in _SETTINGS if hasattr(self.args, name)},
         )
 
-    def _bands(self) -> int:
-        """Return the number of groups of the cyclic sampler; 1 without correlated noise."""
-        if self.dp_config.noise == "gaussian":
-            return 1
-        raise NotImplementedError
-
-    def _noise_source(self, run: PrivateRun, count: int) -> Callable[[int], Tensor]:
-        """Return the function that gives the noise of a step: `Tensor[count]` of float64."""
-        return lambda step: run.random.normals("noise", step, count)
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Create the optimizer as the Trainer does; with `adam_bias_correction` it is [`DPAdamBC`]."""
+        if self._is_private and self.dp_config.adam_bias_correction and self.optimizer is None:  # type: ignore[attr-defined]
+            state, training = self.private_run.state, self.args
+            self.optimizer_cls_and_kwargs = (
+                DPAdamBC,
+                {
+                    "noise_variance": (state.noise_multiplier * state.clip_norm / state.expected_batch_size) ** 2,
+                    "lr": training.learning_rate,
+                    "betas": (training.adam_beta1, training.adam_beta2),
+                    "eps": training.adam_epsilon,
+                },
+            )
+        return super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
 
     def _end_private_steps(self) -> None:
         if self._recorder is not None:

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -27,6 +28,7 @@ from hfnoise.trainers.private_check import check_trainer
 from hfnoise.trainers.private_config import DPConfig
 from hfnoise.trainers.private_course import PrivateCourseMixin
 from hfnoise.trainers.private_metrics import PrivateMetricsFilter
+from hfnoise.trainers.private_noise import noise_source, refuse_optimizer
 from hfnoise.trainers.private_refusals import refuse_trainer
 from hfnoise.trainers.private_run import PrivateRun
 from hfnoise.trainers.private_scale import LossScale
@@ -85,7 +87,9 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
         """
         if not isinstance(config, DPConfig):
             raise ValueError(f"dp_config must be a DPConfig, got {type(config).__name__}.")
+        _in_float32(self.model)
         refuse_trainer(self, config)
+        refuse_optimizer(self.args, self.optimizer, config)
         self.dp_config = config
         dataset = self.train_dataset  # type: ignore[has-type]
         self._units = self._find_units(dataset, given_dataset)
@@ -263,9 +267,30 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
             clip_norm=config.clip_norm,
             clipping=config.clipping,
             expected_batch_size=self.expected_batch_size,
-            noise=self._noise_source(run, sum(value.numel() for value in self._private_parameters.values())),
+            noise=noise_source(run, sum(value.numel() for value in self._private_parameters.values())),
             noise_multiplier=run.state.noise_multiplier,
             accumulation_dtype=config.accumulation_dtype,
             device=self.args.device,
         )
         self._before = {name: value.detach().to("cpu", copy=True) for name, value in self._private_parameters.items()}
+
+
+def _in_float32(model: Any) -> None:
+    """Put adapters that TRL has cast to bfloat16 (it does so on quantised bases) back into float32.
+
+    Raises:
+        ValueError: for other trainable parameters that are not float32.
+    """
+    low = {
+        name: value for name, value in model.named_parameters() if value.requires_grad and value.dtype != torch.float32
+    }
+    if low and not is_peft_model(model):
+        raise ValueError(
+            f"{len(low)} trainable parameters are not float32 ({next(iter(low))} is "
+            f"{next(iter(low.values())).dtype}): noise that is rounded to 16 bits takes a few thousand values only, "
+            "and no proof covers that. Load the model with dtype='float32'; bf16=True computes in bfloat16 anyway."
+        )
+    for value in low.values():
+        value.data = value.data.float()
+    if low:
+        logger.info("%d adapter weights put into float32: noise must not be rounded to 16 bits.", len(low))

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def refuse_trainer(trainer: Any, config: Any) -> None:
     """
     args = trainer.args
     _refuse_arguments(args)
-    _refuse_engines(trainer)
+    _refuse_engines(trainer, config)
     _refuse_data(trainer)
     _refuse_losses(trainer, args)
     for name, module in trainer.model.named_modules():
@@ -102,7 +103,35 @@ def _refuse_arguments(args: Any) -> None:
         )
 
 
-def _refuse_engines(trainer: Any) -> None:
+def _refuse_engines(trainer: Any, config: Any) -> None:
+    sharded = [
+        name for name, value in trainer.model.named_parameters() if value.requires_grad and isinstance(value, DTensor)
+    ]
+    if sharded:
+        raise ValueError(
+            f"trainable parameters are sharded over processes ({', '.join(sharded[:3])}, ...): a process would clip a "
+            "part of a unit's gradient. Shard the frozen base alone and add the adapter afterwards, so that it stays "
+            "whole on every process."
+        )
+    offloaded = [name for name, value in trainer.model.named_parameters() if value.requires_grad and value.is_meta]
+    if offloaded:
+        raise ValueError(
+            f"trainable parameters are offloaded ({', '.join(offloaded[:3])}, ...), so they cannot be updated. Give "
+            "the layers that carry adapters a device (device_map), or put adapters on other layers "
+            "(layers_to_transform); frozen layers may be offloaded."
+        )
+    sizes = {"tensor": trainer.get_tp_size(), "context": trainer.get_cp_size(), "sequence": trainer.get_sp_size()}
+    for kind, size in sizes.items():
+        if size > 1:
+            raise ValueError(
+                f"{kind} parallelism over {size} processes gives several processes the same rows, which would be "
+                "counted twice. Use DistributedDataParallel, or shard the frozen base (FSDP2 at load time)."
+            )
+    if config.grad_mode == "loop" and getattr(trainer, "is_distributed_loading_by_transformers", False):
+        raise ValueError(
+            "grad_mode='loop' with a model sharded at load time: transformers averages ordinary gradients over the "
+            "processes before they could be clipped per unit. Use grad_mode='leaf'."
+        )
     if trainer.is_deepspeed_enabled:
         raise ValueError(
             "DeepSpeed owns the gradients, so they cannot be clipped per unit. Use DistributedDataParallel."

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "dp_state.json"
 UNSAFE = "unsafe_seed"
 _VERSION = 1
+# Of a budget; beyond it the rest buys only noise that drowns everything.
+_SPENT = 0.98
 # What must agree for a checkpoint to be this run at all: other values are another mechanism.
 _MECHANISM = (
     "fingerprint", "units", "unit", "expected_batch_size", "delta", "clip_norm", "clipping", "noise",
@@ -48,6 +50,9 @@ class RunState:
         first_step (`int`): the step at which this run began; above 0 where a resume with other settings branched off.
         planned_steps (`int`): the step at which it is to end; correlated noise depends on it.
         global_step (`int`): steps done when this was written.
+        started (`str`): when the run began, ISO 8601.
+        earlier (`list`): mechanisms of the runs that this one branched off, `[sample_rate, noise_multiplier, steps,
+            bands]` each: the weights depend on them too.
         settings (`dict`): what makes the steps: optimizer, learning rate, seeds.
     """
 
@@ -69,6 +74,8 @@ class RunState:
     first_step: int
     planned_steps: int
     global_step: int = 0
+    started: str = ""
+    earlier: list[list[Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -79,6 +86,10 @@ class RunState:
     def mechanism(self, last_step: int) -> Mechanism:
         """Return what this run has released after `last_step` steps of the Trainer."""
         return Mechanism(self.sample_rate, self.noise_multiplier, max(0, last_step - self.first_step), self.bands)
+
+    def lineage(self, last_step: int) -> list[Mechanism]:
+        """Return everything that the weights depend on after `last_step` steps."""
+        return [*(Mechanism(*numbers) for numbers in self.earlier), self.mechanism(last_step)]
 
     def write(self, folder: Path, global_step: int) -> None:
         """Write the state into a checkpoint folder, whole or not at all."""
@@ -146,7 +157,6 @@ class PrivateRun:
         # A known seed gives every run the same draws: that is what tests want of it.
         public = state.secret.startswith(UNSAFE)
         self.random = KeyedRandom(run_key(secret, UNSAFE if public else state.run_id))
-        self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
 
     def charge(self, last_step: int) -> None:
         """Write into the ledger that steps up to `last_step` are released; on the disk before this returns."""
@@ -162,14 +172,14 @@ class PrivateRun:
                 unit=state.unit,
                 first_step=state.first_step,
                 steps=last_step - state.first_step,
-                started=self._started,
+                started=state.started,
                 secret=state.secret,
             )
         )
 
     def epsilon(self, last_step: int) -> float:
-        """Return epsilon of this run alone after `last_step` steps."""
-        return composed_epsilon([self.state.mechanism(last_step)], self.state.delta, self.state.accountant)
+        """Return epsilon of the weights after `last_step` steps: of this run and of those that it branched off."""
+        return composed_epsilon(self.state.lineage(last_step), self.state.delta, self.state.accountant)
 
     def total_epsilon(self, last_step: int) -> float:
         """Return epsilon of everything on the ledger of the dataset, this run up to `last_step` included."""
@@ -177,18 +187,22 @@ class PrivateRun:
         return composed_epsilon([*others, self.state.mechanism(last_step)], self.state.delta, self.state.accountant)
 
 
-def plan_run(state: RunState, ledger: Ledger, noise_multiplier: float | None) -> tuple[RunState, int]:
+def plan_run(
+    state: RunState, ledger: Ledger, noise_multiplier: float | None, at_step: int = 0
+) -> tuple[RunState, int]:
     """Return the state with its noise multiplier and the last step that the budget allows; main process only.
 
     Args:
-        state ([`RunState`]): its `noise_multiplier` is read only if the run goes on from a checkpoint.
+        state ([`RunState`]): the run; its `noise_multiplier` is still open.
         ledger ([`Ledger`]): of the dataset.
         noise_multiplier (`float`, *optional*): `None` to calibrate it to the budget.
+        at_step (`int`, defaults to `0`): where the training goes on.
 
     Raises:
         ValueError: if the budget is spent.
     """
     others = ledger.mechanisms(without=state.run_id)
+    _tell_what_is_spent(state, others, ledger)
     if noise_multiplier is None:
         assert state.target_epsilon is not None
         noise_multiplier = calibrate_noise_multiplier(
@@ -206,11 +220,39 @@ def plan_run(state: RunState, ledger: Ledger, noise_multiplier: float | None) ->
     planned = composed_epsilon([*others, state.mechanism(state.planned_steps)], state.delta, state.accountant)
     if planned <= state.target_epsilon:
         return state, state.planned_steps
-    allowed = largest_step_count(
+    allowed = state.first_step + largest_step_count(
         state.target_epsilon, state.delta, state.mechanism(state.planned_steps), spent=tuple(others),
         accountant=state.accountant,
     )  # fmt: skip
-    return state, state.first_step + allowed
+    if allowed <= at_step:
+        raise ValueError(
+            f"target_epsilon={state.target_epsilon:g} is spent: no step after step {at_step} fits. The ledger is "
+            f"{str(ledger.path)!r}. Take the weights as they are, or raise target_epsilon to what you accept in all."
+        )
+    return state, allowed
+
+
+def _tell_what_is_spent(state: RunState, others: list[Mechanism], ledger: Ledger) -> None:
+    """Log what earlier runs have used of the budget; refuse if next to nothing is left."""
+    if not others or state.target_epsilon is None:
+        return
+    spent = composed_epsilon(others, state.delta, state.accountant)
+    if spent > _SPENT * state.target_epsilon:
+        raise ValueError(
+            f"target_epsilon={state.target_epsilon:g} is spent: {len(others)} earlier runs on this dataset have "
+            f"released epsilon={spent:.4g} (ledger {str(ledger.path)!r}). The budget covers all of them together. "
+            "Raise target_epsilon to what you accept in all; or, if nothing of the earlier runs was or will be used, "
+            "name another ledger_file."
+        )
+    logger.warning(
+        "%d earlier runs on this dataset have used epsilon=%.4g of target_epsilon=%g: this run is calibrated to the "
+        "rest.", len(others), spent, state.target_epsilon,
+    )  # fmt: skip
+
+
+def now() -> str:
+    """Return the time, for the ledger."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def new_run_id() -> str:

@@ -68,7 +68,7 @@ class PrivateStep:
         Args:
             gradients (`dict[str, Tensor[units, *shape]]`): by parameter.
         """
-        clip_per_unit(gradients, self._clip_norm, self._clipping, accumulate_into=self._sums)
+        clip_per_unit(gradients, self._clip_norm, self._clipping, accumulate_into=self._sums, dtype=self._dtype)
 
     def finish(self, step: int) -> None:
         """Reduce the sum over the processes, add the noise of the step and set `p.grad`."""

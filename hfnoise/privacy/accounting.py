@@ -19,7 +19,7 @@ from hfnoise.privacy.loss_distribution import FINEST_INTERVAL, loss_distribution
 from hfnoise.privacy.renyi import Releases, renyi_epsilon
 
 ACCOUNTANTS = ("pld", "rdp")
-# Rates are quotients of integers: one that is above 1 by rounding alone is 1.
+# Rates are quotients of integers: a product with the bands that differs from 1 by rounding alone is 1.
 _RATE_ROUNDING = 1e-9
 
 
@@ -35,8 +35,8 @@ class Mechanism:
 
     Args:
         sample_rate (`float`): expected batch over number of units, in (0, 1], whatever the number of bands.
-        noise_multiplier (`float`): at least 0: standard deviation of the noise over the sensitivity. The sensitivity is
-            the clipping bound; with bands it is that of the column-normalised strategy, which is the clipping bound too.
+        noise_multiplier (`float`): at least 0: standard deviation of the noise over the sensitivity, which is the
+            clipping bound, also with bands, since the columns of the strategy are normalised.
         steps (`int`): at least 0.
         bands (`int`, defaults to 1): at least 1, and at most 1 / `sample_rate`.
 
@@ -62,8 +62,8 @@ class Mechanism:
         _integer("bands", self.bands, 1)
         if self.sample_rate * self.bands > 1 + _RATE_ROUNDING:
             raise ValueError(
-                f"bands={self.bands} split the units into groups smaller than the expected batch (sample_rate * bands = "
-                f"{self.sample_rate * self.bands:g} > 1), so no group could be sampled as the accounting assumes; use at "
+                f"bands={self.bands} split the units into groups smaller than the expected batch (sample_rate * bands "
+                f"= {self.sample_rate * self.bands:g} > 1): no group can be sampled as the accounting assumes; use at "
                 f"most {math.floor(1 / self.sample_rate + _RATE_ROUNDING)} bands, or a smaller batch."
             )
 
@@ -75,7 +75,8 @@ class Mechanism:
     @property
     def sampling_probability(self) -> float:
         """The probability that a unit is drawn in one of those rounds: sample_rate * bands."""
-        return min(1.0, self.sample_rate * self.bands)
+        probability = float(self.sample_rate * self.bands)
+        return 1.0 if self.bands > 1 and probability > 1 - _RATE_ROUNDING else probability
 
     @property
     def event(self) -> Any:
@@ -138,7 +139,7 @@ def composed_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: 
         >>> from hfnoise.privacy.accounting import Mechanism, composed_epsilon
         >>> runs = [Mechanism(0.05, 3.0, 300), Mechanism(1.0, 10.0, 1)]
         >>> f"{composed_epsilon(runs, 1e-5):.3f}"
-        '1.218'
+        '1.224'
     """
     check_delta(delta)
     check_accountant(accountant)

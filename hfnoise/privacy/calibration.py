@@ -1,7 +1,7 @@
 """How much noise a privacy budget asks for, and how many steps it buys.
 
-The searches start on coarse grids, where one evaluation takes milliseconds, and end on the grid of the reports: what is
-returned is always checked with [`composed_epsilon`], the function that reports.
+The searches start on coarse grids, where one evaluation takes milliseconds, and end on the grid of the reports: what
+is returned is always checked with [`composed_epsilon`], the function that reports.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _COARSE_WIDTH, _MEDIUM_SLACK, _FINAL_SLACK = 0.02, 3e-4, 2e-3
 # How far beyond the predicted multiplier the next one is tried, so that it mostly passes.
 _MARGIN = 1e-4
 MOST_STEPS = 1_000_000
+# How many times more steps loss distributions may allow before they are tried outright.
+_MOST_OF_RENYI = 4
 
 
 def calibrate_noise_multiplier(
@@ -35,11 +37,12 @@ def calibrate_noise_multiplier(
     bands: int = 1,
     spent: Sequence[Mechanism] = (),
     accountant: str = "pld",
+    quick: bool = False,
 ) -> float:
     """Return the smallest noise multiplier, within 0.3 %, at which a run stays inside the budget.
 
     Formal guarantee: `composed_epsilon([*spent, the run], target_delta, accountant)` does not exceed `target_epsilon`;
-    it has been evaluated for the very number that is returned.
+    it, or with `quick` an upper bound of it, has been evaluated for the very number that is returned.
 
     Args:
         target_epsilon (`float`): above 0, of everything spent and this run together.
@@ -49,6 +52,8 @@ def calibrate_noise_multiplier(
         bands (`int`, defaults to 1): of the correlated noise; see [`Mechanism`].
         spent (`Sequence[Mechanism]`, *optional*): what the ledger of these units holds already.
         accountant (`str`, defaults to `"pld"`): "pld" or "rdp".
+        quick (`bool`, defaults to False): stop on a grid wider than that of the reports, for tables of plans: up to
+            0.5 % more noise than needed, four times quicker.
 
     Returns:
         `float`: noise standard deviation over sensitivity, at least 0.05, which is also what is returned where less
@@ -74,13 +79,15 @@ def calibrate_noise_multiplier(
     def on_grid(relative: float) -> Callable[[float], float]:
         def epsilon(noise: float) -> float:
             mechanisms = [*spent, replace(run, noise_multiplier=noise)]
-            return _on_grid(mechanisms, target_delta, relative * target_epsilon)
+            return epsilon_on_grid(mechanisms, target_delta, relative * target_epsilon)
 
         return reported if accountant == "rdp" else epsilon
 
     noise, power = _bracket(on_grid(_COARSE), target_epsilon)
     if accountant == "pld" and _MEDIUM * target_epsilon > FINEST_INTERVAL:
         noise, power = _tighten(on_grid(_MEDIUM), target_epsilon, noise, power, _MEDIUM_SLACK)
+        if quick:
+            return noise
     return _tighten(reported, target_epsilon, noise, power, _FINAL_SLACK)[0]
 
 
@@ -101,11 +108,11 @@ def largest_step_count(
     Args:
         target_epsilon (`float`): above 0, of everything spent and this run together.
         target_delta (`float`): in (0, 1).
-        mechanism (`Mechanism`): its rate, noise and bands; its number of steps is not read. All the steps of a run count
-            from its first: after a resume ask with the run's own part left out of `spent`.
+        mechanism (`Mechanism`): its rate, noise and bands; its number of steps is not read. The steps of a run
+            count from its first: after a resume ask with the run's own part left out of `spent`.
         spent (`Sequence[Mechanism]`, *optional*): what the ledger of these units holds already.
         accountant (`str`, defaults to `"pld"`): "pld" or "rdp".
-        at_most (`int`, defaults to 1,000,000): the steps that are planned; if all of them fit, one evaluation is enough.
+        at_most (`int`, defaults to 1,000,000): the steps that are planned; if all fit, one evaluation is enough.
 
     Returns:
         `int`: 0 if not even one step fits.
@@ -124,17 +131,25 @@ def largest_step_count(
     if mechanism.noise_multiplier == 0 or not at_most:
         return 0
 
-    def reported(rounds: int) -> float:
-        run = replace(mechanism, steps=min(rounds * mechanism.bands, at_most))
-        return composed_epsilon([*spent, run], target_delta, accountant)
+    def epsilon_by(method: str) -> Callable[[int], float]:
+        def epsilon(rounds: int) -> float:
+            run = replace(mechanism, steps=min(rounds * mechanism.bands, at_most))
+            return composed_epsilon([*spent, run], target_delta, method)
+
+        return epsilon
 
     def on_grid(rounds: int) -> float:
         mechanisms = [*spent, replace(mechanism, steps=rounds * mechanism.bands)]
-        return _on_grid(mechanisms, target_delta, _MEDIUM * target_epsilon)
+        return epsilon_on_grid(mechanisms, target_delta, _MEDIUM * target_epsilon)
 
     most = -(-at_most // mechanism.bands)
-    start = most if most == 1 or accountant == "rdp" else _largest(on_grid, target_epsilon, most, most)
-    return min(_largest(reported, target_epsilon, most, start) * mechanism.bands, at_most)
+    # Rényi accounting finds a count that passes in no time; loss distributions of far too many steps take long.
+    count = _largest(epsilon_by("rdp"), target_epsilon, most, most)
+    if accountant == "pld":
+        start = most if most <= _MOST_OF_RENYI * count else max(count, 1)
+        count = _largest(on_grid, target_epsilon, most, start) if most > 1 else most
+        count = _largest(epsilon_by("pld"), target_epsilon, most, count)
+    return min(count * mechanism.bands, at_most)
 
 
 def _check_target(target_epsilon: float, target_delta: float, spent: Sequence[Mechanism], accountant: str) -> None:
@@ -150,14 +165,23 @@ def _check_target(target_epsilon: float, target_delta: float, spent: Sequence[Me
     if already >= target_epsilon:
         shown = "; ".join(map(str, spent))
         raise ValueError(
-            f"target_epsilon={target_epsilon:g} is spent: the earlier runs on these units come to epsilon {already:.4g} at "
-            f"delta={target_delta:g} ({shown}). No further step can keep the guarantee; set a target that was agreed on for "
-            "all runs together, or use other units."
+            f"target_epsilon={target_epsilon:g} is spent: the earlier runs on these units come to epsilon "
+            f"{already:.4g} at delta={target_delta:g} ({shown}). No further step can keep the guarantee; set a target "
+            "agreed on for all runs together, or use other units."
         )
 
 
-def _on_grid(mechanisms: Sequence[Mechanism], delta: float, interval: float) -> float:
-    """Return epsilon on a grid of that width, or on that of the reports where it is wider: far from the target."""
+def epsilon_on_grid(mechanisms: Sequence[Mechanism], delta: float, interval: float) -> float:
+    """Return epsilon by loss distributions on a grid of that width, or on that of the reports where it is wider.
+
+    A width of 3e-4 epsilon gives at most 0.15 % more than the reports, ten times quicker, and never less.
+
+    Example:
+        >>> from hfnoise.privacy.accounting import Mechanism
+        >>> from hfnoise.privacy.calibration import epsilon_on_grid
+        >>> f"{epsilon_on_grid([Mechanism(0.05, 3.0, 300)], 1e-5, 1e-3):.4f}"  # 1.1591 on the grid of the reports
+        '1.1594'
+    """
     releases = [
         Releases(one.sampling_probability, float(one.noise_multiplier), one.rounds) for one in mechanisms if one.rounds
     ]
@@ -165,7 +189,7 @@ def _on_grid(mechanisms: Sequence[Mechanism], delta: float, interval: float) -> 
 
 
 def _bracket(epsilon: Callable[[float], float], target: float) -> tuple[float, float]:
-    """Return a noise multiplier that passes, 2 % above one that does not, and the power by which epsilon falls there."""
+    """Return a noise multiplier that passes, 2 % above one that fails, and the power by which epsilon falls there."""
     noise, value = 1.0, epsilon(1.0)
     failing, passing = (noise, math.inf) if value > target else (0.0, noise)
     values = {noise: value}
@@ -201,7 +225,7 @@ def _power(noise: float, value: float, other_noise: float, other_value: float) -
 def _tighten(
     epsilon: Callable[[float], float], target: float, noise: float, power: float, slack: float
 ) -> tuple[float, float]:
-    """Return a noise multiplier that passes, with at most `slack` to gain, and the power there: Newton in logarithms."""
+    """Return a noise multiplier that passes, with at most `slack` to gain, and the power: Newton in logarithms."""
     best = math.inf
     value = epsilon(noise)
     for _ in range(20):  # two or three do
@@ -233,7 +257,7 @@ def _largest(epsilon: Callable[[int], float], target: float, most: int, start: i
         if low_value == 0 or high_value > 4 * target:  # too far apart for a straight line
             guess = math.isqrt(max(low, 1) * high)
             if low_value > 0 and math.isinf(high_value):
-                # Epsilon grows at least like the root of the count: one per cent beyond that ends the doubt from above.
+                # Epsilon grows at least like the root of the count: one per cent beyond it ends the doubt from above.
                 guess = math.ceil(low * (target / low_value) ** 2 * 1.01)
         else:  # false position
             guess = low + round((target - low_value) / (high_value - low_value) * (high - low))

@@ -14,6 +14,8 @@ CLIPPINGS = ("flat", "auto", "per_layer")
 _TINY = 1e-12
 # gamma of automatic clipping; arXiv 2206.07136 uses this value in all its experiments.
 _AUTOMATIC_GAMMA = 0.01
+# How many squares are summed in float32 before the sum goes on in float64: its error then stays near 1e-6.
+_PIECE = 4096
 
 
 class ClippedSum(NamedTuple):
@@ -102,12 +104,10 @@ def _norms_and_factors(
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the norms and, for each tensor, the factors of the units; NaN where a norm is not finite."""
     device = flat[0].device
-    norms = torch.stack(
-        [torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float32).to(device) for matrix in flat], dim=1
-    )
+    norms = torch.stack([_norms(matrix).to(device) for matrix in flat], dim=1)
     if clipping != "per_layer":
-        # In float64: there are as many terms as tensors, and the sum costs nothing.
-        norms = torch.linalg.vector_norm(norms, dim=1, keepdim=True, dtype=torch.float64).float()
+        norms = torch.linalg.vector_norm(norms, dim=1, keepdim=True)
+    norms = norms.float()
     scale = torch.ones_like(norms[:, :1]) if weights is None else weights.to(norms).reshape(-1, 1)
     norms = norms * scale.abs()
     if clipping == "auto":
@@ -115,10 +115,26 @@ def _norms_and_factors(
     else:
         bound = max_norm / math.sqrt(len(flat)) if clipping == "per_layer" else max_norm
         factors = (bound / (norms + _TINY)).clamp(max=1.0)
-    factors = torch.where(norms.isfinite(), factors * scale, torch.nan)
+    # One tensor that overflowed takes the whole unit out: the others came from the same pass.
+    factors = torch.where(norms.isfinite().all(dim=1, keepdim=True), factors * scale, torch.nan)
     if clipping == "per_layer":
         return norms, list(factors.unbind(1))
     return norms.squeeze(1), [factors.squeeze(1)] * len(flat)
+
+
+def _norms(matrix: Tensor) -> Tensor:
+    """Return the norm of each row in float64, from sums in float32 over pieces of it.
+
+    One float32 sum over a long row loses small terms: with 22 million numbers the norm came out 0.12 % too small on
+    the CPU, and the clipped gradient as much too large.
+    """
+    long = matrix.shape[1] // _PIECE * _PIECE
+    pieces = [matrix[:, :long].view(len(matrix), -1, _PIECE)] if long else []
+    if long < matrix.shape[1] or not long:
+        pieces.append(matrix[:, None, long:])
+    norms = [torch.linalg.vector_norm(piece, dim=2, dtype=torch.float32) for piece in pieces]
+    total: Tensor = torch.linalg.vector_norm(torch.cat(norms, dim=1), dim=1, dtype=torch.float64)
+    return total
 
 
 def _weighted_sum(matrix: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:

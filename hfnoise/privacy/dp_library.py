@@ -25,7 +25,7 @@ def dp_accounting() -> Any:
         import dp_accounting as library
     except ImportError as error:
         raise ImportError(
-            "Accounting for differential privacy needs Google's dp-accounting, and without it no epsilon can be stated: "
+            "Without Google's dp-accounting no epsilon can be stated, and a private run would have no guarantee: "
             "pip install 'hfnoise[dp]'"
         ) from error
     logging.getLogger("absl").addFilter(_is_no_unconverged_order)  # adding it again changes nothing

@@ -36,7 +36,7 @@ class UncoveredParametersError(ValueError):
 
 
 class UnitGradientRecorder:
-    """Records the gradient of every unit with respect to every trainable parameter while a model runs as it always does.
+    """Records the gradient of every unit for every trainable parameter, while a model runs as it always does.
 
     Layers get their trainable weights as leaves expanded to one copy per unit
     ([`~hfnoise.privacy.expanded_leaf`]); what backward leaves in them are the per-unit gradients. It is one backward
@@ -44,12 +44,12 @@ class UnitGradientRecorder:
     gradient checkpointing sum into the same leaf, before any norm is taken. The parameters themselves get no gradient.
 
     Covered: `torch.nn.Linear` (the matrices of LoRA, rsLoRA and DoRA, `lora_bias`, heads in `modules_to_save`, also on
-    4- and 8-bit bases), `torch.nn.LayerNorm`, `torch.nn.RMSNorm` and the root-mean-square norms of transformers. Not
-    covered: DoRA's magnitudes, embeddings (`lora_embedding_B`), convolutions, and any other class.
+    4- and 8-bit bases), DoRA's magnitudes, `torch.nn.LayerNorm`, `torch.nn.RMSNorm` and the root-mean-square norms of
+    transformers. Not covered: embeddings (`lora_embedding_B`), convolutions, and any other class.
 
     Formal guarantee: none by itself. If rows of different units do not influence each other's loss (the loss is
-    separable) and the first dimension of every covered layer's input is the row, then what `collect` returns for a unit
-    is the gradient of its loss alone, and its norm bounds what the unit adds to the sum.
+    separable) and the first dimension of every covered layer's input is the row, then what `collect` returns for a
+    unit is the gradient of its loss alone, and its norm bounds what the unit adds to the sum.
 
     Args:
         model (`torch.nn.Module`): the model. The instances of its covered layers get another `forward`, which is the
@@ -75,7 +75,7 @@ class UnitGradientRecorder:
     def __init__(self, model: nn.Module, units: int) -> None:
         if isinstance(units, bool) or not isinstance(units, int) or units < 1:
             raise ValueError(
-                f"units is the number of units in a micro-batch, an integer of at least 1; got {units!r}."
+                f"units is the number of units in a micro-batch, an integer of at least 1, got {units!r}."
             )
         self.model, self.units = model, units
         self.parameters: dict[str, nn.Parameter] = {
@@ -185,7 +185,9 @@ class UnitGradientRecorder:
                 leaf = self._leaves[name] = expanded_leaf(parameter, self.units)
                 for forward, key in self._uses[name]:
                     forward.leaves[key] = leaf
-        self._gradients_before = {name: _gradient_state(p) for name, p in self.parameters.items()}
+        # Two recordings before one `collect` are one: what happened in the first must still be seen.
+        if all(leaf.grad is None for leaf in self._leaves.values()):
+            self._gradients_before = {name: _gradient_state(p) for name, p in self.parameters.items()}
 
     def collect(self) -> dict[str, Tensor]:
         """Return the gradients recorded since the last `reset`; call it after backward.
@@ -216,8 +218,8 @@ class UnitGradientRecorder:
         idle = [name for name in self.parameters if name not in self._leaves or self._leaves[name].grad is None]
         if idle and not self._checked:
             raise RuntimeError(
-                f"{_names(idle)} got no gradient in the first recording: the module was not called (an adapter that is "
-                "switched off or bypassed), or no gradient flows to it (reentrant checkpointing needs "
+                f"{_names(idle)} got no gradient in the first recording: the module was not called (an adapter that "
+                "is switched off or bypassed), or no gradient flows to it (reentrant checkpointing needs "
                 "model.enable_input_require_grads()). Freeze what is not meant to train."
             )
         self._checked = True
@@ -254,13 +256,19 @@ class UnitGradientRecorder:
 
 
 def _attribute(module: nn.Module) -> str:
-    """Return under which name the forward lies: accelerate's hooks keep it as `_old_forward`, and align devices around."""
+    """Return where the forward lies: accelerate's hooks keep it as `_old_forward`, and align devices around it."""
     return "_old_forward" if hasattr(module, "_hf_hook") and "_old_forward" in module.__dict__ else "forward"
 
 
 def _check_parameters(parameters: dict[str, nn.Parameter]) -> None:
     if not parameters:
         raise ValueError("the model has no trainable parameter: add an adapter, or unfreeze what shall train.")
+    offloaded = [name for name, p in parameters.items() if p.is_meta]
+    if offloaded:
+        raise ValueError(
+            f"{_names(offloaded)} are offloaded (device meta). Keep what trains on a device: name it in device_map, "
+            "and offload frozen layers only."
+        )
     others = {name: p.dtype for name, p in parameters.items() if p.dtype != torch.float32}
     if others:
         raise ValueError(

@@ -1,7 +1,8 @@
-"""Accounting by privacy loss distributions (PLD): tight for Poisson-sampled Gaussians, always rounded pessimistically.
+"""Accounting by privacy loss distributions (PLD): tight for Poisson-sampled Gaussians, rounded pessimistically.
 
-The distribution of the privacy loss lies on a grid (Connect the Dots, arXiv 2207.04380) and is composed by fast Fourier
-transforms (arXiv 2106.08567). All of it is dp-accounting's; this file chooses the grid and keeps what is used again.
+The distribution of the privacy loss lies on a grid (Connect the Dots, arXiv 2207.04380) and is composed by fast
+Fourier transforms (arXiv 2106.08567). All of it is dp-accounting's; this file chooses the grid and keeps what is used
+again.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from hfnoise.privacy.renyi import Releases, renyi_epsilon
 FINEST_INTERVAL = 1e-4  # dp-accounting's default; from 1e-3 to it epsilon falls by 0.15 % at most, beyond it by less
 # Above an epsilon of 10 a wider grid has the same relative error, and distributions of the same size.
 _INTERVAL_PER_EPSILON = 1e-5
+# Beyond it nothing is guaranteed, and exp(interval) of its grid would overflow.
+_MOST_EPSILON = 1e6
+# Their sums are short and always converge; fractional orders cost up to 0.1 s for each new noise multiplier.
+_QUICK_ORDERS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
 # One round's distribution then takes about 40 MB. Reached by noise multipliers below about 0.3.
 _MOST_POINTS = 200_000
 # The logarithm of the mass that dp-accounting cuts off the tails of the noise, and the quantile where it lies.
 _TAIL_QUANTILE = 10.0
-# By rounding, the transform of n rounds errs in delta by up to 2.4e-17 n, also downwards: measured against the Gaussian
-# mechanism, whose delta is known, for n from 100 to 10 million. Half a unit in the last place per round is four times
-# that, and is taken off the delta that is asked for.
+# By rounding, the transform of n rounds errs in delta by up to 2.4e-17 n, also downwards: measured against the
+# Gaussian mechanism, whose delta is known, for n from 100 to 10 million. Half a unit in the last place per round is
+# four times that, and is taken off the delta that is asked for.
 _ROUNDING_PER_ROUND = 2.0**-53
 
 
@@ -51,19 +56,24 @@ def loss_distribution_epsilon(releases: Sequence[Releases], delta: float, interv
     """
     if not releases:
         return 0.0
-    rounding = _ROUNDING_PER_ROUND * sum(release.rounds for release in releases)
+    rounds = sum(release.rounds for release in releases)
+    rounding = _ROUNDING_PER_ROUND * rounds
     if rounding > delta / 2:
         raise ValueError(
-            f"delta={delta} cannot be told from the rounding of {sum(release.rounds for release in releases)} composed "
-            f"rounds ({rounding:.1e}), and an epsilon for it would be no guarantee; use a larger delta, or "
+            f"delta={delta} cannot be told from the rounding of {rounds} composed rounds "
+            f"({rounding:.1e}), and an epsilon for it would be no guarantee; use a larger delta, or "
             "accountant='rdp', which composes exactly."
         )
     width = grid_interval(releases, delta) if interval is None else interval
-    return float(_composed(tuple(releases), width).get_epsilon_for_delta(delta - rounding))
+    if math.isinf(width):
+        return math.inf
+    return _epsilon_of(_composed(tuple(releases), width), delta - rounding)
 
 
 def grid_interval(releases: Sequence[Releases], delta: float) -> float:
-    """Return the width of the grid: 1e-4, and wider where epsilon exceeds 10 or the noise is tiny, so memory is bounded.
+    """Return the width of the grid: 1e-4, and wider where epsilon exceeds 10 or the noise is tiny, to bound memory.
+
+    Infinity, for an epsilon that is infinity, where the Rényi bound is above a million.
 
     Example:
         >>> from hfnoise.privacy.loss_distribution import grid_interval
@@ -72,15 +82,25 @@ def grid_interval(releases: Sequence[Releases], delta: float) -> float:
         0.0001
     """
     least = max(FINEST_INTERVAL, max(_loss_range(release) for release in releases) / _MOST_POINTS)
-    # The Rényi bound costs milliseconds, and may be far too large: then a coarse distribution says more.
-    bound = renyi_epsilon(releases, delta)
-    if math.isfinite(bound) and bound * _INTERVAL_PER_EPSILON > least:
-        bound = float(
-            _composed(tuple(releases), _rounded_up(bound * _INTERVAL_PER_EPSILON)).get_epsilon_for_delta(delta)
-        )
-    if not math.isfinite(bound):
-        return _rounded_up(least)
+    # The Rényi bound costs milliseconds, and may be far too large: a distribution on a coarser grid says more.
+    bound = min(
+        renyi_epsilon(releases, delta, _QUICK_ORDERS),
+        sum(release.rounds * _loss_range(release) for release in releases),
+    )
+    if bound > _MOST_EPSILON:
+        return math.inf
+    if bound * _INTERVAL_PER_EPSILON > least:
+        coarse = _composed(tuple(releases), _rounded_up(10 * bound * _INTERVAL_PER_EPSILON))
+        bound = min(bound, _epsilon_of(coarse, delta))
     return _rounded_up(max(least, bound * _INTERVAL_PER_EPSILON))
+
+
+def _epsilon_of(distribution: Any, delta: float) -> float:
+    import numpy
+
+    # Above an epsilon of 709 a quotient of masses may overflow: to infinity, which is an upper bound still.
+    with numpy.errstate(over="ignore"):
+        return float(distribution.get_epsilon_for_delta(delta))
 
 
 def _rounded_up(interval: float) -> float:

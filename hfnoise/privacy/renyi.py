@@ -74,12 +74,13 @@ def renyi_curve(
     return tuple(float(divergence) for divergence in accountant._rdp)
 
 
-def renyi_epsilon(releases: Sequence[Releases], delta: float) -> float:
+def renyi_epsilon(releases: Sequence[Releases], delta: float, orders: tuple[float, ...] | None = None) -> float:
     """Return the epsilon of all the releases together, by Rényi accounting; infinity if no order bounds it.
 
     Args:
         releases (`Sequence[Releases]`): composed; none of them gives 0.
         delta (`float`): in (0, 1).
+        orders (`tuple[float, ...]`, *optional*): above 1; [`renyi_orders`] by default. Any give a valid bound.
 
     Example:
         >>> from hfnoise.privacy.renyi import Releases, renyi_epsilon
@@ -88,9 +89,12 @@ def renyi_epsilon(releases: Sequence[Releases], delta: float) -> float:
     """
     if not releases:
         return 0.0
-    orders = renyi_orders()
+    orders = renyi_orders() if orders is None else orders
     curves = [
-        [release.rounds * value for value in renyi_curve(release.sampling_probability, release.noise_multiplier)]
+        [
+            release.rounds * value
+            for value in renyi_curve(release.sampling_probability, release.noise_multiplier, orders)
+        ]
         for release in releases
     ]
     total = [sum(values) for values in zip(*curves, strict=True)]
