@@ -136,7 +136,7 @@ def test_the_example_configurations_run(method, tmp_path, monkeypatch):
 def test_accelerate_launch_equals_one_process(config_file, tmp_path):
     from safetensors.torch import load_file
 
-    config = config_file(per_device_train_batch_size=4)
+    config = config_file(optim="sgd", accumulation_dtype="float64", learning_rate=0.1)
     assert main(["dp-sft", "--config", config, "--output_dir", str(tmp_path / "one")]) == 0
     launch(
         "dp_sft", ["--config", config, "--expected_batch_size", "4", "--output_dir", str(tmp_path / "two")], tmp_path
