@@ -80,7 +80,7 @@ def dp_audit(
         unsafe_seed (`int`, *optional*): coins that anybody can recompute, for tests.
 
     Returns:
-        [`AuditResult`], also kept as `trainer.audit_result` for the report and the card.
+        [`AuditResult`]; its numbers are kept as `trainer.audit_result` for the report and the card.
 
     Raises:
         TypeError, ValueError: for canaries without the columns of the dataset, fewer than 10, or a Trainer that is not
@@ -110,7 +110,7 @@ def dp_audit(
     trainer = make_trainer(concatenate_datasets([dataset, canaries.select(chosen.tolist())]))
     _charge_to(trainer, dataset)
     scores = _train_and_score(trainer, rows, score)
-    trainer.audit_result = AuditResult(
+    result = AuditResult(
         claimed_epsilon=_claimed(trainer, delta),
         estimate=audit_scores(
             scores[coins],
@@ -125,8 +125,9 @@ def dp_audit(
         included=coins,
         trainer=trainer,
     )
-    logger.info("audit: %s", trainer.audit_result.verdict)
-    return trainer.audit_result
+    trainer.audit_result = result.to_dict()
+    logger.info("audit: %s", result.verdict)
+    return result
 
 
 def _check(dataset: Any, canaries: Any, delta: float | None, score: str) -> None:
