@@ -183,7 +183,8 @@ def _coins(count: int, unsafe_seed: int | None) -> Tensor:
     """Return a fair coin for each canary, the same on every process."""
     secret = os.urandom(32) if unsafe_seed is None else unsafe_secret(unsafe_seed)
     (secret,) = broadcast_object_list([secret])
-    return KeyedRandom(run_key(secret, "audit")).uniforms("coins", 0, count) < 0.5
+    coins: Tensor = KeyedRandom(run_key(secret, "audit")).uniforms("coins", 0, count) < 0.5
+    return coins
 
 
 def _guesses(guesses: int | tuple[int, int] | None, count: int) -> list[tuple[int, int]]:
@@ -212,7 +213,8 @@ def _train_and_score(trainer: Any, rows: CanaryRows, score: str) -> Tensor:
         trainer.train()
         scores = canary_alignments(trainer, rows, start)
     # A loss that is no number says nothing about who was in: such canaries go to the bottom, whoever they are.
-    return scores.nan_to_num(nan=-torch.finfo(scores.dtype).max)
+    finite: Tensor = scores.nan_to_num(nan=-torch.finfo(scores.dtype).max)
+    return finite
 
 
 def _claimed(trainer: Any, delta: float | None) -> float:

@@ -302,8 +302,8 @@ def _check_space(space: Any) -> None:
 def _secret(unsafe_seed: int | None) -> bytes:
     """Return 32 bytes that nobody else knows, the same on every process."""
     secret = os.urandom(32) if unsafe_seed is None else unsafe_secret(unsafe_seed)
-    (secret,) = broadcast_object_list([secret])
-    return secret
+    found: list[bytes] = broadcast_object_list([secret])
+    return found[0]
 
 
 def _draw(space: Mapping[str, Any], draws: Random) -> Candidate:

@@ -114,7 +114,7 @@ def calibrate_search_noise(
         >>> from hfnoise.privacy.accounting import Mechanism, Search
         >>> from hfnoise.privacy.tuning import calibrate_search_noise
         >>> f"{calibrate_search_noise(3.21, 1e-5, Search(Mechanism(1.0, 1.0, 1), 10, eta=-0.5)):.2f}"
-        '2.00'
+        '2.01'
     """
     check_delta(target_delta, "target_delta")
     if isinstance(target_epsilon, bool) or not 0 < target_epsilon < math.inf:

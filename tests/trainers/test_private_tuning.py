@@ -103,6 +103,7 @@ def test_equal_scores_are_drawn_for(tune):
     assert all(abs(kept.count(name) - 100) < 40 for name in "abc")
 
 
+@pytest.mark.slow
 def test_a_run_that_broke_loses(tune):
     scores = iter([math.nan, 0.0, 1.0])
     result, built = tune(lambda trainer: next(scores))
@@ -134,6 +135,7 @@ def test_a_budget_is_that_of_the_search(tune, tmp_path):
         tune(dp=dp, unsafe_seed=SEED_OF_ONE)
 
 
+@pytest.mark.slow
 def test_a_poisson_number_of_trials_may_be_none(tune, tmp_path):
     ledger_file = tmp_path / "ledger.json"
     seed = next(seed for seed in range(100) if _poisson_trials(seed) == 0)
