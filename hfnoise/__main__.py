@@ -106,10 +106,12 @@ def _table() -> str:
 
 
 def _method_help(method: Method) -> str:
+    stock = method.stock.split()[0].strip(",;")
+    names = ", ".join(dict.fromkeys([method.config, method.trainer, *method.exports]))
     lines = [
         f"usage: hfnoise {method.name} [--config run.yaml] [--accelerate_config NAME_OR_FILE] [--option value ...]",
         "",
-        f"{method.title} (arXiv {method.paper}). In Python: from hfnoise import {', '.join(method.exports)}",
+        f"{method.title} (arXiv {method.paper}). In Python: from hfnoise import {names}",
         "",
         "Options of hfnoise:",
     ]
@@ -121,9 +123,12 @@ def _method_help(method: Method) -> str:
         "Launching:",
         "  --config FILE             YAML file of options; the command line wins over it",
         "  --accelerate_config NAME  run under `accelerate launch`: multi_gpu, single_gpu or a YAML file of yours",
-        "  --inject_flip_rate RATE   flip this share of the labels first, to try a method out",
+    ]
+    if method.family == "preference":
+        lines.append("  --inject_flip_rate RATE   flip this share of the labels first, to try a method out")
+    lines += [
         "",
-        f"Every option of {method.stock.split()[0]} works as well, and --model_name_or_path, --dataset_name,",
+        f"Every option of {stock} works as well, and --model_name_or_path, --dataset_name,",
         f"--use_peft, --load_in_4bit, ...; `hfnoise {method.name} --help-all` lists them all (slow: it imports TRL).",
     ]
     return "\n".join(lines)

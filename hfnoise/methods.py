@@ -8,8 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from hfnoise.citations import BVPO_BIBTEX, DR_DPO_BIBTEX, ROBUST_DPO_BIBTEX
-from hfnoise.options import BVPO_OPTIONS, DR_DPO_OPTIONS, NOISE_DPO_OPTIONS, ROBUST_DPO_OPTIONS, Option
+from hfnoise.citations import BVPO_BIBTEX, DP_SGD_BIBTEX, DR_DPO_BIBTEX, ROBUST_DPO_BIBTEX
+from hfnoise.options import (
+    BVPO_OPTIONS,
+    DP_OPTIONS,
+    DR_DPO_OPTIONS,
+    NOISE_DPO_OPTIONS,
+    ROBUST_DPO_OPTIONS,
+    Option,
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,7 @@ class Method:
         paper: arXiv identifier.
         module: where `exports` live; imported only when one of them is used.
         exports: public names, importable from `hfnoise`.
-        config: the configuration class among the exports.
+        config: the class of our configuration, a public name.
         trainer: the Trainer among the exports.
         launch: `module:function` that runs the sub-command, given the list of arguments.
         options: our options, beyond those of the stock configuration.
@@ -123,13 +130,43 @@ METHODS: tuple[Method, ...] = (
         tags=("hfnoise", "bvpo", "dpo", "reasoning"),
         bibtex=BVPO_BIBTEX,
     ),
+    Method(
+        name="dp-sft",
+        family="privacy",
+        title="Differentially private supervised fine-tuning, at the cost of a normal step",
+        paper="1607.00133",
+        module="hfnoise.trainers.private",
+        exports=("DPSFTTrainer",),
+        config="DPConfig",
+        trainer="DPSFTTrainer",
+        launch="hfnoise.trainers.launch_private:train_private",
+        options=DP_OPTIONS,
+        stock="trl.SFTTrainer, with Opacus by hand",
+        state="ready",
+        tags=("hfnoise", "dp-sft", "dp-sgd", "differential-privacy", "sft"),
+        bibtex=DP_SGD_BIBTEX,
+    ),
+    Method(
+        name="dp-dpo",
+        family="privacy",
+        title="Differentially private DPO: the pair, or all pairs of an annotator, is what is protected",
+        paper="1607.00133",
+        module="hfnoise.trainers.private",
+        exports=("DPDPOTrainer",),
+        config="DPConfig",
+        trainer="DPDPOTrainer",
+        launch="hfnoise.trainers.launch_private:train_private",
+        options=DP_OPTIONS,
+        stock="trl.DPOTrainer, with Opacus by hand",
+        state="ready",
+        tags=("hfnoise", "dp-dpo", "dp-sgd", "differential-privacy", "dpo"),
+        bibtex=DP_SGD_BIBTEX,
+    ),
 )
 
 # Public names that belong to no single method: name -> module.
 SHARED_EXPORTS: dict[str, str] = {
     "DPConfig": "hfnoise.trainers.private_config",
-    "DPDPOTrainer": "hfnoise.trainers.private",
-    "DPSFTTrainer": "hfnoise.trainers.private",
     "DPTrainer": "hfnoise.trainers.private",
     "DPTrainerMixin": "hfnoise.trainers.private",
     "FlipRateEstimate": "hfnoise.preference",

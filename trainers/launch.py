@@ -21,7 +21,7 @@ from hfnoise.trainers.dataset_loading import EMBEDDED
 
 logger = logging.getLogger(__name__)
 
-_NEEDED = {
+NEEDED = {
     "model_name_or_path": f"a Hub id, a folder, or {EMBEDDED}",
     "dataset_name": f"a Hub id, a local file or folder, or {EMBEDDED}",
 }
@@ -41,10 +41,11 @@ def train_preference(arguments: Sequence[str]) -> int:
     name, *options = arguments
     accelerate_config, options = take_option(options, "--accelerate_config")
     if accelerate_config is not None:
-        return _launch_with_accelerate(accelerate_config, [name, *options])
+        return launch_with_accelerate(accelerate_config, [name, *options])
 
     from trl import ModelConfig
 
+    from hfnoise.trainers.dataset_loading import load_splits
     from hfnoise.trainers.launch_arguments import PreferenceScriptArguments
 
     method = find_method(name)
@@ -52,26 +53,45 @@ def train_preference(arguments: Sequence[str]) -> int:
     if "--help-all" in options:
         NoiseParser(dataclass_types=list(types), prog=f"hfnoise {name}").print_help()
         return 0
-    script, training, model = parse(f"hfnoise {name}", types, options, _NEEDED)
+    script, training, model = parse(f"hfnoise {name}", types, options, NEEDED)
     try:
-        trainer = _build(getattr(hfnoise, method.trainer), script, training, model)
+        trainer = build(getattr(hfnoise, method.trainer), script, training, model, load_splits(script))
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(str(error)) from error
     trainer.injected_flip_rate = script.inject_flip_rate or None
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    trainer.save_model(training.output_dir)
-    trainer.create_model_card(model_name=Path(training.output_dir).name, dataset_name=_hub_dataset(script))
-    if training.push_to_hub:
-        trainer.push_to_hub(dataset_name=_hub_dataset(script))
-    logger.info("model and card saved to %s", training.output_dir)
-    trainer.end()
+    finish(trainer, training, script)
     return 0
 
 
-def _build(trainer_class: Any, script: Any, training: Any, model: Any) -> Any:
+def finish(trainer: Any, training: Any, script: Any) -> None:
+    """Train a built Trainer, save it with its card, and push it if that was asked for.
+
+    Args:
+        trainer (`transformers.Trainer`): with the `create_model_card` of TRL.
+        training (`TrainingArguments`): of the command line.
+        script (`trl.ScriptArguments`): of the command line.
+    """
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.save_model(training.output_dir)
+    trainer.create_model_card(model_name=Path(training.output_dir).name, dataset_name=hub_dataset(script))
+    if training.push_to_hub:
+        trainer.push_to_hub(dataset_name=hub_dataset(script))
+    logger.info("model and card saved to %s", training.output_dir)
+    trainer.end()
+
+
+def build(trainer_class: Any, script: Any, training: Any, model: Any, data: tuple[Any, Any], **more: Any) -> Any:
+    """Return a Trainer of TRL built from a command line.
+
+    Args:
+        trainer_class (`type`): the Trainer.
+        script (`trl.ScriptArguments`), training (`TrainingArguments`), model (`trl.ModelConfig`): the command line.
+        data (`tuple`): training and evaluation split.
+        **more: further arguments of the Trainer.
+    """
     from trl import get_peft_config, get_quantization_config
 
-    from hfnoise.trainers.dataset_loading import load_splits, resolve_model
+    from hfnoise.trainers.dataset_loading import resolve_model
 
     given = training.model_init_kwargs or {}
     training.model_init_kwargs = {
@@ -80,24 +100,24 @@ def _build(trainer_class: Any, script: Any, training: Any, model: Any) -> Any:
         "dtype": model.dtype,
         **given,
     }
-    train, evaluation = load_splits(script)
     return trainer_class(
         resolve_model(model.model_name_or_path),
         args=training,
-        train_dataset=train,
-        eval_dataset=evaluation,
+        train_dataset=data[0],
+        eval_dataset=data[1],
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
+        **more,
     )
 
 
-def _hub_dataset(script: Any) -> str | None:
+def hub_dataset(script: Any) -> str | None:
     """Return the dataset name for the card, unless it is a local path."""
     name = script.dataset_name
     return None if name is None or Path(name).exists() or ":" in name else str(name)
 
 
-def _launch_with_accelerate(config: str, arguments: list[str]) -> int:
+def launch_with_accelerate(config: str, arguments: list[str]) -> int:
     """Run this command line again under `accelerate launch`."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 

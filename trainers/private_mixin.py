@@ -288,7 +288,7 @@ def _in_float32(model: Any) -> None:
         raise ValueError(
             f"{len(low)} trainable parameters are not float32 ({next(iter(low))} is "
             f"{next(iter(low.values())).dtype}): noise that is rounded to 16 bits takes a few thousand values only, "
-            "and no proof covers that. Load the model with dtype='float32'; bf16=True computes in bfloat16 all the same."
+            "and no proof covers that. Load the model with dtype='float32'; bf16=True computes in bfloat16 anyway."
         )
     for value in low.values():
         value.data = value.data.float()

@@ -72,7 +72,8 @@ def bands_for(config: Any, state: RunState, ledger: Ledger) -> int:
         state.planned_steps,
         lambda bands: calibrate_noise_multiplier(
             config.target_epsilon, state.delta, state.sample_rate, state.planned_steps,
-            bands=bands, spent=spent, accountant=state.accountant,
+            # Rényi accounting chooses the same bands in a fraction of the time; the run itself is calibrated anew.
+            bands=bands, spent=spent, accountant="rdp",
         ),
     )  # fmt: skip
     ratio = next(option.ratio for option in choice.options if option.bands == choice.bands)

@@ -113,6 +113,13 @@ def _refuse_engines(trainer: Any, config: Any) -> None:
             "part of a unit's gradient. Shard the frozen base alone and add the adapter afterwards, so that it stays "
             "whole on every process."
         )
+    offloaded = [name for name, value in trainer.model.named_parameters() if value.requires_grad and value.is_meta]
+    if offloaded:
+        raise ValueError(
+            f"trainable parameters are offloaded ({', '.join(offloaded[:3])}, ...), so they cannot be updated. Give "
+            "the layers that carry adapters a device (device_map), or put adapters on other layers "
+            "(layers_to_transform); frozen layers may be offloaded."
+        )
     sizes = {"tensor": trainer.get_tp_size(), "context": trainer.get_cp_size(), "sequence": trainer.get_sp_size()}
     for kind, size in sizes.items():
         if size > 1:

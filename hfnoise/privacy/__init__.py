@@ -1,38 +1,45 @@
 """Differential privacy: accounting and calibration, per-unit gradients, clipping, keyed noise, audit, tuning.
 
-Everything here is arithmetic on torch tensors; the Trainers that use it are in `hfnoise.trainers`.
+Everything here is arithmetic on torch tensors; the Trainers that use it are in `hfnoise.trainers`. Names are imported
+when they are first used: the accounting of a command line needs no torch.
 """
 
-from hfnoise.privacy.accounting import Mechanism, composed_epsilon, compute_epsilon
-from hfnoise.privacy.audit import AuditEstimate, audit_scores
-from hfnoise.privacy.audit_bounds import audit_epsilon_lower_bound, audit_p_value
-from hfnoise.privacy.calibration import calibrate_noise_multiplier, largest_step_count
-from hfnoise.privacy.clipping import ClippedSum, clip_per_unit
-from hfnoise.privacy.correlated_noise import CorrelatedNoise, choose_bands
-from hfnoise.privacy.gradient_recorder import UncoveredParametersError, UnitGradientRecorder
-from hfnoise.privacy.keyed_random import KeyedRandom
-from hfnoise.privacy.per_unit_gradients import per_unit_gradients
-from hfnoise.privacy.sampling import PoissonSampler
-from hfnoise.privacy.toeplitz import toeplitz_strategy
+from __future__ import annotations
 
-__all__ = [
-    "AuditEstimate",
-    "ClippedSum",
-    "CorrelatedNoise",
-    "KeyedRandom",
-    "Mechanism",
-    "PoissonSampler",
-    "UncoveredParametersError",
-    "UnitGradientRecorder",
-    "audit_epsilon_lower_bound",
-    "audit_p_value",
-    "audit_scores",
-    "calibrate_noise_multiplier",
-    "choose_bands",
-    "clip_per_unit",
-    "composed_epsilon",
-    "compute_epsilon",
-    "largest_step_count",
-    "per_unit_gradients",
-    "toeplitz_strategy",
-]
+from importlib import import_module
+from typing import Any
+
+_MODULES = {
+    "AuditEstimate": "audit",
+    "ClippedSum": "clipping",
+    "CorrelatedNoise": "correlated_noise",
+    "KeyedRandom": "keyed_random",
+    "Mechanism": "accounting",
+    "PoissonSampler": "sampling",
+    "UncoveredParametersError": "gradient_recorder",
+    "UnitGradientRecorder": "gradient_recorder",
+    "audit_epsilon_lower_bound": "audit_bounds",
+    "audit_p_value": "audit_bounds",
+    "audit_scores": "audit",
+    "calibrate_noise_multiplier": "calibration",
+    "choose_bands": "correlated_noise",
+    "clip_per_unit": "clipping",
+    "composed_epsilon": "accounting",
+    "compute_epsilon": "accounting",
+    "largest_step_count": "calibration",
+    "per_unit_gradients": "unit_gradients",
+    "toeplitz_strategy": "toeplitz",
+    "tuned_epsilon": "tuning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'hfnoise.privacy' has no attribute {name!r}; it has {', '.join(_MODULES)}")
+    value = getattr(import_module(f"hfnoise.privacy.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

@@ -118,9 +118,9 @@ def privacy_budget(
 
     Example:
         >>> from hfnoise.privacy.budget import privacy_budget
-        >>> budget = privacy_budget(2000, 100, 3, noise_multiplier=2.0, parameters=10_000, clip_norm=0.1)
-        >>> budget.steps, f"{budget.epsilon:.2f}", f"{budget.noise_to_signal:.1f}"
-        (60, '0.82', '2.0')
+        >>> budget = privacy_budget(2000, 2000, 1, noise_multiplier=20.0, parameters=10_000, clip_norm=0.1)
+        >>> budget.steps, f"{budget.epsilon:.3f}", f"{budget.noise_to_signal:.1f}"
+        (1, '0.160', '1.0')
     """
     _check_counts(examples, batch, epochs, parameters, clip_norm)
     if (target_epsilon is None) == (noise_multiplier is None):
@@ -242,8 +242,8 @@ def render(budget: Budget) -> str:
 
     Example:
         >>> from hfnoise.privacy.budget import privacy_budget, render
-        >>> print(render(privacy_budget(2000, 100, 1, noise_multiplier=4.0)).splitlines()[0])
-        epsilon               0.18 at delta 1e-05, for adding or removing one example
+        >>> print(render(privacy_budget(2000, 2000, 1, noise_multiplier=20.0)).splitlines()[0])
+        epsilon               0.16 at delta 1e-05, for adding or removing one example
     """
     lines = [
         f"epsilon               {budget.epsilon:.4g} at delta {budget.delta:g}, for adding or removing one example",
@@ -306,8 +306,8 @@ def main(arguments: Sequence[str]) -> int:
 
     Example:
         >>> from hfnoise.privacy.budget import main
-        >>> main("--noise_multiplier 4 --examples 2000 --batch 100 --epochs 1".split())
-        epsilon               0.18 at delta 1e-05, for adding or removing one example
+        >>> main("--noise_multiplier 20 --examples 2000 --batch 2000 --epochs 1".split())
+        epsilon               0.16 at delta 1e-05, for adding or removing one example
         ...
         0
     """

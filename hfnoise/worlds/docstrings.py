@@ -8,32 +8,34 @@ the validation documents.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 from hfnoise.worlds.standard_library import Document, standard_library_documents
-from hfnoise.worlds.text_corruptions import corrupt
+from hfnoise.worlds.text_windows import (
+    COMPLETION_BYTES,
+    MAX_TOKENS,
+    PROMPT_BYTES,
+    Window,
+    corrupted_pairs,
+    text_windows,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+__all__ = ["COMPLETION_BYTES", "MAX_TOKENS", "PROMPT_BYTES", "DemoRecipe", "corpus", "model_path", "preference_pairs"]
+
 NAME = "hfnoise:docstrings"  # of the model and of the pairs, on command lines and in cards
 MODEL_FOLDER = "docstrings-llama"
-# A byte-level tokenizer never needs more tokens than bytes: 95 bytes and the end-of-text token fit in 96 tokens.
-MAX_TOKENS = 96
-PROMPT_BYTES = 44
-COMPLETION_BYTES = 48
 
 _SPLITS = ("train", "validation", "all")
 _PAIR_SPLITS = ("train", "validation")
-_PIECE = re.compile(r"\s*\S+")
 
 
 @dataclass(frozen=True)
@@ -176,51 +178,10 @@ def _split_of(document: Document) -> str:
 
 def _pair_rows(split: str, seed: int) -> Iterator[dict[str, str]]:
     """Yield all pairs of a split in the order that the seed gives them."""
-    windows = _windows(split)
-    vocabulary = [word for _, _, answer in windows for word in answer.split() if re.fullmatch("[a-z]{3,}", word)]
     seen = "\n\n".join(document.text for document in corpus("train")) if split == "validation" else ""
-    for key, prompt, chosen in sorted(windows, key=lambda window: _digest(seed, window[0])):
-        # A generator per piece: a pair does not depend on the pairs before it.
-        rejected = corrupt(chosen, Random(_digest(seed, key)), vocabulary)
-        fits = len((prompt + rejected).encode()) < MAX_TOKENS
-        if fits and rejected != chosen and chosen not in seen:
-            yield {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-
-
-def _digest(seed: int, key: str) -> bytes:
-    return hashlib.sha256(f"{seed} {key}".encode()).digest()
+    return corrupted_pairs(_windows(split), seed, seen)
 
 
 @lru_cache(maxsize=2)
-def _windows(split: str) -> list[tuple[str, str, str]]:
-    """Return (key, prompt, answer) of all pieces of a split that are long enough to hold an error."""
-    return [
-        (f"{document.name} {index}", prompt, answer)
-        for document in corpus(split)
-        for index, (prompt, answer) in enumerate(_cut(document.text))
-        if len(_PIECE.findall(prompt)) >= 3 and len(re.findall(r"[A-Za-z]{2,}", answer)) >= 5
-    ]
-
-
-def _cut(text: str) -> Iterator[tuple[str, str]]:
-    """Cut a text into neighbouring prompts and answers, at white space, which belongs to the answer.
-
-    So "prompt" and "prompt + answer" start with the same tokens: byte-level tokenizers join a space to the next word.
-    """
-    pieces = _PIECE.findall(text)
-    start = 0
-    while start < len(pieces):
-        middle = _fill(pieces, start, PROMPT_BYTES)
-        end = _fill(pieces, middle, COMPLETION_BYTES)
-        yield "".join(pieces[start:middle]).lstrip(), "".join(pieces[middle:end])
-        start = max(end, start + 1)  # a word longer than the limit is skipped
-
-
-def _fill(pieces: list[str], start: int, limit: int) -> int:
-    """Return the end of the longest run of pieces from `start` that has at most `limit` bytes."""
-    size = 0
-    for end in range(start, len(pieces)):
-        size += len(pieces[end].encode())
-        if size > limit:
-            return end
-    return len(pieces)
+def _windows(split: str) -> list[Window]:
+    return text_windows(corpus(split))

@@ -15,12 +15,12 @@ from hfnoise.privacy.budget import default_delta, privacy_budget, render
 
 @pytest.fixture(scope="module")
 def budget():
-    return privacy_budget(1000, 250, 2.5, target_epsilon=0.5, delta=1e-5, parameters=400, clip_norm=0.5)
+    return privacy_budget(1000, 250, 1.5, target_epsilon=0.5, delta=1e-5, parameters=400, clip_norm=0.5)
 
 
 def test_numbers_agree_with_the_accounting(budget):
-    assert (budget.steps, budget.sample_rate, budget.delta) == (10, 0.25, 1e-5)
-    assert budget.epsilon == composed_epsilon([Mechanism(0.25, budget.noise_multiplier, 10)], 1e-5)
+    assert (budget.steps, budget.sample_rate, budget.delta) == (6, 0.25, 1e-5)
+    assert budget.epsilon == composed_epsilon([Mechanism(0.25, budget.noise_multiplier, 6)], 1e-5)
     assert 0.49 < budget.epsilon <= 0.5
 
 
@@ -31,9 +31,9 @@ def test_noise_to_signal(budget):
 
 
 def test_plans_cost_what_they_say(budget):
-    assert [plan.epochs for plan in budget.by_epochs] == [1, 2, 2.5, 3, 4, 5]
-    assert [plan.steps for plan in budget.by_epochs] == [4, 8, 10, 12, 16, 20]
-    assert (budget.doubled_batch.batch, budget.doubled_batch.steps) == (500, 5)
+    assert [plan.epochs for plan in budget.by_epochs] == [1, 1.5, 2, 3]
+    assert [plan.steps for plan in budget.by_epochs] == [4, 6, 8, 12]
+    assert (budget.doubled_batch.batch, budget.doubled_batch.steps) == (500, 3)
     for plan in [*budget.by_epochs, budget.doubled_batch]:
         rate = plan.batch / 1000
         here = composed_epsilon([Mechanism(rate, budget.noise_multiplier, plan.steps)], 1e-5)

@@ -36,7 +36,6 @@ CASES = [(0.05, 300, 1.0), (1.0, 10, 3.0)]
 SLOW_CASES = [
     (0.2, 50, 0.3),
     (0.01, 1000, 3.0),
-    (0.001, 5000, 8.0),
     (1e-4, 20_000, 1.0),
     (0.05, 300, 20.0),
     (1.0, 1, 0.05),
@@ -117,16 +116,15 @@ def test_largest_step_count_is_the_largest(mechanism, spent, accountant):
     assert composed_epsilon([*spent, outside], DELTA, accountant) > 1.0
 
 
-def test_step_count_of_a_calibrated_run_is_its_steps():
+def test_step_count_of_a_calibrated_run_is_its_steps(monkeypatch):
     noise = calibrate_noise_multiplier(1.0, DELTA, 0.05, 300)
-    misses = accounting._epsilon.cache_info().misses
+    # The calibration has asked for the same number, so nothing is left to compute on the grid of the reports.
+    monkeypatch.setattr(accounting, "loss_distribution_epsilon", None)
     assert largest_step_count(1.0, DELTA, Mechanism(0.05, noise, 0), at_most=300) == 300
-    # The calibration has asked for the same number; only "nothing spent" may be new.
-    assert accounting._epsilon.cache_info().misses <= misses + 1
 
 
 def test_step_counts_at_the_ends():
-    assert largest_step_count(1.0, DELTA, Mechanism(0.5, 0.3, 0), at_most=10) == 0
+    assert largest_step_count(0.1, DELTA, Mechanism(0.5, 2.0, 0), at_most=10) == 0
     assert largest_step_count(1.0, DELTA, Mechanism(0.5, 0.0, 0)) == 0
     assert largest_step_count(1.0, DELTA, Mechanism(0.5, 9.0, 0), at_most=0) == 0
     # The last cycle of a run may be cut short.
@@ -159,6 +157,7 @@ def test_a_target_out_of_reach_is_an_error():
         calibrate_noise_multiplier(1e-9, 1e-12, 1.0, 10)
 
 
+@pytest.mark.slow
 def test_quick_noise_is_enough_and_little_more():
     noise = calibrate_noise_multiplier(1.0, DELTA, 0.05, 300)
     assert noise * 0.997 <= calibrate_noise_multiplier(1.0, DELTA, 0.05, 300, quick=True) <= noise * 1.005

@@ -1,4 +1,4 @@
-"""The golden accounting vectors; where they come from stands in tests/vectors/privacy/README.md."""
+"""The golden accounting vectors: dp-accounting 0.6.0 with its default grid (the calibration with 1e-3)."""
 
 from functools import cache
 from pathlib import Path

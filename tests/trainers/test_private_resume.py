@@ -109,11 +109,16 @@ def test_the_budget_ends_the_training(make_private_trainer, tmp_path, caplog):
     first = make_private_trainer(dp=dp, **SAVING)
     first.train()
     assert first.epsilon() <= 4.0 and first.state.global_step == 6
-    longer = make_private_trainer(dp=dp, **SAVING | {"max_steps": 12, "learning_rate": 0.01})
-    with pytest.raises(ValueError, match="spent"):
-        longer.train()
-    with pytest.raises(ValueError, match="no step after step 6 fits"):
+    again = make_private_trainer(dp=dp, **SAVING)
+    with pytest.raises(ValueError, match="target_epsilon=4 is spent: 1 earlier runs on this dataset"):
+        again.train()
+    longer = make_private_trainer(dp=dp, **SAVING | {"max_steps": 12})
+    with pytest.raises(ValueError, match="is spent"):
         longer.train(resume_from_checkpoint=True)
+    # What the user accepts in all can be raised: the rest of it buys the steps that are left.
+    more = make_private_trainer(dp=dp | {"target_epsilon": 5.0}, **SAVING | {"max_steps": 12})
+    more.train(resume_from_checkpoint=True)
+    assert 6 < more.state.global_step < 12 and more.epsilon() <= 5.0
 
 
 def test_a_run_stops_at_the_last_step_that_fits(make_private_trainer, caplog):
