@@ -174,6 +174,7 @@ SHARED_EXPORTS: dict[str, str] = {
     "ches_scores": "hfnoise.preference",
     "dp_audit": "hfnoise.trainers.private_audit",
     "dp_check": "hfnoise.trainers.private",
+    "dp_tune": "hfnoise.trainers.private_tuning",
     "estimate_flip_rate": "hfnoise.preference",
     "filter_by_ches": "hfnoise.preference",
     "flip_labels": "hfnoise.preference",

@@ -80,7 +80,7 @@ def dp_audit(
         unsafe_seed (`int`, *optional*): coins that anybody can recompute, for tests.
 
     Returns:
-        [`AuditResult`], also kept as `trainer.audit_result` for the report and the card.
+        [`AuditResult`]; its numbers are kept as `trainer.audit_result` for the report and the card.
 
     Raises:
         TypeError, ValueError: for canaries without the columns of the dataset, fewer than 10, or a Trainer that is not
@@ -110,7 +110,7 @@ def dp_audit(
     trainer = make_trainer(concatenate_datasets([dataset, canaries.select(chosen.tolist())]))
     _charge_to(trainer, dataset)
     scores = _train_and_score(trainer, rows, score)
-    trainer.audit_result = AuditResult(
+    result = AuditResult(
         claimed_epsilon=_claimed(trainer, delta),
         estimate=audit_scores(
             scores[coins],
@@ -125,8 +125,9 @@ def dp_audit(
         included=coins,
         trainer=trainer,
     )
-    logger.info("audit: %s", trainer.audit_result.verdict)
-    return trainer.audit_result
+    trainer.audit_result = result.to_dict()
+    logger.info("audit: %s", result.verdict)
+    return result
 
 
 def _check(dataset: Any, canaries: Any, delta: float | None, score: str) -> None:
@@ -182,7 +183,8 @@ def _coins(count: int, unsafe_seed: int | None) -> Tensor:
     """Return a fair coin for each canary, the same on every process."""
     secret = os.urandom(32) if unsafe_seed is None else unsafe_secret(unsafe_seed)
     (secret,) = broadcast_object_list([secret])
-    return KeyedRandom(run_key(secret, "audit")).uniforms("coins", 0, count) < 0.5
+    coins: Tensor = KeyedRandom(run_key(secret, "audit")).uniforms("coins", 0, count) < 0.5
+    return coins
 
 
 def _guesses(guesses: int | tuple[int, int] | None, count: int) -> list[tuple[int, int]]:
@@ -211,7 +213,8 @@ def _train_and_score(trainer: Any, rows: CanaryRows, score: str) -> Tensor:
         trainer.train()
         scores = canary_alignments(trainer, rows, start)
     # A loss that is no number says nothing about who was in: such canaries go to the bottom, whoever they are.
-    return scores.nan_to_num(nan=-torch.finfo(scores.dtype).max)
+    finite: Tensor = scores.nan_to_num(nan=-torch.finfo(scores.dtype).max)
+    return finite
 
 
 def _claimed(trainer: Any, delta: float | None) -> float:

@@ -126,8 +126,9 @@ class PrivateCourseMixin:
         return self.private_run.state.noise_multiplier
 
     def epsilon(self) -> float:
-        """Return epsilon of this run up to the present step, at `target_delta`."""
-        return self.private_run.epsilon(self.state.global_step)
+        """Return epsilon of the weights as they are, at `target_delta`: of this run, or of the search that it won."""
+        tuning = getattr(self, "tune_result", None)
+        return tuning["epsilon"] if tuning is not None else self.private_run.epsilon(self.state.global_step)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does, privately; `resume_from_checkpoint=True` takes the newest whole checkpoint.

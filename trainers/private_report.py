@@ -49,7 +49,8 @@ def privacy_report(trainer: Any) -> dict[str, Any]:
     guess of the whole dataset.
 
     Args:
-        trainer ([`~hfnoise.DPTrainerMixin`]): a private Trainer; `trainer.audit_result` is taken in if it is set.
+        trainer ([`~hfnoise.DPTrainerMixin`]): a private Trainer; `trainer.audit_result` and `trainer.tune_result` are
+            taken in if they are set.
 
     Returns:
         `dict`, whose values JSON can hold: an infinite epsilon is the string `"Infinity"`, which `float` reads.
@@ -71,7 +72,9 @@ def privacy_report(trainer: Any) -> dict[str, Any]:
     state, step = run.state, trainer.state.global_step
     total = run.total_epsilon(step)
     epsilon = total if state.first_step else run.epsilon(step)
-    audit = getattr(trainer, "audit_result", None)
+    audit, tuning = getattr(trainer, "audit_result", None), getattr(trainer, "tune_result", None)
+    if tuning is not None:  # the winner of a search has the guarantee of the search
+        epsilon, total = tuning["epsilon"], tuning["total_epsilon"]
     report: dict[str, Any] = {
         "format": REPORT_FILE,
         "version": _VERSION,
@@ -91,6 +94,7 @@ def privacy_report(trainer: Any) -> dict[str, Any]:
         "chosen_by_evaluation": _chosen_by_evaluation(trainer),
         "not_covered": _not_covered(trainer, state),
         "audit": audit,
+        "tuning": tuning,
         "versions": versions_by_library(),
     }
     report["statement"] = _statement(report)

@@ -88,6 +88,54 @@ class Mechanism:
         return library.SelfComposedDpEvent(event, self.rounds) if self.rounds else library.NoOpDpEvent()
 
 
+@dataclass(frozen=True)
+class Search:
+    """A private hyper-parameter search: a secret random number of runs, of which only the best is released.
+
+    See [`~hfnoise.privacy.tuning.tuned_epsilon`] for the conditions.
+
+    Args:
+        mechanism ([`Mechanism`]): of every run, or one that is no more private.
+        expected_trials (`float`): mean of the number of runs, at least 1.
+        eta (`float`, defaults to 0.0): of the truncated negative binomial, above -1.
+        distribution (`str`, defaults to `"negative_binomial"`): or `"poisson"`.
+
+    Raises:
+        TypeError, ValueError: for what cannot be accounted for.
+
+    Example:
+        >>> from hfnoise.privacy.accounting import Mechanism, Search
+        >>> f"{Search(Mechanism(1.0, 2.0, steps=1), expected_trials=10, eta=-0.5).epsilon(1e-5):.2f}"
+        '3.21'
+    """
+
+    mechanism: Mechanism
+    expected_trials: float
+    eta: float = 0.0
+    distribution: str = "negative_binomial"
+
+    def __post_init__(self) -> None:
+        from hfnoise.privacy.trial_counts import trial_count
+
+        if not isinstance(self.mechanism, Mechanism):
+            raise TypeError(f"a search is over runs of a Mechanism, got {type(self.mechanism).__name__}.")
+        trial_count(self.expected_trials, self.eta, self.distribution)  # refuses what is no law
+
+    def epsilon(self, delta: float) -> float:
+        """Return the epsilon of the whole search."""
+        from hfnoise.privacy.tuning import tuned_epsilon
+
+        one = self.mechanism
+        if not one.rounds:
+            return 0.0
+        if one.noise_multiplier == 0:
+            return math.inf
+        return tuned_epsilon(
+            one.noise_multiplier, one.sample_rate, one.steps, delta, self.expected_trials, self.eta, self.distribution,
+            bands=one.bands,
+        )  # fmt: skip
+
+
 def compute_epsilon(
     noise_multiplier: float, sample_rate: float, steps: int, delta: float, accountant: str = "pld"
 ) -> float:
@@ -121,14 +169,15 @@ def compute_epsilon(
     return composed_epsilon([Mechanism(sample_rate, noise_multiplier, steps)], delta, accountant)
 
 
-def composed_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: str = "pld") -> float:
+def composed_epsilon(mechanisms: Iterable[Mechanism | Search], delta: float, accountant: str = "pld") -> float:
     """Return the epsilon of several runs on the same units, together: each may depend on what the others released.
 
     Formal guarantee: adaptive composition of the mechanisms under adding or removing one unit. The rates and noise of
-    a run must not have been chosen by looking at the data otherwise than through the releases counted here.
+    a run must not have been chosen by looking at the data otherwise than through the releases counted here. Searches
+    are added by basic composition, see [`split_searches`].
 
     Args:
-        mechanisms (`Iterable[Mechanism]`): in any order; none gives 0.
+        mechanisms (`Iterable[Mechanism | Search]`): in any order; none gives 0.
         delta (`float`): in (0, 1), for all of them together.
         accountant (`str`, defaults to `"pld"`): as for [`compute_epsilon`].
 
@@ -143,16 +192,60 @@ def composed_epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: 
     """
     check_delta(delta)
     check_accountant(accountant)
+    epsilon, delta, runs = split_searches(mechanisms, delta)
     rounds: dict[tuple[float, float], int] = {}
-    for mechanism in mechanisms:
-        if not isinstance(mechanism, Mechanism):
-            raise TypeError(f"mechanisms holds a {type(mechanism).__name__}; give instances of Mechanism.")
+    for mechanism in runs:
         if mechanism.rounds:
             kind = (mechanism.sampling_probability, float(mechanism.noise_multiplier))
             rounds[kind] = rounds.get(kind, 0) + mechanism.rounds
     if any(noise == 0 for _, noise in rounds):
         return math.inf
-    return _epsilon(tuple(Releases(*kind, count) for kind, count in rounds.items()), float(delta), accountant)
+    if not rounds:
+        return epsilon
+    releases = tuple(Releases(*kind, count) for kind, count in rounds.items())
+    return epsilon + _epsilon(releases, float(delta), accountant)
+
+
+def split_searches(
+    mechanisms: Iterable[Mechanism | Search], delta: float, and_runs: bool = False
+) -> tuple[float, float, list[Mechanism]]:
+    """Return the epsilon of the searches among mechanisms, the delta that is left for the others, and those.
+
+    A search has a Rényi bound and no privacy loss distribution, so it is added by basic composition: each of n
+    searches is taken at delta / (2 n), and delta / 2 is left. Without other runs each is taken at delta / n.
+
+    Args:
+        mechanisms (`Iterable[Mechanism | Search]`): in any order.
+        delta (`float`): of everything together.
+        and_runs (`bool`, defaults to `False`): leave delta / 2 for runs that are still to come.
+
+    Raises:
+        TypeError: if something else is among them.
+
+    Example:
+        >>> from hfnoise.privacy.accounting import Mechanism, split_searches
+        >>> split_searches([Mechanism(1.0, 10.0, 1)], 1e-5)
+        (0.0, 1e-05, [Mechanism(sample_rate=1.0, noise_multiplier=10.0, steps=1, bands=1)])
+    """
+    runs: list[Mechanism] = []
+    searches: list[Search] = []
+    for mechanism in mechanisms:
+        if isinstance(mechanism, Search):
+            searches.append(mechanism)
+        elif isinstance(mechanism, Mechanism):
+            runs.append(mechanism)
+        else:
+            raise TypeError(f"mechanisms holds a {type(mechanism).__name__}; give instances of Mechanism or Search.")
+    if not searches:
+        return 0.0, delta, runs
+    left = delta / 2 if and_runs or any(run.rounds for run in runs) else 0.0
+    each = (delta - left) / len(searches)
+    return math.fsum(_search_epsilon(search, each) for search in searches), left or delta, runs
+
+
+@lru_cache(maxsize=1024)
+def _search_epsilon(search: Search, delta: float) -> float:
+    return search.epsilon(delta)
 
 
 # Repeated questions (a trainer's log, the report) cost nothing.

@@ -10,7 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from hfnoise.privacy.accounting import Mechanism, check_accountant, check_delta, composed_epsilon
+from hfnoise.privacy.accounting import (
+    Mechanism,
+    Search,
+    check_accountant,
+    check_delta,
+    composed_epsilon,
+    split_searches,
+)
 from hfnoise.privacy.loss_distribution import FINEST_INTERVAL, grid_interval, loss_distribution_epsilon
 from hfnoise.privacy.renyi import Releases
 
@@ -35,7 +42,7 @@ def calibrate_noise_multiplier(
     steps: int,
     *,
     bands: int = 1,
-    spent: Sequence[Mechanism] = (),
+    spent: Sequence[Mechanism | Search] = (),
     accountant: str = "pld",
     quick: bool = False,
 ) -> float:
@@ -50,7 +57,7 @@ def calibrate_noise_multiplier(
         sample_rate (`float`): expected batch over number of units, in (0, 1].
         steps (`int`): at least 1.
         bands (`int`, defaults to 1): of the correlated noise; see [`Mechanism`].
-        spent (`Sequence[Mechanism]`, *optional*): what the ledger of these units holds already.
+        spent (`Sequence[Mechanism | Search]`, *optional*): what the ledger of these units holds already.
         accountant (`str`, defaults to `"pld"`): "pld" or "rdp".
         quick (`bool`, defaults to False): stop on a grid wider than that of the reports, for tables of plans: up to
             0.5 % more noise than needed, four times quicker.
@@ -68,6 +75,7 @@ def calibrate_noise_multiplier(
         >>> f"{calibrate_noise_multiplier(1.0, 1e-5, sample_rate=0.05, steps=200):.2f}"
         '2.84'
     """
+    target_epsilon, target_delta, spent = _without_searches(target_epsilon, target_delta, spent)
     _check_target(target_epsilon, target_delta, spent, accountant)
     run = Mechanism(sample_rate, 1.0, steps, bands)
     if not run.rounds:
@@ -96,7 +104,7 @@ def largest_step_count(
     target_delta: float,
     mechanism: Mechanism,
     *,
-    spent: Sequence[Mechanism] = (),
+    spent: Sequence[Mechanism | Search] = (),
     accountant: str = "pld",
     at_most: int = MOST_STEPS,
 ) -> int:
@@ -110,7 +118,7 @@ def largest_step_count(
         target_delta (`float`): in (0, 1).
         mechanism (`Mechanism`): its rate, noise and bands; its number of steps is not read. The steps of a run
             count from its first: after a resume ask with the run's own part left out of `spent`.
-        spent (`Sequence[Mechanism]`, *optional*): what the ledger of these units holds already.
+        spent (`Sequence[Mechanism | Search]`, *optional*): what the ledger of these units holds already.
         accountant (`str`, defaults to `"pld"`): "pld" or "rdp".
         at_most (`int`, defaults to 1,000,000): the steps that are planned; if all fit, one evaluation is enough.
 
@@ -126,6 +134,7 @@ def largest_step_count(
         >>> largest_step_count(1.0, 1e-5, Mechanism(sample_rate=0.05, noise_multiplier=4.0, steps=0), at_most=300)
         300
     """
+    target_epsilon, target_delta, spent = _without_searches(target_epsilon, target_delta, spent)
     _check_target(target_epsilon, target_delta, spent, accountant)
     replace(mechanism, steps=at_most)  # refuses what is no number of steps
     if mechanism.noise_multiplier == 0 or not at_most:
@@ -150,6 +159,23 @@ def largest_step_count(
         count = _largest(on_grid, target_epsilon, most, start) if most > 1 else most
         count = _largest(epsilon_by("pld"), target_epsilon, most, count)
     return min(count * mechanism.bands, at_most)
+
+
+def _without_searches(
+    target_epsilon: float, target_delta: float, spent: Sequence[Mechanism | Search]
+) -> tuple[float, float, Sequence[Mechanism]]:
+    """Return what searches leave of a budget, and the other runs; as [`composed_epsilon`] will count them."""
+    if not any(isinstance(one, Search) for one in spent):
+        return target_epsilon, target_delta, spent  # type: ignore[return-value]
+    check_delta(target_delta, "target_delta")
+    epsilon, left, runs = split_searches(spent, target_delta, and_runs=True)
+    if epsilon >= target_epsilon:
+        raise ValueError(
+            f"target_epsilon={target_epsilon:g} is spent: the searches on these units come to epsilon {epsilon:.4g} "
+            f"at delta={target_delta - left:g}. No step can keep the guarantee; set a target agreed on for all runs "
+            "together, or use other units."
+        )
+    return target_epsilon - epsilon, left, runs
 
 
 def _check_target(target_epsilon: float, target_delta: float, spent: Sequence[Mechanism], accountant: str) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hfnoise.privacy.accounting import Mechanism, composed_epsilon
+from hfnoise.privacy.accounting import Mechanism, Search, composed_epsilon
 
 FORMAT = "hfnoise privacy ledger"
 FORMAT_VERSION = 1
@@ -40,6 +40,9 @@ class LedgerEntry:
         first_step (`int`, defaults to 0): above 0 where an earlier part of the run is charged under another name, as
             after a lost secret, when steps are made again with fresh noise.
         started (`str`, defaults to `""`): ISO 8601 time.
+        expected_trials (`float`, defaults to 0.0): for a whole search over such runs the mean of their secret number;
+            0 for a single run.
+        eta (`float`, defaults to 0.0), distribution (`str`, defaults to `""`): of a search, as in [`Search`].
         secret (`str`, defaults to `""`): of what kind the randomness was, such as "os.urandom" or "unsafe seed".
 
     Example:
@@ -57,6 +60,9 @@ class LedgerEntry:
     first_step: int = 0
     started: str = ""
     secret: str = ""
+    expected_trials: float = 0.0
+    eta: float = 0.0
+    distribution: str = ""
 
     def __post_init__(self) -> None:
         for name in ("run_id", "unit", "started", "secret"):
@@ -71,9 +77,12 @@ class LedgerEntry:
         self.mechanism  # noqa: B018 - it checks the other fields
 
     @property
-    def mechanism(self) -> Mechanism:
+    def mechanism(self) -> Mechanism | Search:
         """What the accountant sees of the entry."""
-        return Mechanism(self.sample_rate, self.noise_multiplier, self.steps, self.bands)
+        one = Mechanism(self.sample_rate, self.noise_multiplier, self.steps, self.bands)
+        if self.expected_trials == 0:
+            return one
+        return Search(one, self.expected_trials, self.eta, self.distribution)
 
 
 class Ledger:
@@ -136,7 +145,7 @@ class Ledger:
             datasets[self.fingerprint] = [vars(one) for one in entries]
             self._write(datasets)
 
-    def mechanisms(self, without: str | None = None) -> list[Mechanism]:
+    def mechanisms(self, without: str | None = None) -> list[Mechanism | Search]:
         """Return what was released of this dataset, but for the run `without`: `spent=` of the calibration."""
         return [entry.mechanism for entry in self.entries() if entry.run_id != without]
 
