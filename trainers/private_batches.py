@@ -136,7 +136,7 @@ def plan_loader(rows: PlannedRows, plans: StepPlans, args: Any) -> DataLoader:
     options: dict[str, Any] = {"persistent_workers": args.dataloader_persistent_workers} if workers else {}
     if workers and args.dataloader_prefetch_factor is not None:
         options["prefetch_factor"] = args.dataloader_prefetch_factor
-    return DataLoader(rows, batch_sampler=plans, collate_fn=_only, num_workers=workers, **options)  # type: ignore[arg-type]
+    return DataLoader(rows, batch_sampler=plans, collate_fn=_only, num_workers=workers, **options)
 
 
 def unit_of_rows(size: int, rows_per_unit: int, copies: int, device: torch.device) -> Tensor:

@@ -70,7 +70,6 @@ class PrivateCourseMixin:
     _before: dict[str, Tensor]
 
     planned_steps: Callable[[], int]
-    sample_rate: float
     is_world_process_zero: Callable[[], bool]
 
     def _begin_course(self) -> None:

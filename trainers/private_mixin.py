@@ -67,6 +67,9 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
     """
 
     dp_config: DPConfig
+    optimizer: Any
+    _remove_unused_columns: Any
+    _get_collator_with_removed_columns: Any
     _is_private = False
 
     def __init__(self, *args: Any, dp_config: DPConfig | None = None, **kwargs: Any) -> None:
@@ -91,7 +94,7 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
         refuse_trainer(self, config)
         refuse_optimizer(self.args, self.optimizer, config)
         self.dp_config = config
-        dataset = self.train_dataset  # type: ignore[has-type]
+        dataset = self.train_dataset
         self._units = self._find_units(dataset, given_dataset)
         args = self.args = copy.copy(self.args)  # the caller's stay as they are
         accumulation = args.gradient_accumulation_steps

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -232,7 +233,7 @@ def plan_run(
     return state, allowed
 
 
-def _tell_what_is_spent(state: RunState, others: list[Mechanism], ledger: Ledger) -> None:
+def _tell_what_is_spent(state: RunState, others: Sequence[Any], ledger: Ledger) -> None:
     """Log what earlier runs have used of the budget; refuse if next to nothing is left."""
     if not others or state.target_epsilon is None:
         return

@@ -61,7 +61,7 @@ class DPAdamBC(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step with the gradients in `p.grad`; returns what `closure` returns, if one is given."""
         loss = None
         if closure is not None:

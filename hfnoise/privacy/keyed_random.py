@@ -75,7 +75,8 @@ class KeyedRandom:
 
         The largest number that can come out is 8.2; a normal exceeds it with probability 2^-53.
         """
-        return torch.special.ndtri(self.uniforms(label, step, count))
+        normals: Tensor = torch.special.ndtri(self.uniforms(label, step, count))
+        return normals
 
     def _words(self, label: str, step: int, block: int, count: int) -> Tensor:
         """Return `count` integers of 53 bits."""
