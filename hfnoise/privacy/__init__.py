@@ -1,4 +1,5 @@
-"""Differential privacy: accounting and calibration, per-unit gradients, clipping, keyed noise, audit, tuning.
+"""Differential privacy: accounting and calibration, per-unit gradients, clipping, keyed noise, audit, tuning,
+federated adapters.
 
 Everything here is arithmetic on torch tensors; the Trainers that use it are in `hfnoise.trainers`. Names are imported
 when they are first used: the accounting of a command line needs no torch.
@@ -10,14 +11,18 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
+    "AggregatedLora": "lora_aggregation",
     "AuditEstimate": "audit",
     "ClippedSum": "clipping",
     "CorrelatedNoise": "correlated_noise",
     "KeyedRandom": "keyed_random",
+    "LoraFactors": "lora_factors",
     "Mechanism": "accounting",
     "PoissonSampler": "sampling",
+    "RotatedLora": "lora_rotation",
     "UncoveredParametersError": "gradient_recorder",
     "UnitGradientRecorder": "gradient_recorder",
+    "aggregate_lora": "lora_aggregation",
     "audit_epsilon_lower_bound": "audit_bounds",
     "audit_p_value": "audit_bounds",
     "audit_scores": "audit",
@@ -28,6 +33,7 @@ _MODULES = {
     "compute_epsilon": "accounting",
     "largest_step_count": "calibration",
     "per_unit_gradients": "unit_gradients",
+    "rotate_lora": "lora_rotation",
     "toeplitz_strategy": "toeplitz",
     "tuned_epsilon": "tuning",
 }
