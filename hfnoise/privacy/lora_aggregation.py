@@ -193,6 +193,30 @@ def aggregate_lora(  # type: ignore[no-untyped-def]
     return AggregatedLora(*means, clients.cast(residual), truncation_error=error)
 
 
+def average_lora_B(
+    lora_A: LoraA,
+    lora_B: LoraB,
+    client_lora_B: Sequence[Tensor] | Tensor,
+    weights: Sequence[float] | Tensor | None = None,
+    scaling: float | Sequence[float] = 1.0,
+    *,
+    server_scaling: float | None = None,
+) -> LoraB:
+    """Return the average B of a layer whose A is frozen, before any rotation: what [`LoraRotation.advance`] takes.
+
+    It is sum p_k (s_k / s) B_k, a client of lower rank r_k filled up with zeros: it holds the first r_k rows of A.
+    `aggregate_lora("fedsvd", ...)` is this average, rotated. Arguments and errors are those of [`aggregate_lora`].
+
+    Example:
+        >>> import torch
+        >>> from hfnoise.privacy import average_lora_B
+        >>> average_lora_B(torch.eye(2, 3), torch.zeros(1, 2), [torch.ones(1, 2), torch.ones(1, 1)]).tolist()
+        [[1.0, 0.5]]
+    """
+    clients = read_clients("fedsvd", lora_A, lora_B, None, client_lora_B, weights, scaling, server_scaling)
+    return clients.mean_lora_B().to(clients.dtype)
+
+
 def _flora(clients: LoraClients, residual_rank: int | None, generator: torch.Generator | None) -> AggregatedLora:
     residual, error = _truncated(clients.stacked(), residual_rank)
     fresh = clients.server.lora_A.clone()
@@ -206,11 +230,8 @@ def _fedsvd(clients: LoraClients) -> AggregatedLora:
     server = clients.server
     outside = clients.holders_of_other_rows()
     if not outside:
-        # Zeros in the columns that a client does not hold: the stack, summed in place, and of the server's rank.
-        total = torch.zeros(server.lora_B.shape, dtype=torch.float64, device=server.lora_B.device)
-        for share, own_scaling, lora_B in zip(clients.shares, clients.scalings, clients.lora_B, strict=True):
-            total[:, : lora_B.shape[1]] += share * (own_scaling / clients.server_scaling) * lora_B
-        rows, columns, rotation = rotate_lora(server.lora_A.double(), total)
+        # The stack, summed in place: of the server's rank, so there is nothing to truncate.
+        rows, columns, rotation = rotate_lora(server.lora_A.double(), clients.mean_lora_B())
         return AggregatedLora(rows.to(clients.dtype), columns.to(clients.dtype), rotation=rotation)
     if clients.have_one_rank:
         clients.require_frozen_A("fedsvd")

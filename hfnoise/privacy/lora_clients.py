@@ -43,6 +43,13 @@ class LoraClients:
             total += share * factor
         return total
 
+    def mean_lora_B(self) -> Tensor:
+        """Return sum p_k (s_k / s) B_k in float64, with zeros in the columns of the server that a client lacks."""
+        total = torch.zeros_like(self.server.lora_B, dtype=torch.float64)
+        for share, own_scaling, lora_B in zip(self.shares, self.scalings, self.lora_B, strict=True):
+            total[:, : lora_B.shape[1]] += share * (own_scaling / self.server_scaling) * lora_B
+        return total
+
     def stacked(self) -> LoraFactors:
         """Return factors of sum p_k s_k B_k A_k, of rank sum r_k."""
         parts = zip(self.shares, self.scalings, self.lora_A, self.lora_B, strict=True)
