@@ -166,6 +166,12 @@ METHODS: tuple[Method, ...] = (
 
 # Public names that belong to no single method: name -> module.
 SHARED_EXPORTS: dict[str, str] = {
+    "ClientDropout": "hfnoise.trainers.federated",
+    "FedSVDClient": "hfnoise.trainers.federated",
+    "FedSVDConfig": "hfnoise.trainers.federated_config",
+    "FedSVDServer": "hfnoise.trainers.federated",
+    "freeze_lora_A": "hfnoise.trainers.federated",
+    "simulate_federation": "hfnoise.trainers.federated",
     "DPConfig": "hfnoise.trainers.private_config",
     "DPTrainer": "hfnoise.trainers.private",
     "DPTrainerMixin": "hfnoise.trainers.private",

@@ -248,3 +248,35 @@ DP_OPTIONS = (
 def option_help(options: tuple[Option, ...], name: str) -> str:
     """Return the help text of an option."""
     return next(option.help for option in options if option.name == name)
+
+
+FEDSVD_OPTIONS = (
+    Option("aggregation", "str", "fedsvd", "How adapters are averaged."),
+    Option(
+        "subspace",
+        "str",
+        "fixed",
+        "'fixed': A spans the same rows for ever, as published; 'refresh': new directions now and then (our own).",
+    ),
+    Option("refresh_every", "int", 10, "Rounds between two refreshes of the subspace."),
+    Option("refresh_directions", "int", None, "Directions that a refresh replaces; default all."),
+    Option(
+        "init_lora_A",
+        "str",
+        "orthonormal",
+        "Rows of A to start from; 'w0_svd': right singular vectors of the base weight; 'keep': those given.",
+    ),
+    Option("rounds", "int", 100, "Rounds of the federation."),
+    Option("clients_per_round", "int", None, "Clients drawn for every round; default all."),
+    Option("local_steps", "int", 10, "Optimizer steps of a client in a round."),
+    Option(
+        "max_participations",
+        "int",
+        None,
+        "Rounds a client takes part in at most; its noise is calibrated to it. Default rounds x drawn / clients.",
+    ),
+    Option(
+        "weighting", "str", "examples", "Average by numbers of examples, which become public, or all clients alike."
+    ),
+    Option("federation_seed", "int", 0, "Public seed of the first rows and of the choice of clients."),
+)

@@ -128,6 +128,13 @@ class LoraRotation:
             return self._last
         return self._make_message()
 
+    def joining_message(self) -> RotationMessage:
+        """Server: return the message of this round for a client that gets [`basis_rows`] with it: nothing to refresh.
+
+        A client that holds the basis before a refresh gets [`message`], which tells it to refresh as well.
+        """
+        return self._make_message()
+
     def receive(self, message: RotationMessage, round: int | None = None) -> tuple[LoraA, LoraB]:
         """Client: check a message and return the factors to train on; or raise, and keep what was.
 

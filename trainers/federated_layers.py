@@ -1,0 +1,227 @@
+"""The LoRA layers of a PEFT model as a federation sees them: names, factors, scalings, and the frozen weight below."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from hfnoise.privacy.lora_factors import LoraFactors
+
+_CACHE = "_hfnoise_lora_layers"
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """One adapted layer.
+
+    Args:
+        name (`str`): its path in the base model.
+        module: PEFT's layer.
+        adapter (`str`): name of the adapter.
+    """
+
+    name: str
+    module: Any
+    adapter: str
+
+    @property
+    def lora_A(self) -> nn.Parameter:
+        """Parameter of shape `(rank, inputs)`."""
+        weight: nn.Parameter = self.module.lora_A[self.adapter].weight
+        return weight
+
+    @property
+    def lora_B(self) -> nn.Parameter:
+        """Parameter of shape `(outputs, rank)`."""
+        weight: nn.Parameter = self.module.lora_B[self.adapter].weight
+        return weight
+
+    @property
+    def scaling(self) -> float:
+        """Alpha / r (rsLoRA: alpha / sqrt(r)), by which the layer multiplies B A."""
+        return float(self.module.scaling[self.adapter])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return self.lora_B.shape[0], self.lora_A.shape[1]
+
+    @property
+    def kind(self) -> str:
+        """What the frozen weight is: class of the layer below and whether it is quantised."""
+        return type(self.module.get_base_layer()).__name__
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the frozen weight is no plain floating matrix."""
+        base = self.module.get_base_layer()
+        return type(base) not in (nn.Linear, Conv1D) or not base.weight.is_floating_point()
+
+
+class LoraLayers:
+    """The layers of a model, and the frozen weights as they were before anything was folded into them.
+
+    Args:
+        model: a PEFT model with one plain LoRA adapter.
+
+    Raises:
+        ValueError: if there is none, or the adapter has parts that are not the two factors.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._layers = {layer.name: layer for layer in _find(model)}
+        self._frozen: dict[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, model: Any) -> LoraLayers:
+        """Return the layers of a model, always the same object: clients may share a model."""
+        found = vars(model).get(_CACHE)
+        if found is None:
+            found = cls(model)
+            object.__setattr__(model, _CACHE, found)
+        return found
+
+    def __iter__(self) -> Any:
+        return iter(self._layers.values())
+
+    def __getitem__(self, name: str) -> LoraLayer:
+        return self._layers[name]
+
+    @property
+    def names(self) -> list[str]:
+        """Paths of the layers, in the order of the model."""
+        return list(self._layers)
+
+    @property
+    def scalings(self) -> dict[str, float]:
+        """Alpha / r of every layer."""
+        return {layer.name: layer.scaling for layer in self}
+
+    def fingerprint(self) -> str:
+        """Return a hash of what all clients must share: names, shapes and kinds of the layers; not the ranks."""
+        text = "\n".join(f"{layer.name} {layer.shape} {layer.kind}" for layer in self)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def describe(self) -> dict[str, tuple[tuple[int, int], str]]:
+        """Return shape and kind of every layer, which `fingerprint` is a hash of."""
+        return {layer.name: (layer.shape, layer.kind) for layer in self}
+
+    def read(self) -> dict[str, LoraFactors]:
+        """Return copies of all factors, float32, on the CPU."""
+        return {layer.name: LoraFactors(_plain(layer.lora_A), _plain(layer.lora_B)) for layer in self}
+
+    def write(self, factors: Mapping[str, LoraFactors | tuple[Tensor, Tensor]]) -> None:
+        """Put factors into the model.
+
+        Raises:
+            ValueError: for factors of other layers or shapes; nothing is written then.
+        """
+        if set(factors) != set(self._layers):
+            raise ValueError(
+                f"factors are of the layers {sorted(factors)[:3]}, and the adapter has {self.names[:3]}. Give all "
+                "clients the same target_modules."
+            )
+        for name, (lora_A, lora_B) in factors.items():
+            for given, own in ((lora_A, self[name].lora_A), (lora_B, self[name].lora_B)):
+                if given.shape != own.shape:
+                    raise ValueError(f"layer {name!r} takes {tuple(own.shape)}, got {tuple(given.shape)}.")
+        with torch.no_grad():
+            for name, (lora_A, lora_B) in factors.items():
+                self[name].lora_A.copy_(lora_A)
+                self[name].lora_B.copy_(lora_B)
+
+    def fold(self, changes: Mapping[str, Tensor]) -> None:
+        """Set every frozen weight to what it was at first plus a change, `(outputs, inputs)`; {} takes all back.
+
+        Raises:
+            ValueError: for a quantised base, whose weights take no sums.
+        """
+        for name in changes:
+            if self[name].is_quantized:
+                raise ValueError(
+                    f"layer {name!r} has a quantised base ({self[name].kind}): an update cannot be added to its "
+                    "weights without rounding them anew, differently at every client. Use aggregation='fedsvd' or "
+                    "'ffa' with subspace='fixed', or a base that is not quantised."
+                )
+        with torch.no_grad():
+            for name in {*self._frozen, *changes}:
+                base = self[name].module.get_base_layer()
+                if name not in self._frozen:
+                    self._frozen[name] = base.weight.detach().cpu().clone()
+                value = self._frozen[name].double()
+                if name in changes:
+                    change = changes[name].detach().cpu().double()
+                    value = value + (change.mT if isinstance(base, Conv1D) else change)
+                base.weight.copy_(value)
+
+    def base_weight(self, name: str) -> Tensor:
+        """Return the frozen weight `(outputs, inputs)` as it was at first, on the CPU."""
+        base = self[name].module.get_base_layer()
+        weight = self._frozen.get(name, base.weight).detach().cpu()
+        return weight.mT if isinstance(base, Conv1D) else weight
+
+
+def freeze_lora_A(model: Any) -> Any:
+    """Return the model with its LoRA factors A frozen, so that only B is trained; before a Trainer is built on it.
+
+    Args:
+        model: a PEFT model with a LoRA adapter; changed in place.
+
+    Example:
+        >>> from hfnoise import freeze_lora_A
+        >>> freeze_lora_A("a string")
+        Traceback (most recent call last):
+        ...
+        ValueError: a federation needs a PEFT model with a LoRA adapter, got str. Use peft.get_peft_model.
+    """
+    for layer in LoraLayers(model):
+        layer.lora_A.requires_grad_(False)
+    return model
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", torch.float32, copy=True)
+
+
+def _find(model: Any) -> list[LoraLayer]:
+    if not is_peft_model(model):
+        raise ValueError(
+            f"a federation needs a PEFT model with a LoRA adapter, got {type(model).__name__}. Use peft.get_peft_model."
+        )
+    adapters = model.active_adapters
+    if len(adapters) != 1:
+        raise ValueError(f"a federation needs one active adapter, got {list(adapters)}. Use model.set_adapter.")
+    adapter, config = adapters[0], model.peft_config[adapters[0]]
+    if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
+        raise ValueError(f"a federation averages LoRA factors; the adapter is of the type {config.peft_type}.")
+    if getattr(config, "use_dora", False):
+        raise ValueError("use_dora=True: magnitudes are no part of B A and are not averaged. Use plain LoRA.")
+    root = model.get_base_model()
+    layers = [
+        LoraLayer(name, module, adapter)
+        for name, module in root.named_modules()
+        if adapter in getattr(module, "lora_A", {}) and adapter in getattr(module, "lora_B", {})
+    ]
+    if not layers:
+        raise ValueError(f"the adapter {adapter!r} has no linear layers: choose target_modules that are linear.")
+    for layer in layers:
+        if layer.lora_A.dim() != 2 or layer.lora_A.dtype != torch.float32:
+            raise ValueError(
+                f"layer {layer.name!r} has factors of {layer.lora_A.dim()} dimensions and {layer.lora_A.dtype}; a "
+                "federation takes matrices in float32 (16 bits drift off the subspace)."
+            )
+    ours = {id(factor) for layer in layers for factor in (layer.lora_A, layer.lora_B)}
+    others = [name for name, value in model.named_parameters() if value.requires_grad and id(value) not in ours]
+    if others:
+        raise ValueError(
+            f"{len(others)} trainable parameters are not LoRA factors ({others[0]}): they would stay different at "
+            "every client. Freeze them, as the paper does with the classifier (no modules_to_save, bias='none')."
+        )
+    return layers

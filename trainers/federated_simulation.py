@@ -1,0 +1,153 @@
+"""A federation in one process: the same server and clients as over a network, without one."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from hfnoise.trainers.federated_client import FedSVDClient
+from hfnoise.trainers.federated_message import ClientUpdate
+from hfnoise.trainers.federated_saving import STATE_FILE
+from hfnoise.trainers.federated_server import FedSVDServer
+
+logger = logging.getLogger(__name__)
+
+
+class ClientDropout(RuntimeError):
+    """Raised by a client that cannot finish a round: it is left out of the average, and may come back."""
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What happened in a round.
+
+    Args:
+        round (`int`): its number, from 0.
+        chosen (`list[str]`): clients that were asked.
+        answered (`list[str]`): those that answered.
+        bytes_down (`int`): arrays sent to one client, at most.
+        bytes_up (`int`): arrays that one client sent, at most.
+        epsilons (`dict[str, float | None]`): of every client so far, from its ledger.
+        metrics (`dict[str, float]`): of `evaluate`.
+    """
+
+    round: int
+    chosen: list[str]
+    answered: list[str]
+    bytes_down: int
+    bytes_up: int
+    epsilons: dict[str, float | None]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def epsilon(self) -> float | None:
+        """The largest of all clients."""
+        return max((one for one in self.epsilons.values() if one is not None), default=None)
+
+
+def simulate_federation(
+    server: FedSVDServer,
+    clients: Sequence[FedSVDClient],
+    *,
+    evaluate: Callable[[FedSVDServer], dict[str, float]] | None = None,
+    evaluate_every: int = 1,
+    output_dir: str | Path | None = None,
+    resume: bool = False,
+    on_round: Callable[[RoundRecord], Any] | None = None,
+    progress: bool = True,
+) -> list[RoundRecord]:
+    """Run all rounds of a federation in this process and return what happened in each.
+
+    Clients are drawn for every round by the public `federation_seed`, among those that have not reached their cap. A
+    client that raises [`ClientDropout`] or `ConnectionError` is left out of the round; a round that nobody answers is
+    tried again with others, at most as often as there are clients.
+
+    Formal guarantee: that of every client, see [`FedSVDClient`]; the simulation adds nothing. Caps hold however
+    clients are drawn.
+
+    Args:
+        server ([`FedSVDServer`]): at its first round, or where an earlier call stopped.
+        clients (`Sequence[FedSVDClient]`): with names of their own; they may share one model.
+        evaluate (`Callable`, *optional*): given the server, returns metrics; after every `evaluate_every` rounds and
+            the last one.
+        evaluate_every (`int`, defaults to `1`): rounds between two evaluations.
+        output_dir (`str` or `Path`, *optional*): the server's state is saved there after every round.
+        resume (`bool`, defaults to `False`): go on from the state in `output_dir`, if there is one.
+        on_round (`Callable`, *optional*): is given the [`RoundRecord`] of every round.
+        progress (`bool`, defaults to `True`): show a bar.
+
+    Returns:
+        `list[RoundRecord]`: of the rounds that were run by this call.
+
+    Raises:
+        ValueError: for no clients, two of one name, or when too few may still take part.
+
+    Example:
+        >>> from hfnoise import simulate_federation
+        >>> simulate_federation(None, [])
+        Traceback (most recent call last):
+        ...
+        ValueError: a federation needs clients, got none.
+    """
+    if not clients:
+        raise ValueError("a federation needs clients, got none.")
+    by_name = {client.name: client for client in clients}
+    if len(by_name) < len(clients):
+        raise ValueError(f"clients need names of their own, got {[client.name for client in clients]}.")
+    config = server.config
+    if resume and output_dir is not None and (Path(output_dir) / STATE_FILE).exists():
+        server.load(output_dir)
+    records: list[RoundRecord] = []
+    bar = tqdm(total=config.rounds, initial=server.rotate(), desc="Rounds", disable=not progress)
+    while server.rotate() < config.rounds:
+        round = server.round
+        chosen, updates, sent = _one_round(server, by_name, config.sampled(len(clients)))
+        server.aggregate(updates)
+        if output_dir is not None:
+            server.save(output_dir)
+        metrics = {}
+        if evaluate is not None and ((round + 1) % evaluate_every == 0 or round + 1 == config.rounds):
+            metrics = dict(evaluate(server))
+        record = RoundRecord(
+            round, chosen, [update.client for update in updates], sent, max(update.nbytes for update in updates),
+            {name: one.epsilon for name, one in sorted(server.participants.items())}, metrics,
+        )  # fmt: skip
+        records.append(record)
+        if on_round is not None:
+            on_round(record)
+        bar.update(1)
+        bar.set_postfix({**metrics, **({} if record.epsilon is None else {"epsilon": f"{record.epsilon:.3g}"})})
+    bar.close()
+    return records
+
+
+def _one_round(
+    server: FedSVDServer, clients: dict[str, FedSVDClient], wanted: int
+) -> tuple[list[str], list[ClientUpdate], int]:
+    """Return who was asked, who answered, and the most bytes that one of them was sent."""
+    for attempt in range(len(clients) + 1):
+        able = sorted(name for name, client in clients.items() if client.participations < client.cap)
+        if not able:
+            raise ValueError(
+                f"round {server.round}: every client has taken part as often as its noise is calibrated to. Raise "
+                "max_participations before the federation begins, or run fewer rounds."
+            )
+        draw = random.Random(f"{server.config.federation_seed}/{server.round}/{attempt}")
+        chosen = sorted(draw.sample(able, min(wanted, len(able))))
+        updates, sent = [], 0
+        for name in chosen:
+            message = server.message(clients[name].last_round)
+            sent = max(sent, message.nbytes)
+            try:
+                updates.append(clients[name].step(message))
+            except (ClientDropout, ConnectionError) as error:
+                logger.warning("client %s dropped out of round %d: %s", name, server.round, error)
+        if updates:
+            return chosen, updates, sent
+    raise ValueError(f"round {server.round}: no client answered in {len(clients) + 1} attempts.")
