@@ -1,7 +1,7 @@
 """FedSVD's refactorisation of a layer: rotation by the Gram matrix, full SVD of B A, randomised SVD of B A.
 
 `python -m hfnoise.benchmarks.fedsvd_rotation` prints a table and writes fedsvd_rotation.json and .md. Full SVD is what
-the official code of arXiv 2505.12805 takes per layer and round; the paper's appendix has the randomised one
+the official code of arXiv 2505.12805 takes per layer and round; the paper also times a randomised one
 (`torch.svd_lowrank`, two iterations). Matrices are random; no step depends on their values.
 """
 
@@ -73,7 +73,7 @@ class Cost:
     Args:
         seconds (`float`): median over repetitions.
         fastest (`float`): of the repetitions, seconds.
-        product_error (`float`): largest of |B' A' - B A|, relative to the largest entry of B A.
+        product_error (`float`): largest of |B' A' - B A| of the first layer, relative to the largest entry of B A.
         row_error (`float`): largest entry of |A' A'^T - I|.
     """
 
@@ -107,9 +107,10 @@ def measure(case: Case, repeats: dict[str, int], seed: int) -> dict[str, Cost]:
             start = time.perf_counter()
             results = [way(*layer) for layer in layers]
             times.append(time.perf_counter() - start)
-        products = [(B @ A, new_B @ new_A) for (A, B), (new_A, new_B) in zip(layers[:1], results[:1], strict=True)]
-        error = max(float((new - old).abs().max() / old.abs().max()) for old, new in products)
-        rows = max(orthonormality_error(new_A) for new_A, _ in results)
+        (lora_A, lora_B), (new_A, new_B) = layers[0], results[0]
+        product = lora_B @ lora_A
+        error = float((new_B @ new_A - product).abs().max() / product.abs().max())
+        rows = max(orthonormality_error(result[0]) for result in results)
         costs[name] = Cost(statistics.median(times), min(times), error, rows)
     return costs
 
