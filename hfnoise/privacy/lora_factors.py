@@ -106,12 +106,16 @@ def column_signs(columns: Float[Tensor, "outputs rank"], backup: Float[Tensor, "
         >>> column_signs(torch.tensor([[1.0, 0.0], [-3.0, 0.0]]), torch.tensor([[1.0, -1.0]])).tolist()
         [-1.0, -1.0]
     """
-    pivots = columns.gather(0, columns.abs().argmax(dim=0, keepdim=True))[0]
-    spare = backup.gather(0, backup.abs().argmax(dim=0, keepdim=True))[0]
+    pivots, spare = _largest_entries(columns), _largest_entries(backup)
     sizes = pivots.abs()
     # Below the square root of the precision, what a Gram matrix leaves of a zero column.
     zero = sizes <= torch.finfo(columns.dtype).eps ** 0.5 * sizes.max()
     return torch.where(torch.where(zero, spare, pivots) < 0, -1.0, 1.0).to(columns.dtype)
+
+
+def _largest_entries(columns: Tensor) -> Tensor:
+    low, high = torch.aminmax(columns, dim=0)
+    return torch.where(high >= -low, high, low)
 
 
 def check_factors(lora_A: Tensor, lora_B: Tensor, what: str = "lora_A and lora_B") -> None:

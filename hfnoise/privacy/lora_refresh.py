@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from hfnoise.privacy.lora_factors import LoraA, LoraB, LoraFactors, check_finite
 from hfnoise.privacy.lora_rotation import orthonormal_rows, rotate_lora

@@ -61,8 +61,8 @@ def rotate_lora(lora_A: LoraA, lora_B: LoraB) -> RotatedLora:
         >>> from hfnoise.privacy import rotate_lora
         >>> A, B = torch.eye(2, 3), torch.tensor([[1.0, 0.0], [0.0, -2.0]])
         >>> new_A, new_B, rotation = rotate_lora(A, B)
-        >>> new_B.tolist(), new_A.tolist(), bool((new_B @ new_A == B @ A).all())
-        ([[0.0, 1.0], [2.0, 0.0]], [[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]], True)
+        >>> new_B.norm(dim=0).tolist(), bool((new_B @ new_A == B @ A).all())
+        ([2.0, 1.0], True)
     """
     check_factors(lora_A, lora_B)
     rows, columns = lora_A.detach().double(), lora_B.detach().double()
@@ -71,19 +71,22 @@ def rotate_lora(lora_A: LoraA, lora_B: LoraB) -> RotatedLora:
         check_finite(lora_A, "lora_A")
         rows, triangle = orthonormal_rows(rows)
         columns = columns @ triangle
-    rotation = gram_rotation(columns)
-    return RotatedLora(
-        (rotation.mT @ rows).to(lora_A.dtype), (columns @ rotation).to(lora_B.dtype), rotation.to(lora_A.device)
-    )
+    rotation, columns = gram_rotation(columns)
+    return RotatedLora((rotation.mT @ rows).to(lora_A.dtype), columns.to(lora_B.dtype), rotation)
 
 
-def gram_rotation(columns: Float[Tensor, "outputs rank"]) -> Float[Tensor, "rank rank"]:
-    """Return the orthogonal V, float64, for which the columns of `columns @ V` are orthogonal, longest first.
+def gram_rotation(
+    columns: Float[Tensor, "outputs rank"],
+) -> tuple[Float[Tensor, "rank rank"], Float[Tensor, "outputs rank"]]:
+    """Return an orthogonal V and `columns @ V`, whose columns are orthogonal to each other, longest first.
 
     V holds the eigenvectors of the Gram matrix, with the signs of [`rotate_lora`]; the identity for a zero matrix.
 
     Args:
         columns (`torch.Tensor` of shape `(outputs, rank)`, float64).
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: of shapes `(rank, rank)` and `(outputs, rank)`, float64.
 
     Raises:
         ValueError: if values are not finite, or so large that their squares are not.
@@ -91,13 +94,13 @@ def gram_rotation(columns: Float[Tensor, "outputs rank"]) -> Float[Tensor, "rank
     Example:
         >>> import torch
         >>> from hfnoise.privacy.lora_rotation import gram_rotation
-        >>> gram_rotation(torch.zeros(5, 2, dtype=torch.float64)).tolist()
+        >>> gram_rotation(torch.zeros(5, 2, dtype=torch.float64))[0].tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
     gram = columns.mT @ columns
     size = float(gram.trace())
     if size == 0:
-        return torch.eye(len(gram), dtype=torch.float64, device=columns.device)
+        return torch.eye(len(gram), dtype=torch.float64, device=columns.device), columns.clone()
     if not size < float("inf"):
         check_finite(columns, "lora_B")
         raise ValueError(
@@ -105,7 +108,9 @@ def gram_rotation(columns: Float[Tensor, "outputs rank"]) -> Float[Tensor, "rank
         )
     # On the CPU: r x r is too small for an accelerator, and all devices then agree on the algorithm.
     rotation = torch.linalg.eigh(gram.cpu()).eigenvectors.flip(1).to(columns.device)
-    return rotation * column_signs(columns @ rotation, rotation)
+    turned = columns @ rotation
+    signs = column_signs(turned, rotation)
+    return rotation * signs, turned.mul_(signs)
 
 
 def orthonormality_error(rows: Tensor) -> float:

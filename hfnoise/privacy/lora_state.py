@@ -112,10 +112,9 @@ class LoraRotation:
         self._check_average(lora_B)
         if isinstance(replaced, bool) or not isinstance(replaced, int) or not 0 <= replaced <= self.rank:
             raise ValueError(f"replaced must be a whole number between 0 and the rank {self.rank}, got {replaced!r}.")
-        columns = lora_B.detach().double()
-        turn = gram_rotation(columns)
+        turn, columns = gram_rotation(lora_B.detach().double())
         self._rotation = self._rotation @ turn
-        self._columns = (columns @ turn).to(self._columns)
+        self._columns = columns.to(self._columns)
         self.round += 1
         message = self._make_message(replaced, seed if replaced else 0)
         self._refresh(message)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -74,7 +76,8 @@ def initial_lora_A(
     if inputs is None or inputs < 1:
         raise ValueError(f"inputs must be a whole number of at least 1, got {inputs!r}.")
     if init_A == "kaiming":
-        return ((2 * torch.rand(rank, inputs, generator=generator, dtype=torch.float64) - 1) / inputs**0.5).to(dtype)
+        entries = 2 * torch.rand(rank, inputs, generator=generator, dtype=torch.float64) - 1
+        return (entries / math.sqrt(inputs)).to(dtype)
     return orthonormal_rows(torch.randn(rank, inputs, generator=generator, dtype=torch.float64))[0].to(dtype)
 
 

@@ -1,5 +1,7 @@
 """FedSVD's rotation: the golden vectors, the degenerate cases, and what must not change."""
 
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -146,3 +148,21 @@ def test_parameters_are_left_alone():
 def test_bad_input(change, error, message):
     with pytest.raises(error, match=message):
         rotate_lora(*change(*random_factors()))
+
+
+def fastest(function, repeats):
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@pytest.mark.slow
+def test_it_is_fast():
+    A, B = random_factors(8, 1024, 1024)
+    A = orthonormal_rows(A)[0].float()
+    ours = fastest(lambda: rotate_lora(A, B), 200)
+    full = fastest(lambda: torch.linalg.svd(B @ A, full_matrices=False), 1)
+    assert ours <= 0.3e-3 and full >= 100 * ours
