@@ -93,3 +93,13 @@ AUDIT_BIBTEX = """\
     year      = {2023},
     url       = {https://arxiv.org/abs/2305.08846},
 }"""
+
+FEDSVD_BIBTEX = """\
+@inproceedings{lee2025fedsvd,
+    title     = {{FedSVD: Adaptive Orthogonalization for Private Federated Learning with LoRA}},
+    author    = {Seanie Lee and Sangwoo Park and Dong Bok Lee and Dominik Wagner and Haebin Seong and Tobias Bocklet
+                 and Juho Lee and Sung Ju Hwang},
+    booktitle = {Advances in Neural Information Processing Systems},
+    year      = {2025},
+    url       = {https://arxiv.org/abs/2505.12805},
+}"""

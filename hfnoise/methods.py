@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from hfnoise.citations import BVPO_BIBTEX, DP_SGD_BIBTEX, DR_DPO_BIBTEX, ROBUST_DPO_BIBTEX
+from hfnoise.citations import BVPO_BIBTEX, DP_SGD_BIBTEX, DR_DPO_BIBTEX, FEDSVD_BIBTEX, ROBUST_DPO_BIBTEX
 from hfnoise.options import (
     BVPO_OPTIONS,
     DP_OPTIONS,
     DR_DPO_OPTIONS,
+    FEDSVD_OPTIONS,
     NOISE_DPO_OPTIONS,
     ROBUST_DPO_OPTIONS,
     Option,
@@ -161,6 +162,22 @@ METHODS: tuple[Method, ...] = (
         state="ready",
         tags=("hfnoise", "dp-dpo", "dp-sgd", "differential-privacy", "dpo"),
         bibtex=DP_SGD_BIBTEX,
+    ),
+    Method(
+        name="fedsvd",
+        family="privacy",
+        title="FedSVD: clients train one LoRA adapter together, each with its own epsilon, by tiny messages",
+        paper="2505.12805",
+        module="hfnoise.trainers.federated",
+        exports=("FedSVDTrainer",),
+        config="FedSVDConfig",
+        trainer="FedSVDTrainer",
+        launch="hfnoise.trainers.launch_federated:train_federated",
+        options=FEDSVD_OPTIONS,
+        stock="none in HF; the official code sends the whole model",
+        state="ready",
+        tags=("hfnoise", "fedsvd", "federated", "differential-privacy"),
+        bibtex=FEDSVD_BIBTEX,
     ),
 )
 

@@ -59,6 +59,19 @@ def parse(
         raise UsageError(f"{error} (see {prog} --help)") from error
 
 
+def given_names(arguments: Sequence[str]) -> set[str]:
+    """Return the names of the options on a command line and in its `--config` file, without their values.
+
+    Example:
+        >>> from hfnoise.trainers.command_line import given_names
+        >>> sorted(given_names(["--seed", "3", "--use_cpu"]))
+        ['seed', 'use_cpu']
+    """
+    file, rest = take_option(arguments, "--config")
+    names = {argument[2:].partition("=")[0].replace("-", "_") for argument in rest if argument.startswith("--")}
+    return names if file is None else names | set(_read_yaml(Path(file)))
+
+
 def _ask_for(needed: Mapping[str, str], given: Sequence[str]) -> None:
     """Raise UsageError naming all needed options that are not given; argparse takes a beginning for the option."""
     names = {name.replace("-", "_") for name in given if name}

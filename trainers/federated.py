@@ -8,6 +8,7 @@ from hfnoise.trainers.federated_layers import freeze_lora_A
 from hfnoise.trainers.federated_message import ClientUpdate, FederationMessage
 from hfnoise.trainers.federated_server import FedSVDServer
 from hfnoise.trainers.federated_simulation import ClientDropout, RoundRecord, simulate_federation
+from hfnoise.trainers.federated_trainer import FedSVDTrainer
 
 __all__ = [
     "ClientDropout",
@@ -15,6 +16,7 @@ __all__ = [
     "FedSVDClient",
     "FedSVDConfig",
     "FedSVDServer",
+    "FedSVDTrainer",
     "FederationMessage",
     "ParticipationError",
     "RoundRecord",

@@ -263,8 +263,8 @@ class FedSVDClient:
             trained = [layer.name for layer in self.layers if layer.lora_A.requires_grad]
             if trained:
                 raise ValueError(
-                    f"aggregation={self.config.aggregation!r} trains B only, and lora_A of {trained[0]!r} is trainable "
-                    "as well: its changes would not be sent, and A would leave the server's subspace. Call "
+                    f"aggregation={self.config.aggregation!r} trains B only, and lora_A of {trained[0]!r} is "
+                    "trainable as well: its changes would not be sent, and A would leave the server's subspace. Call "
                     "hfnoise.freeze_lora_A(model) before the Trainer is built."
                 )
         frozen = [layer.name for layer in self.layers if not layer.lora_B.requires_grad]

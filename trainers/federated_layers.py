@@ -193,7 +193,8 @@ def _plain(value: Tensor) -> Tensor:
 def _find(model: Any) -> list[LoraLayer]:
     if not is_peft_model(model):
         raise ValueError(
-            f"a federation needs a PEFT model with a LoRA adapter, got {type(model).__name__}. Use peft.get_peft_model."
+            f"a federation needs a PEFT model with a LoRA adapter, got {type(model).__name__}. Use "
+            "peft.get_peft_model."
         )
     adapters = model.active_adapters
     if len(adapters) != 1:

@@ -1,4 +1,4 @@
-"""A server's state on the disk: one safetensors file, replaced as a whole, so that a crash leaves the old or the new."""
+"""A server's state on the disk: one safetensors file, replaced as a whole, so a crash leaves the old or the new."""
 
 from __future__ import annotations
 

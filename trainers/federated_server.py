@@ -78,8 +78,8 @@ class FedSVDServer:
             if quantized:
                 raise ValueError(
                     f"the base is quantised ({quantized[0].kind}), and {config.aggregation!r} with "
-                    f"subspace={config.subspace!r} adds updates to its weights. Use aggregation='fedsvd' or 'ffa' with "
-                    "subspace='fixed', or a base that is not quantised."
+                    f"subspace={config.subspace!r} adds updates to its weights. Use aggregation='fedsvd' or 'ffa' "
+                    "with subspace='fixed', or a base that is not quantised."
                 )
         given = layers.read()
         lora_B = {name: torch.zeros_like(factors.lora_B) for name, factors in given.items()}
@@ -263,7 +263,7 @@ class FedSVDServer:
         return save_lora_adapter(folder, whole, self._adapter_config, self.scalings, rank=rank)
 
     def save(self, folder: str | Path) -> None:
-        """Write the whole state, so that a restarted server goes on as if nothing had happened; whole or not at all."""
+        """Write the whole state, from which a restarted server goes on as before; whole or not at all."""
         save_server(self, Path(folder))
 
     def load(self, folder: str | Path) -> None:
@@ -331,6 +331,6 @@ class FedSVDServer:
                 )
             if self.config.aggregation in TRAINS_ONLY_B and update.lora_A:
                 raise ValueError(
-                    f"client {update.client!r} sent lora_A, which {self.config.aggregation!r} keeps frozen: it trained "
-                    "both factors. Call hfnoise.freeze_lora_A(model) there before the Trainer is built."
+                    f"client {update.client!r} sent lora_A, which {self.config.aggregation!r} keeps frozen: it "
+                    "trained both factors. Call hfnoise.freeze_lora_A(model) there before the Trainer is built."
                 )

@@ -1,0 +1,163 @@
+"""Report and card of a federation: rounds, clients, participation, epsilon of each, and what none of it covers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from hfnoise.cards import command_line, embedded_name, hub_name, library_versions, render_card
+from hfnoise.citations import DP_SGD_BIBTEX, FEDSVD_BIBTEX
+from hfnoise.privacy.hf_card import format_epsilon
+from hfnoise.trainers.private_mixin import DPTrainerMixin
+
+REPORT_FILE = "federation_report.json"
+_PAPERS = {
+    "fedsvd": ("FedSVD", "2505.12805"),
+    "ffa": ("FFA-LoRA", "2403.12313"),
+    "fedavg": ("FedAvg on LoRA factors", "1602.05629"),
+    "flora": ("FLoRA", "2409.05976"),
+    "fedex": ("FedEx-LoRA", "2410.09432"),
+}
+_NOT_COVERED = (
+    "evaluation metrics, which were computed without noise",
+    "the choice of hyperparameters",
+    "in which rounds a client took part, which the server knows: nothing is gained from its choice of clients",
+    "the pretrained weights",
+)
+
+
+def federation_report(trainer: Any) -> dict[str, Any]:
+    """Return what is known of a federation, from the clients themselves.
+
+    Args:
+        trainer ([`~hfnoise.FedSVDTrainer`]): before, in the middle of or after its rounds.
+    """
+    clients = {}
+    for client in trainer.clients:
+        private = isinstance(client.trainer, DPTrainerMixin)
+        clients[client.name] = {
+            "examples": client.examples if trainer.fedsvd_config.weighting == "examples" else None,
+            "participations": client.participations,
+            "max_participations": client.cap,
+            "epsilon": client.epsilon(),
+            "delta": float(client.trainer.target_delta) if private else None,
+            "noise_multiplier": client.noise_multiplier,
+            "secret_noise": private and client.trainer.dp_config.unsafe_seed is None,
+        }
+    report = {**trainer.server.report(), "clients": clients, "epsilon": trainer.epsilon()}
+    report["private"] = trainer.is_private and all(one["secret_noise"] for one in clients.values())
+    report["not_covered"] = [
+        *_NOT_COVERED,
+        *(["the numbers of examples, by which clients are weighted"] if _weighs(trainer) else []),
+    ]
+    report["statement"] = _statement(trainer, report)
+    return report
+
+
+def write_card_and_report(trainer: Any, folder: Path) -> None:
+    """Write `README.md` and `federation_report.json` into a folder, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report = federation_report(trainer)
+    temporary = folder / f".{REPORT_FILE}.{os.getpid()}"
+    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / REPORT_FILE)
+    _card(trainer, report, folder).save(folder / "README.md")
+
+
+def _card(trainer: Any, report: dict[str, Any], folder: Path) -> Any:
+    given = trainer._card_values
+    name, paper = _PAPERS[trainer.fedsvd_config.aggregation]
+    base_path = getattr(trainer.model.get_base_model().config, "_name_or_path", "")
+    base = hub_name(base_path)
+    tags = given.get("tags") or []
+    config = trainer.fedsvd_config
+    block = {
+        "method": config.aggregation, "subspace": config.subspace, "rounds": report["rounds"],
+        "clients": len(report["clients"]), "local_steps": config.local_steps, "private": report["private"],
+        **({} if report["epsilon"] is None else {"epsilon": report["epsilon"]}),
+    }  # fmt: skip
+    data = ModelCardData(
+        library_name="peft",
+        tags=sorted({"hfnoise", "federated", config.aggregation, *([tags] if isinstance(tags, str) else tags)}),
+        **({"base_model": base, "base_model_relation": "adapter"} if base else {}),
+        **({"datasets": [given["dataset_name"]]} if given.get("dataset_name") else {}),
+        hfnoise=block,
+    )
+    start = f"[{base}](https://huggingface.co/{base})" if base else embedded_name(base_path) or "A local model"
+    kind = type(trainer.model.get_base_model()).__name__
+    auto = "AutoPeftModelForSequenceClassification" if kind.endswith("ForSequenceClassification") else None
+    return render_card(
+        "federated.md",
+        data,
+        model_name=given.get("model_name") or folder.name,
+        lead=(
+            f"{start}, adapted by {len(report['clients'])} clients together with {name} "
+            f"([paper](https://huggingface.co/papers/{paper})), by `FedSVDTrainer` of hfnoise. Only LoRA factors left "
+            "the clients."
+        ),
+        statement=report["statement"],
+        setting_rows=_setting_rows(config, report),
+        client_rows=[_client_row(name, one) for name, one in report["clients"].items()],
+        not_covered=report["not_covered"],
+        model_class=auto or "AutoPeftModelForCausalLM",
+        path=trainer.args.hub_model_id or trainer.args.output_dir,
+        command=command_line(),
+        metric_rows=_metric_rows(trainer),
+        versions=library_versions(),
+        citation="\n\n".join([FEDSVD_BIBTEX, *([DP_SGD_BIBTEX] if trainer.is_private else [])]),
+    )
+
+
+def _weighs(trainer: Any) -> bool:
+    return bool(trainer.fedsvd_config.weighting == "examples")
+
+
+def _statement(trainer: Any, report: dict[str, Any]) -> str:
+    if not trainer.is_private:
+        return (
+            "Not private: no noise was added. Data stayed at the clients, and the adapter may still tell about them."
+        )
+    if not report["private"]:
+        return "NOT PRIVATE: unsafe_seed was used, so anybody can subtract the noise."
+    delta = max(one["delta"] for one in report["clients"].values())
+    return (
+        f"The adapter is ({format_epsilon(report['epsilon'])}, {delta:g})-differentially private with respect to "
+        "adding or removing one unit of one client, if no unit is at two clients; what each client sent is private towards "
+        "the server as well."
+    )
+
+
+def _setting_rows(config: Any, report: dict[str, Any]) -> list[tuple[str, str]]:
+    drawn = config.sampled(len(report["clients"]))
+    rows = [
+        ("aggregation", config.aggregation),
+        ("subspace", f"refresh every {config.refresh_every} rounds" if config.subspace == "refresh" else "fixed"),
+        ("first rows of A", config.init_lora_A),
+        ("rounds", f"{report['rounds']} of {config.rounds}"),
+        ("clients in a round", f"{drawn} of {len(report['clients'])}"),
+        ("local steps in a round", str(config.local_steps)),
+        ("weights", "numbers of examples" if config.weighting == "examples" else "all clients alike"),
+        ("public seed", str(config.federation_seed)),
+    ]
+    return rows
+
+
+def _client_row(name: str, one: dict[str, Any]) -> tuple[str, str, str, str, str]:
+    epsilon = "no noise" if one["epsilon"] is None else f"{format_epsilon(one['epsilon'])} at delta {one['delta']:g}"
+    noise = "" if one["noise_multiplier"] is None else f"{one['noise_multiplier']:.4g}"
+    examples = "hidden" if one["examples"] is None else str(one["examples"])
+    return name, examples, f"{one['participations']} of at most {one['max_participations']}", noise, epsilon
+
+
+def _metric_rows(trainer: Any) -> list[tuple[str, str]]:
+    for entry in reversed(trainer.state.log_history):
+        found = {key: value for key, value in entry.items() if key.startswith("eval_") and "per_second" not in key}
+        if found:
+            return [
+                (key.removeprefix("eval_"), f"{value:.4f}") for key, value in found.items() if "runtime" not in key
+            ]
+    return []
