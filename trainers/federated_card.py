@@ -126,8 +126,8 @@ def _statement(trainer: Any, report: dict[str, Any]) -> str:
     delta = max(one["delta"] for one in report["clients"].values())
     return (
         f"The adapter is ({format_epsilon(report['epsilon'])}, {delta:g})-differentially private with respect to "
-        "adding or removing one unit of one client, if no unit is at two clients; what each client sent is private towards "
-        "the server as well."
+        "adding or removing one unit of one client, if no unit is at two clients; what each client sent is private "
+        "towards the server as well."
     )
 
 

@@ -19,6 +19,10 @@ from hfnoise.trainers.federated_server import FedSVDServer
 logger = logging.getLogger(__name__)
 
 
+# Attempts to draw a set that leaves a schedule; most draws do until the last rounds.
+_DRAWS = 20
+
+
 class ClientDropout(RuntimeError):
     """Raised by a client that cannot finish a round: it is left out of the average, and may come back."""
 
@@ -66,7 +70,7 @@ def simulate_federation(
 
     Clients are drawn for every round by the public `federation_seed`, among those that have not reached their cap. A
     client that raises [`ClientDropout`] or `ConnectionError` is left out of the round; a round that nobody answers is
-    tried again with others, at most as often as there are clients.
+    tried again with others, at most as often as there are clients. When all have reached their caps it ends early.
 
     Formal guarantee: that of every client, see [`FedSVDClient`]; the simulation adds nothing. Caps hold however
     clients are drawn.
@@ -86,7 +90,7 @@ def simulate_federation(
         `list[RoundRecord]`: of the rounds that were run by this call.
 
     Raises:
-        ValueError: for no clients, two of one name, or when too few may still take part.
+        ValueError: for no clients, two of one name, or a round that nobody answers.
 
     Example:
         >>> from hfnoise import simulate_federation
@@ -108,6 +112,12 @@ def simulate_federation(
     while server.rotate() < config.rounds:
         round = server.round
         chosen, updates, sent = _one_round(server, by_name, config.sampled(len(clients)))
+        if not updates:
+            logger.warning(
+                "the federation ends after %d of %d rounds: every client has taken part as often as its noise is "
+                "calibrated to (rounds that broke off count).", round, config.rounds,
+            )  # fmt: skip
+            break
         server.aggregate(updates)
         if output_dir is not None:
             server.save(output_dir)
@@ -127,19 +137,45 @@ def simulate_federation(
     return records
 
 
+def choose_clients(left: dict[str, int], wanted: int, rounds: int, draw: random.Random) -> list[str]:
+    """Return the clients of a round, drawn at random, but so that the caps last for the rounds to come.
+
+    Without that, the clients that chance has spared are left alone in the last rounds.
+
+    Args:
+        left (`dict[str, int]`): rounds that each client may still take part in.
+        wanted (`int`): clients in a round.
+        rounds (`int`): rounds to come, this one included.
+        draw (`random.Random`): keyed by the round.
+
+    Example:
+        >>> from random import Random
+        >>> from hfnoise.trainers.federated_simulation import choose_clients
+        >>> choose_clients({"a": 2, "b": 1, "c": 1}, wanted=2, rounds=2, draw=Random(0))[0]
+        'a'
+    """
+    able = sorted(name for name, count in left.items() if count > 0)
+    wanted = min(wanted, len(able))
+    for _ in range(_DRAWS):
+        chosen = sorted(draw.sample(able, wanted))
+        later = sum(min(left[name] - (name in chosen), rounds - 1) for name in able)
+        if later >= min(sum(left[name] for name in able) - wanted, (rounds - 1) * wanted):
+            return chosen
+    # Those with most rounds left always leave a schedule; the draw only breaks ties.
+    draw.shuffle(able)
+    return sorted(sorted(able, key=lambda name: -left[name])[:wanted])
+
+
 def _one_round(
     server: FedSVDServer, clients: dict[str, FedSVDClient], wanted: int
 ) -> tuple[list[str], list[ClientUpdate], int]:
-    """Return who was asked, who answered, and the most bytes that one of them was sent."""
+    """Return who was asked, who answered, and the most bytes that one of them was sent; nobody, if none may."""
     for attempt in range(len(clients) + 1):
-        able = sorted(name for name, client in clients.items() if client.participations < client.cap)
-        if not able:
-            raise ValueError(
-                f"round {server.round}: every client has taken part as often as its noise is calibrated to. Raise "
-                "max_participations before the federation begins, or run fewer rounds."
-            )
+        left = {name: client.cap - client.participations for name, client in clients.items()}
         draw = random.Random(f"{server.config.federation_seed}/{server.round}/{attempt}")
-        chosen = sorted(draw.sample(able, min(wanted, len(able))))
+        chosen = choose_clients(left, wanted, server.config.rounds - server.round, draw)
+        if not chosen:
+            return [], [], 0
         updates, sent = [], 0
         for name in chosen:
             message = server.message(clients[name].last_round)

@@ -79,3 +79,37 @@ def trained_weights():
     return lambda trainer: torch.cat(
         [value.detach().flatten() for value in trainer.model.parameters() if value.requires_grad]
     )
+
+
+@pytest.fixture
+def make_federation(tiny_model_path, tokenizer, cpu_arguments, make_texts, tmp_path):
+    """Return `make(config settings, clients, dp, rank, folder)`: a server, its clients, and the model they share."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    from hfnoise import DPConfig, DPSFTTrainer, FedSVDClient, FedSVDConfig, FedSVDServer, freeze_lora_A
+
+    def make(clients=3, dp=None, ranks=(2, 2, 2), folder=None, optim="sgd", steps=2, **settings):
+        config = FedSVDConfig(**{"rounds": 3, "local_steps": steps} | settings)
+        arguments = {name: value for name, value in cpu_arguments.items() if name != "beta"}
+        arguments |= {"per_device_train_batch_size": 4, "learning_rate": 0.5, "optim": optim}
+
+        def adapted(rank):
+            base = AutoModelForCausalLM.from_pretrained(tiny_model_path)
+            model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"]))
+            return freeze_lora_A(model) if config.aggregation in ("fedsvd", "ffa") else model
+
+        server_model = adapted(max(ranks))
+        made = []
+        for number in range(clients):
+            model = server_model if len(set(ranks)) == 1 else adapted(ranks[number])
+            rows = make_texts(36).select(range(number, 36, 3))
+            common = {"args": SFTConfig(**arguments), "train_dataset": rows, "processing_class": tokenizer}
+            privacy = None if dp is None else DPConfig(**{"unsafe_seed": number} | dp)
+            trainer = SFTTrainer(model, **common) if dp is None else DPSFTTrainer(model, dp_config=privacy, **common)
+            state = (folder or tmp_path) / f"client{number}"
+            made.append(FedSVDClient(f"client{number}", trainer, config, clients=clients, state_dir=state))
+        return FedSVDServer(server_model, config), made, server_model
+
+    return make
