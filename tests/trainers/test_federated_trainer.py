@@ -1,0 +1,105 @@
+"""FedSVDTrainer: the whole federation as one Trainer; what it saves, resumes, refuses."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM
+from trl import SFTConfig
+
+from hfnoise import DPConfig, FedSVDConfig, FedSVDTrainer
+
+CLIENTS = ("alice", "bob")
+
+
+@pytest.fixture
+def make(tiny_model_path, tokenizer, cpu_arguments, make_texts, tmp_path):
+    def make(folder="out", dp=None, rows=24, config=None, eval=True, **settings):
+        arguments = {name: value for name, value in cpu_arguments.items() if name != "beta"}
+        arguments |= {"per_device_train_batch_size": 4, "learning_rate": 0.05, "output_dir": str(tmp_path / folder)}
+        names = [CLIENTS[number % 2] for number in range(rows)]
+        return FedSVDTrainer(
+            tiny_model_path,
+            args=SFTConfig(**arguments),
+            fedsvd_config=FedSVDConfig(**{"rounds": 2, "local_steps": 1} | (config or {})),
+            train_dataset=make_texts(rows, owner=names),
+            client_column="owner",
+            eval_dataset=make_texts(4) if eval else None,
+            processing_class=tokenizer,
+            dp_config=None if dp is None else DPConfig(**{"unsafe_seed": 1} | dp),
+            peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"]),
+            **settings,
+        )
+
+    return make
+
+
+def test_trains_evaluates_and_saves_what_stock_peft_loads(make, tiny_model_path, tmp_path):
+    trainer = make(dp={"target_epsilon": 6.0, "target_delta": 1e-3})
+    before = trainer.evaluate()["eval_loss"]
+    output = trainer.train()
+    assert output.global_step == 2 and output.metrics["eval_loss"] != before
+    assert 5.9 < output.metrics["privacy/epsilon"] == trainer.epsilon() <= 6.0
+    assert [entry["round"] for entry in trainer.state.log_history if "federation/bytes_up" in entry] == [1, 2]
+    assert not any("eval_num_tokens" in entry or "loss" in entry for entry in trainer.state.log_history)
+
+    trainer.save_model()
+    folder = tmp_path / "out"
+    report = json.loads((folder / "federation_report.json").read_text())
+    assert report["clients"]["alice"]["participations"] == report["clients"]["alice"]["max_participations"] == 2
+    assert report["private"] is False, "unsafe_seed"
+    card = (folder / "README.md").read_text()
+    assert "| alice | 12 | 2 of at most 2 |" in card and "None" not in card and "NOT PRIVATE: unsafe_seed" in card
+    stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_path), folder).eval()
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        assert torch.equal(stock(ids).logits, trainer.model.eval()(ids).logits)
+
+
+def test_resumed_equals_uninterrupted(make, monkeypatch):
+    whole = make("whole", dp={"noise_multiplier": 1.0}, eval=False)
+    whole.train()
+    stopped = make("parts", dp={"noise_multiplier": 1.0}, eval=False)
+    log = stopped._log_round
+
+    def stop(record):
+        log(record)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stopped, "_log_round", stop)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = make("parts", dp={"noise_multiplier": 1.0}, eval=False)
+    with pytest.raises(ValueError, match="holds the state of an earlier federation"):
+        resumed.train()
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 2
+    for name, factors in whole.server.factors().items():
+        assert torch.equal(factors.lora_B, resumed.server.factors()[name].lora_B)
+
+
+def test_clients_with_one_known_seed_draw_different_noise(make):
+    trainer = make(dp={"noise_multiplier": 1.0}, eval=False)
+    seeds = {client.trainer.dp_config.unsafe_seed for client in trainer.clients}
+    assert len(seeds) == 2
+
+
+def test_refuses(make, tmp_path, make_texts):
+    with pytest.raises(ValueError, match="one secret_file or ledger_file for all clients"):
+        make(dp={"noise_multiplier": 1.0, "unsafe_seed": None, "secret_file": str(tmp_path / "secret")})
+    with pytest.raises(ValueError, match="clients_per_round=3 of only 2 clients"):
+        make(config={"clients_per_round": 3})
+    with pytest.raises(TypeError, match="dp_config must be a DPConfig"):
+        FedSVDTrainer("a", fedsvd_config=FedSVDConfig(), train_dataset={"a": make_texts(2)}, dp_config=3.0)
+    with pytest.raises(ValueError, match="must name the clients exactly"):
+        FedSVDTrainer("a", fedsvd_config=FedSVDConfig(), train_dataset={"a": make_texts(2)}, dp_config={})
+    with pytest.raises(ValueError, match="needs client_column"):
+        FedSVDTrainer("a", fedsvd_config=FedSVDConfig(), train_dataset=make_texts(2))
+    with pytest.raises(ValueError, match="clients without examples: \\['b'\\]"):
+        FedSVDTrainer(
+            "a", fedsvd_config=FedSVDConfig(), train_dataset={"a": make_texts(2), "b": make_texts(2).select([])}
+        )
+    trainer = make(eval=False)
+    with pytest.raises(ValueError, match="there is no eval_dataset"):
+        trainer.evaluate()
