@@ -27,8 +27,8 @@ SMALLER = {
     "range(1024)": "range(32)",
     "num_train_epochs=3": "num_train_epochs=1",
     "max_steps=12": "max_steps=1",
-    "target_epsilon=8": "noise_multiplier=1.0",
-    "target_epsilon=3.0": "noise_multiplier=1.0",
+    "target_epsilon=8,": "noise_multiplier=1.0,",
+    "target_epsilon=3.0,": "noise_multiplier=1.0,",
     "expected_batch_size=128": "expected_batch_size=16",
 }
 
