@@ -54,7 +54,10 @@ def make_private(trainer: Trainer, dp_config: DPConfig) -> Any:
     """Return `trainer`, made private in place: for a Trainer that is already built, of any subclass.
 
     The same checks and refusals as in the private Trainers. The object stays the same; its class becomes a subclass of
-    the one it had, with [`DPTrainerMixin`] in front.
+    the one it had, with [`DPTrainerMixin`] in front. The ledger knows the dataset by the rows that this Trainer has,
+    which TRL has tokenised: the same data given to [`DPSFTTrainer`] as text is another dataset for it.
+
+    Formal guarantee: that of [`DPTrainerMixin`].
 
     Args:
         trainer (`transformers.Trainer`): not trained yet; its `training_step` must be one forward and backward pass.

@@ -31,8 +31,8 @@ class PrivacyCheck:
     """What `dp_check` found; it raises where the answer is no.
 
     Args:
-        scale ([`LossScale`], *optional*): how the Trainer adds losses up; `None` with `grad_mode="loop"`, which takes
-            every unit alone.
+        scale ([`LossScale`]): how the Trainer adds losses up; its reduction is `"alone"` with `grad_mode="loop"`,
+            which takes every unit alone, so that there is nothing to compare.
         covered (`list[str]`): trainable parameters whose per-unit gradients are known.
         error_alone (`float`): largest relative distance between the gradient of a row in a batch and alone.
         error_sum (`float`): relative distance between the sum of the per-row gradients and the ordinary gradient.
@@ -50,6 +50,10 @@ def dp_check(trainer: Any) -> PrivacyCheck:
     On synthetic rows and with perturbed weights (a fresh LoRA has B = 0, where many losses look alike): the gradient
     of a row in a batch equals the gradient of that row alone; the sum over rows equals the ordinary gradient; every
     trainable parameter is covered.
+
+    Formal guarantee: none; a test that can refute, on three rows, one set of weights and with dropout off. It does not
+    see what mixes rows in training mode only, nor a model whose output depends on the amount of padding: the row
+    alone keeps the padding of its batch.
 
     Args:
         trainer ([`DPTrainerMixin`]): a private Trainer.

@@ -125,7 +125,12 @@ class PrivateCourseMixin:
         return self.private_run.state.noise_multiplier
 
     def epsilon(self) -> float:
-        """Return epsilon of the weights as they are, at `target_delta`: of this run, or of the search that it won."""
+        """Return epsilon of the weights as they are, at `target_delta`: of this run, or of the search that it won.
+
+        Of a run that branched off from a checkpoint it includes the steps before. What other runs on the data have
+        released is not in it: that is `total_epsilon` of `privacy_report()`, which is also what the report of such a
+        branch states.
+        """
         tuning = getattr(self, "tune_result", None)
         return tuning["epsilon"] if tuning is not None else self.private_run.epsilon(self.state.global_step)
 

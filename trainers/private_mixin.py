@@ -54,8 +54,10 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
 
     Formal guarantee: the weights after T steps are (epsilon, delta)-differentially private with respect to adding or
     removing one unit, with the epsilon of [`~hfnoise.privacy.accounting.compute_epsilon`], if the loss is a sum over
-    units (checked before the first step) and the secret stays secret. Not covered: the metrics of evaluation data, the
-    choice of hyperparameters (see `dp_tune`), the number of units, and the pretrained weights.
+    units (checked before the first step), what a forward pass draws at random (dropout) is fresh for each unit and
+    unknown, and the secret stays secret. Not covered: the metrics of evaluation data, the choice of hyperparameters
+    (see `dp_tune`), the number of units, and the pretrained weights. `epsilon()`, `target_delta`, `noise_multiplier`,
+    `sample_rate` and `privacy_report()` say what it is.
 
     Args:
         *args: of the Trainer.
