@@ -40,7 +40,10 @@ def test_row_weights_undo_the_reduction(reduction):
 def test_what_may_be_logged():
     assert all(map(is_public, ("grad_norm", "epoch", "eval_loss", "privacy/epsilon")))
     assert not any(
-        map(is_public, ("loss", "train_loss", "num_tokens", "rewards/margins", "noise/flip_rate", "evaluate"))
+        map(
+            is_public,
+            ("loss", "train_loss", "num_tokens", "eval_num_tokens", "rewards/margins", "noise/flip_rate", "evaluate"),
+        )
     )
 
 
