@@ -128,7 +128,7 @@ def test_a_loss_that_does_not_listen(kind, tiny_model_path, tokenizer, make_text
         torch.manual_seed(0)
         task, adapter, size = AutoModelForCausalLM, LoraConfig(r=2, target_modules=["q_proj"]), {}
         if kind == "tokens classified":
-            task, size = AutoModelForTokenClassification, {"num_labels": 3}
+            task, size = AutoModelForTokenClassification, {"num_labels": 3, "classifier_dropout": 0.0}
             adapter = LoraConfig(r=2, task_type="TOKEN_CLS", target_modules=["q_proj"], modules_to_save=["score"])
         model = get_peft_model(task.from_pretrained(tiny_model_path, **size), adapter)
         arguments = {k: v for k, v in cpu_arguments.items() if k not in ("beta", "max_length")}
