@@ -33,7 +33,7 @@ from hfnoise.trainers.private_refusals import refuse_trainer
 from hfnoise.trainers.private_run import PrivateRun
 from hfnoise.trainers.private_scale import LossScale
 from hfnoise.trainers.private_step import PrivateStep
-from hfnoise.trainers.private_units import Units
+from hfnoise.trainers.private_units import Units, unit_names
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
         for source in (dataset, given):
             if source is not None and column in (getattr(source, "column_names", None) or ()):
                 if len(source) == len(dataset):
-                    return Units(len(dataset), list(source[column]), self.dp_config.max_rows_per_unit)
+                    return Units(len(dataset), unit_names(source, column), self.dp_config.max_rows_per_unit)
         raise ValueError(
             f"unit_column={column!r} is not a column of train_dataset (columns: "
             f"{getattr(given if given is not None else dataset, 'column_names', None)}), or rows were dropped in "
