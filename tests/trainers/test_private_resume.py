@@ -143,7 +143,8 @@ def test_the_secret_is_nowhere_in_the_output(make_private_trainer, tmp_path):
 
 
 def train_on_both(make_private_trainer, trained_weights, expected, dp, folder):
-    trainer = make_private_trainer(dp=dp, per_device_train_batch_size=2, output_dir=str(folder / "two"), **SAVING)
+    settings = SAVING | {"per_device_train_batch_size": 2, "output_dir": str(folder / "two")}
+    trainer = make_private_trainer(dp=dp, peft=dropout_adapter(), **settings)
     assert trainer.expected_batch_size == 8
     trainer.train()
     assert torch.equal(trained_weights(trainer), expected)
@@ -153,9 +154,9 @@ def train_on_both(make_private_trainer, trained_weights, expected, dp, folder):
 
 @pytest.mark.parametrize("clipping", ["flat", pytest.param("per_layer", marks=pytest.mark.slow)])
 def test_two_processes(clipping, make_private_trainer, trained_weights, two_processes, tmp_path):
-    """Masks and noise are the same, micro-batches are dealt out whole: with float64 sums the weights are bitwise."""
+    """Masks, noise and dropout are the same, micro-batches dealt out whole: with float64 sums weights are bitwise."""
     dp = FLOAT64 | {"clipping": clipping, "unsafe_seed": None, "secret_file": str(tmp_path / "secret")}
-    one = make_private_trainer(dp=dp, **SAVING)
+    one = make_private_trainer(dp=dp, peft=dropout_adapter(), **SAVING)
     run_id = one.private_run.state.run_id
     one._start_run = lambda checkpoint: None
     one.train()
