@@ -52,8 +52,8 @@ class RunState:
         planned_steps (`int`): the step at which it is to end; correlated noise depends on it.
         global_step (`int`): steps done when this was written.
         started (`str`): when the run began, ISO 8601.
-        earlier (`list`): mechanisms of the runs that this one branched off, `[sample_rate, noise_multiplier, steps,
-            bands]` each: the weights depend on them too.
+        earlier (`list`): mechanisms of the runs whose weights this one started from, `[sample_rate, noise_multiplier,
+            steps, bands]` each: its weights depend on them too.
         settings (`dict`): what makes the steps: optimizer, learning rate, seeds.
     """
 
@@ -87,6 +87,10 @@ class RunState:
     def mechanism(self, last_step: int) -> Mechanism:
         """Return what this run has released after `last_step` steps of the Trainer."""
         return Mechanism(self.sample_rate, self.noise_multiplier, max(0, last_step - self.first_step), self.bands)
+
+    def released(self, last_step: int) -> list[list[Any]]:
+        """Return `lineage` as numbers, for the `earlier` of a run that goes on from these weights."""
+        return [[one.sample_rate, one.noise_multiplier, one.steps, one.bands] for one in self.lineage(last_step)]
 
     def lineage(self, last_step: int) -> list[Mechanism]:
         """Return everything that the weights depend on after `last_step` steps."""
@@ -155,12 +159,23 @@ class PrivateRun:
 
     def __init__(self, state: RunState, secret: bytes, ledger: Ledger | None, limit: int) -> None:
         self.state, self.ledger, self.limit = state, ledger, limit
+        self._charged = max(state.first_step, state.global_step)
         # A known seed gives every run the same draws: that is what tests want of it.
         public = state.secret.startswith(UNSAFE)
         self.random = KeyedRandom(run_key(secret, UNSAFE if public else state.run_id))
 
     def charge(self, last_step: int) -> None:
-        """Write into the ledger that steps up to `last_step` are released; on the disk before this returns."""
+        """Write into the ledger that steps up to `last_step` are released; on the disk before this returns.
+
+        Raises:
+            RuntimeError: for a step beyond the budget, whatever became of the callback that stops before it.
+        """
+        if last_step > self.limit:
+            raise RuntimeError(
+                f"step {last_step} exceeds the budget target_epsilon={self.state.target_epsilon}, which allows "
+                f"{self.limit} steps; nothing of it is released."
+            )
+        self._charged = max(self._charged, last_step)
         if self.ledger is None:
             return
         state = self.state
@@ -177,6 +192,10 @@ class PrivateRun:
                 secret=state.secret,
             )
         )
+
+    def released(self) -> list[list[Any]]:
+        """Return everything that the weights in memory may depend on, a step that was interrupted included."""
+        return self.state.released(self._charged)
 
     def epsilon(self, last_step: int) -> float:
         """Return epsilon of the weights after `last_step` steps: of this run and of those that it branched off."""

@@ -28,7 +28,7 @@ def classification(tiny_model_path, tokenizer, cpu_arguments):
     """Return a function that makes a private classifier: plain Trainer, a head in `modules_to_save`, no TRL."""
     from transformers import AutoModelForSequenceClassification, TrainingArguments
 
-    def make(dp=None, adapter=None, labels=None, **settings):
+    def make(dp=None, adapter=None, labels=None, data=None, **settings):
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_pretrained(tiny_model_path, num_labels=3)
         model.config.pad_token_id = 0
@@ -39,7 +39,7 @@ def classification(tiny_model_path, tokenizer, cpu_arguments):
             " ".join(WORDS[i] for i in torch.randint(len(WORDS), (3 + n % 5,), generator=generator)) for n in range(24)
         ]
         rows = tokenizer(texts, return_token_type_ids=False)
-        data = Dataset.from_dict({**rows, "labels": labels or [n % 3 for n in range(24)]})
+        data = data or Dataset.from_dict({**rows, "labels": labels or [n % 3 for n in range(24)]})
         arguments = {k: v for k, v in cpu_arguments.items() if k not in ("beta", "max_length")} | settings
         return DPTrainer(
             model,
@@ -148,11 +148,11 @@ def test_a_loss_that_does_not_listen(kind, tiny_model_path, tokenizer, make_text
 def test_a_list_as_dataset_and_workers(classification, trained_weights):
     adapter = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj"], modules_to_save=["score"])
     plain = run(classification(adapter=adapter))
-    listed = classification(adapter=adapter)
-    listed.train_dataset = [
-        {name: row[name] for name in ("input_ids", "attention_mask", "labels")} for row in listed.train_dataset
-    ]
-    assert torch.equal(trained_weights(plain), trained_weights(run(listed)))
+    rows = [{name: row[name] for name in ("input_ids", "attention_mask", "labels")} for row in plain.train_dataset]
+    assert torch.equal(trained_weights(plain), trained_weights(run(classification(adapter=adapter, data=rows))))
+    plain.train_dataset = rows
+    with pytest.raises(ValueError, match="train_dataset was replaced"):  # the ledger would be that of the other one
+        plain.train()
 
 
 @pytest.mark.slow

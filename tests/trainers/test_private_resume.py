@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,30 @@ def test_other_settings_are_another_release(make_private_trainer, tmp_path, capl
     # The weights depend on two steps of the first run and on four of the second, the data on all of them.
     assert second.epsilon() == pytest.approx(first.epsilon(), rel=1e-6)
     assert second.private_run.total_epsilon(6) > 1.1 * first.epsilon()
+
+
+@pytest.mark.parametrize(
+    ("dp", "adapter", "settings", "name"),
+    [
+        ({"micro_batch_size": 2}, 0.2, {}, "micro_batch_size: 4 there, 2 here"),
+        ({}, 0.1, {}, "adapter: "),
+        ({}, 0.2, {"max_length": 8}, "rows: "),
+        ({}, 0.2, {"optim_target_modules": "all"}, "optim_target_modules: None there, 'all' here"),
+        ({}, 0.2, {"logging_steps": 2, "disable_tqdm": True, "run_name": "x", "eval_on_start": True}, None),
+    ],
+)
+def test_what_makes_another_release(dp, adapter, settings, name, make_private_trainer, tmp_path):
+    """The draws of a step belong to one gradient; whatever changes it must change them."""
+    from peft import LoraConfig
+
+    def trainer(dp, dropout, **settings):
+        peft = LoraConfig(r=2, target_modules=["v_proj", "q_proj"], lora_dropout=dropout)
+        return make_private_trainer(dp=dp, peft=peft, **SAVING | settings)
+
+    old, new = (t._described(bytes(32)) for t in (trainer({}, 0.2), trainer(dp, adapter, **settings)))
+    old = RunState(**json.loads(json.dumps(asdict(old))))
+    found = trainer({}, 0.2)._branches(old, new)
+    assert found.startswith(name) if name else found == ""
 
 
 def test_a_lost_secret_is_charged_again(make_private_trainer, tmp_path, caplog):

@@ -5,6 +5,7 @@ import torch
 from transformers import Trainer
 
 from hfnoise import DPConfig, DPDPOTrainer, DPSFTTrainer, make_private
+from hfnoise.privacy import compute_epsilon
 
 # Sums in another order: the last bits of float32, through three steps of Adam with lr 0.01.
 ROUNDING = {"rtol": 0, "atol": 2e-5}
@@ -172,3 +173,27 @@ def test_make_private_refuses_and_leaves_the_trainer_alone(make_trainer):
         make_private(trainer, DPConfig(target_epsilon=3))
     assert type(trainer) is DPOTrainer and not hasattr(trainer, "dp_config")
     trainer.train()
+    with pytest.raises(ValueError, match="has trained 3 steps without privacy"):
+        make_private(trainer, DPConfig(target_epsilon=3))
+
+
+def test_a_second_training_goes_on_from_the_first(make_private_trainer, tmp_path):
+    """Its weights hold the steps of both."""
+    dp = {"unsafe_seed": None, "secret_file": str(tmp_path / "secret"), "accountant": "rdp"}
+    trainer = make_private_trainer(dp=dp, max_steps=2)
+    trainer.train()
+    once = trainer.epsilon()
+    trainer.train()
+    assert once == compute_epsilon(1.0, 1 / 6, 2, 1e-5, "rdp")
+    assert trainer.epsilon() == compute_epsilon(1.0, 1 / 6, 4, 1e-5, "rdp")
+    report = trainer.privacy_report()
+    assert report["epsilon"] == trainer.epsilon() and report["steps_of_an_earlier_run"] == 2
+
+
+def test_no_step_beyond_the_budget(make_private_trainer):
+    trainer = make_private_trainer()
+    trainer.private_run.limit = 2
+    trainer._start_run = lambda checkpoint: None
+    trainer.callback_handler.callbacks = []  # the one that stops before is gone
+    with pytest.raises(RuntimeError, match="step 3 exceeds the budget"):
+        trainer.train()
