@@ -19,7 +19,7 @@ from hfnoise.privacy.secret_file import load_or_create_secret, secret_name, unsa
 from hfnoise.trainers.checkpoints import last_complete_checkpoint
 from hfnoise.trainers.private_noise import bands_for
 from hfnoise.trainers.private_result import check_result
-from hfnoise.trainers.private_run import UNSAFE, PrivateRun, RunState, new_run_id, now, plan_run
+from hfnoise.trainers.private_run import ROW_UNITS, UNSAFE, PrivateRun, RunState, new_run_id, now, plan_run
 from hfnoise.trainers.private_settings import built_settings, step_settings
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,8 @@ class PrivateCourseMixin:
             self._end_private_steps()
             if self.model_init is None:  # else each training starts from a model of its own
                 self._in_the_weights = self.private_run.released()
-        check_result(self.model, self._before, self.args.learning_rate)
+        rates = [entry["learning_rate"] for entry in self.state.log_history if "learning_rate" in entry]
+        check_result(self.model, self._before, rates or [self.args.learning_rate])
         if self.dp_config.log_private_metrics:
             return output
         metrics = {name: value for name, value in output.metrics.items() if name != "train_loss"}
@@ -242,7 +243,7 @@ class PrivateCourseMixin:
         """Return the state of a new run with these settings; its noise multiplier is still open."""
         config = self.dp_config
         seed = config.unsafe_seed
-        what = "preference pair" if hasattr(self, "ref_model") else "row"
+        what = ROW_UNITS[hasattr(self, "ref_model")]
         return RunState(
             run_id=new_run_id(),
             secret=secret_name(secret) if seed is None else f"{UNSAFE} {seed}",

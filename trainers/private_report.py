@@ -183,6 +183,9 @@ def _chosen_by_evaluation(trainer: Any) -> list[str]:
         found.append("load_best_model_at_end: the best of several checkpoints was kept")
     if str(getattr(args.save_strategy, "value", args.save_strategy)) == "best":
         found.append("save_strategy='best': a checkpoint was written where evaluation improved")
+    schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    if schedule in ("reduce_lr_on_plateau", "greedy"):
+        found.append(f"lr_scheduler_type={schedule!r}: evaluation decided about the learning rate")
     if any(isinstance(callback, EarlyStoppingCallback) for callback in trainer.callback_handler.callbacks):
         found.append("EarlyStoppingCallback: evaluation decided when to stop")
     return found

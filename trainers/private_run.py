@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "dp_state.json"
 UNSAFE = "unsafe_seed"
+# The unit without `unit_column`: one row of the dataset, which every other unit consists of.
+ROW_UNITS = ("row", "preference pair")
 _VERSION = 1
 # Of a budget; beyond it the rest buys only noise that drowns everything.
 _SPENT = 0.98
@@ -219,8 +221,9 @@ def plan_run(
         at_step (`int`, defaults to `0`): where the training goes on.
 
     Raises:
-        ValueError: if the budget is spent.
+        ValueError: if the budget is spent, or belongs to other units.
     """
+    refuse_other_units(state, ledger)
     others = ledger.mechanisms(without=state.run_id)
     _tell_what_is_spent(state, others, ledger)
     if noise_multiplier is None:
@@ -250,6 +253,23 @@ def plan_run(
             f"{str(ledger.path)!r}. Take the weights as they are, or raise target_epsilon to what you accept in all."
         )
     return state, allowed
+
+
+def refuse_other_units(state: RunState, ledger: Ledger) -> None:
+    """Raise ValueError if earlier runs on the ledger protect other units, so that their epsilon is not that of a unit.
+
+    What protects all rows of a user protects each of them; it does not hold the other way round.
+    """
+    if state.unit in ROW_UNITS:
+        return
+    others = sorted({entry.unit for entry in ledger.entries() if entry.run_id != state.run_id} - {state.unit})
+    if others:
+        raise ValueError(
+            f"the ledger {str(ledger.path)!r} holds runs on this dataset that protect another unit ({others[0]}), and "
+            f"this one protects {state.unit}: what those have released of one such unit is not known, so no epsilon "
+            "holds for both. Protect the same unit in all runs; or, if nothing of the earlier ones was or will be "
+            "used, name another ledger_file."
+        )
 
 
 def _tell_what_is_spent(state: RunState, others: Sequence[Any], ledger: Ledger) -> None:

@@ -146,6 +146,21 @@ def test_the_budget_ends_the_training(make_private_trainer, tmp_path, caplog):
     assert 6 < more.state.global_step < 12 and more.epsilon() <= 5.0
 
 
+def test_units_of_a_ledger(make_private_trainer, make_texts, tmp_path):
+    """What a user has lost in runs that protect rows is not known; the other way round it is."""
+    data = make_texts(24, user=[f"user {n // 2}" for n in range(24)])
+
+    def trainer(folder, **dp):
+        files = {"unsafe_seed": None, "secret_file": str(tmp_path / folder / "secret"), "accountant": "rdp"}
+        return make_private_trainer(data=data, dp=files | {"expected_batch_size": 2} | dp, max_steps=1)
+
+    trainer("a").train()
+    with pytest.raises(ValueError, match=r"protect another unit \(row\), and this one protects all rows with one"):
+        trainer("a", unit_column="user").train()
+    trainer("b", unit_column="user").train()
+    trainer("b").train()
+
+
 def test_a_run_stops_at_the_last_step_that_fits(make_private_trainer, caplog):
     trainer = make_private_trainer(max_steps=6)
     trainer.private_run.limit = 2  # as `plan_run` sets it where less of the budget is left

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from transformers import Trainer
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Trainer
 
 from hfnoise import DPConfig, DPDPOTrainer, DPSFTTrainer, make_private
 from hfnoise.privacy import compute_epsilon
@@ -151,7 +152,6 @@ def test_units_of_several_rows(make_private_trainer, make_texts, trained_weights
 
 
 def test_make_private_of_a_built_trainer(make_trainer, make_private_trainer, make_pairs, trained_weights):
-    from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer
 
     class Mine(DPOTrainer):
@@ -188,6 +188,19 @@ def test_a_second_training_goes_on_from_the_first(make_private_trainer, tmp_path
     assert trainer.epsilon() == compute_epsilon(1.0, 1 / 6, 4, 1e-5, "rdp")
     report = trainer.privacy_report()
     assert report["epsilon"] == trainer.epsilon() and report["steps_of_an_earlier_run"] == 2
+
+
+def test_what_is_left_behind_is_checked_and_nothing_else(make_private_trainer, tiny_model_path):
+    """TRL's frozen copy of a given adapter is not the trained one; a warm-up may have moved nothing yet."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_path)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+    trainer = run(make_private_trainer(DPDPOTrainer, model=model, peft=False, max_steps=1))
+    assert list(trainer.model.peft_config) == ["default", "ref"]
+    run(make_private_trainer(max_steps=1, warmup_steps=5))
+    stuck = make_private_trainer(max_steps=1)
+    stuck.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(RuntimeError, match="the optimizer does not hold the trainable parameters"):
+        run(stuck)
 
 
 def test_no_step_beyond_the_budget(make_private_trainer):
