@@ -86,6 +86,13 @@ class PrivateCourseMixin:
         else:  # nothing is protected, so nothing is spent of a budget that counts
             default_ledger = Path(self.args.output_dir) / "unsafe_ledger.json"
         self._ledger_file = Path(config.ledger_file or default_ledger).expanduser()
+        output = Path(self.args.output_dir).expanduser().resolve()
+        if config.unsafe_seed is None and output in self._ledger_file.resolve().parents:
+            raise ValueError(
+                f"ledger_file={str(self._ledger_file)!r} lies in output_dir={self.args.output_dir!r}, which is pushed "
+                "and deleted with the run: what was released would be forgotten, and later runs would claim too small "
+                "an epsilon. Put it beside the data."
+            )
         self._secret()  # refuses a bad file now
         # Steps that are done again with other settings are other releases, and with the same noise their difference
         # would be free of noise: such a run gets a key of its own and is charged again.

@@ -116,6 +116,8 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
                 "grad_mode='loop' with max_rows_per_unit above 1 gives processes batches of different sizes, on which "
                 "gathering losses would hang. Use grad_mode='leaf', or one process."
             )
+        if config.grad_mode == "leaf":
+            UnitGradientRecorder(self.model, 1).close()  # names trainable parameters that are not covered, now
         self.callback_handler.callbacks.insert(0, PrivateMetricsFilter(config.log_private_metrics))
         self._begin_course()
         self._is_private = True
