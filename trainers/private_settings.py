@@ -38,7 +38,7 @@ def built_settings(trainer: Any) -> dict[str, Any]:
     Args:
         trainer ([`~hfnoise.DPTrainerMixin`]): its weights are not looked at; a resume brings its own.
     """
-    config = getattr(trainer.model, "config", None)
+    config: Any = getattr(trainer.model, "config", None)
     model = config.to_diff_dict() if hasattr(config, "to_diff_dict") else {}
     adapters = {
         name: {key: value for key, value in adapter.to_dict().items() if key not in _NO_ADAPTER}

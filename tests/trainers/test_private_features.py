@@ -106,7 +106,7 @@ def test_weights_of_classes_are_no_sum_over_rows(classification):
         trainer.train()
 
 
-@pytest.mark.parametrize("kind", ["tokens classified", "tokens predicted"])
+@pytest.mark.parametrize("kind", ["tokens classified", pytest.param("tokens predicted", marks=pytest.mark.slow)])
 def test_a_loss_that_does_not_listen(kind, tiny_model_path, tokenizer, make_texts, cpu_arguments, trained_weights):
     """A mean over the tokens of the batch, whatever `num_items_in_batch` says: how most people write compute_loss."""
     from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, Trainer, TrainingArguments

@@ -146,6 +146,7 @@ def test_the_budget_ends_the_training(make_private_trainer, tmp_path, caplog):
     assert 6 < more.state.global_step < 12 and more.epsilon() <= 5.0
 
 
+@pytest.mark.slow
 def test_units_of_a_ledger(make_private_trainer, make_texts, tmp_path):
     """What a user has lost in runs that protect rows is not known; the other way round it is."""
     data = make_texts(24, user=[f"user {n // 2}" for n in range(24)])

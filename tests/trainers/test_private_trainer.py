@@ -190,6 +190,7 @@ def test_a_second_training_goes_on_from_the_first(make_private_trainer, tmp_path
     assert report["epsilon"] == trainer.epsilon() and report["steps_of_an_earlier_run"] == 2
 
 
+@pytest.mark.slow
 def test_what_is_left_behind_is_checked_and_nothing_else(make_private_trainer, tiny_model_path):
     """TRL's frozen copy of a given adapter is not the trained one; a warm-up may have moved nothing yet."""
     base = AutoModelForCausalLM.from_pretrained(tiny_model_path)
