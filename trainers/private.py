@@ -80,6 +80,11 @@ def make_private(trainer: Trainer, dp_config: DPConfig) -> Any:
         raise TypeError(f"make_private needs a built transformers.Trainer, got {type(trainer).__name__}.")
     if isinstance(trainer, DPTrainerMixin):
         raise ValueError(f"{type(trainer).__name__} is private already.")
+    if trainer.state.global_step > 0:
+        raise ValueError(
+            f"this {type(trainer).__name__} has trained {trainer.state.global_step} steps without privacy: what is in "
+            "its weights has no guarantee, whatever is added now. Build a new one, from the pretrained weights."
+        )
     stock, before = type(trainer), dict(vars(trainer))
     trainer.__class__ = type(f"Private{stock.__name__}", (DPTrainerMixin, stock), {"__module__": stock.__module__})
     callbacks = list(trainer.callback_handler.callbacks)

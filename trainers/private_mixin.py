@@ -29,6 +29,7 @@ from hfnoise.trainers.private_config import DPConfig
 from hfnoise.trainers.private_course import PrivateCourseMixin
 from hfnoise.trainers.private_metrics import PrivateMetricsFilter
 from hfnoise.trainers.private_noise import noise_source, refuse_optimizer
+from hfnoise.trainers.private_randomness import seeded
 from hfnoise.trainers.private_refusals import refuse_trainer
 from hfnoise.trainers.private_run import PrivateRun
 from hfnoise.trainers.private_scale import LossScale
@@ -117,6 +118,8 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
                 "grad_mode='loop' with max_rows_per_unit above 1 gives processes batches of different sizes, on which "
                 "gathering losses would hang. Use grad_mode='leaf', or one process."
             )
+        if config.grad_mode == "leaf":
+            UnitGradientRecorder(self.model, 1).close()  # names trainable parameters that are not covered, now
         self.callback_handler.callbacks.insert(0, PrivateMetricsFilter(config.log_private_metrics))
         self._begin_course()
         self._is_private = True
@@ -218,10 +221,11 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
 
     def _add_micro_batch(self, model: Any, micro_batch: MicroBatch) -> Tensor:
         """Add the clipped gradients of the units of one micro-batch; return its mean loss."""
-        if self._recorder is None:
-            gradients, loss = self._gradients_by_loop(model, micro_batch)
-        else:
-            gradients, loss = self._gradients_by_leaves(model, micro_batch)
+        with seeded(micro_batch.seed, self.args.device.type):
+            if self._recorder is None:
+                gradients, loss = self._gradients_by_loop(model, micro_batch)
+            else:
+                gradients, loss = self._gradients_by_leaves(model, micro_batch)
         self._step.add(gradients)
         if self._recorder is not None:
             self._recorder.reset()

@@ -69,7 +69,7 @@ def _refuse_arguments(args: Any) -> None:
     if args.auto_find_batch_size:
         raise ValueError(
             "auto_find_batch_size=True runs steps again that are already released, which no ledger would count. Set "
-            "DPConfig(micro_batch_size=...) to what fits into memory; the result does not depend on it."
+            "DPConfig(micro_batch_size=...) to what fits into memory; only dropout is drawn differently."
         )
     strategy = str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
     if strategy != "random":

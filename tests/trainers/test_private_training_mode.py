@@ -47,6 +47,7 @@ def make_plain(cpu_arguments):
     return make
 
 
+@pytest.mark.slow
 def test_a_bare_module(make_plain, trained_weights):
     torch.manual_seed(0)
     model = Net()
