@@ -3,6 +3,9 @@
 import gc
 import os
 
+# Importing makes no garbage, and without the collector is a fifth faster. It is on again when the tests run.
+gc.disable()
+
 # Read at import by the HF libraries, so set before any of them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -36,6 +39,7 @@ def pytest_collection_finish():
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 WORDS = (
