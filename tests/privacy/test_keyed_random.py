@@ -91,7 +91,7 @@ def test_rates_out_of_range(arguments):
         PoissonSampler(*arguments)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(count=st.integers(0, 40), size=st.integers(1, 7), world_size=st.integers(1, 5))
 def test_dealing_out(count, size, world_size):
     """All units once, the same micro-batches for every number of processes, as many for each."""

@@ -250,10 +250,9 @@ trainer.save_model("final")
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("place", "step"), [("training_step", 3), ("_save_rng_state", 4)])
-def test_kill_and_resume(place, step, tiny_model_path, make_texts, tmp_path):
-    """SIGKILL in the middle of a step, and in the middle of writing a checkpoint."""
+@pytest.mark.slow  # fresh processes that import all libraries
+def test_kill_and_resume(tiny_model_path, make_texts, tmp_path):
+    """SIGKILL in the middle of a step and, when resumed, in the middle of writing a checkpoint."""
     from safetensors.torch import load_file
 
     code = KILLED.format(root=str(ROOT), model=tiny_model_path, texts=list(make_texts(24)["text"]))
@@ -267,8 +266,12 @@ def test_kill_and_resume(place, step, tiny_model_path, make_texts, tmp_path):
             capture_output=True,
         )
 
-    killed = start("fresh", str(step), place)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    for arguments in (("fresh", "3", "training_step"), ("resume", "4", "_save_rng_state")):
+        killed = start(*arguments)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    written = {path.parent.name for path in (tmp_path / "run").glob("checkpoint-*/*")}
+    finished = {path.parent.name for path in (tmp_path / "run").glob("checkpoint-*/trainer_state.json")}
+    assert (written, finished) == ({"checkpoint-2", "checkpoint-4"}, {"checkpoint-2"})
     resumed = start("resume", "-1", "")
     assert resumed.returncode == 0, resumed.stderr.decode()[-2000:]
     state = RunState.read(tmp_path / "run" / "checkpoint-6")
