@@ -6,6 +6,10 @@ INSTALL := $(BIN)/pip install --no-compile -c constraints.txt
 # ... unless it is told not to keep the result.
 export PYTHONDONTWRITEBYTECODE :=
 REQUIREMENTS := setup.py constraints.txt
+# Two: each worker takes a gigabyte, and CI has two cores. `make test WORKERS=8` on a larger machine. With worksteal
+# neighbouring tests stay together, which share fixtures.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint type bench dev
@@ -17,8 +21,8 @@ demo: .venv/.installed  ## noisy labels on real text: table, plot, saved model
 	$(BIN)/python -m hfnoise demo
 
 test: .venv/.installed  ## default suite, then the slow tests
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest -m "slow and not gpu and not soak"
+	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not gpu and not soak"
 
 lint: .venv/.installed-dev  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -28,7 +28,8 @@ def version() -> str:
 
 quant = ["bitsandbytes>=0.50"]
 dp = ["dp-accounting>=0.6"]
-test = ["pytest>=8", "hypothesis>=6", "beartype>=0.20", "Pillow>=10", "setuptools>=70", "wheel>=0.40", *quant, *dp]
+test_tools = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "beartype>=0.20"]
+test = [*test_tools, "Pillow>=10", "setuptools>=70", "wheel>=0.40", *quant, *dp]
 
 setup(
     name="hfnoise",

@@ -183,7 +183,7 @@ DP_OPTIONS = (
         "int",
         None,
         "Units per forward pass; default per_device_train_batch_size, or 1 with grad_mode 'loop'. Changes memory and "
-        "speed, not the result.",
+        "speed, and which draws of dropout a unit gets.",
     ),
     Option(
         "unit_column",

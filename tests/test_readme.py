@@ -16,9 +16,28 @@ def python_blocks(name):
 
 PYTHON_BLOCKS = [
     block
-    for page in ("papers", "preference", "dr_dpo", "reasoning_traces")
+    for page in ("papers", "preference", "dr_dpo", "reasoning_traces", "privacy", "from_opacus")
     for block in python_blocks(f"docs/{page}.md")
 ]
+# The same calls on less data. Calibrating the noise takes seconds, and its own tests are elsewhere.
+SMALLER = {
+    "size=640": "size=64",
+    "size=200": "size=8",
+    "size=6000": "size=64",
+    "range(1024)": "range(32)",
+    "num_train_epochs=3": "num_train_epochs=1",
+    "max_steps=12": "max_steps=1",
+    "target_epsilon=8,": "noise_multiplier=1.0,",
+    "target_epsilon=3.0,": "noise_multiplier=1.0,",
+    "expected_batch_size=128": "expected_batch_size=16",
+}
+
+
+def smaller(block):
+    """Return a block with less data; every name that is replaced stays a name that the class knows."""
+    for text, replacement in SMALLER.items():
+        block = block.replace(text, replacement)
+    return block
 
 
 def test_table_of_methods():
@@ -30,14 +49,23 @@ def test_table_of_methods():
     assert "\n".join(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("block", PYTHON_BLOCKS)
-def test_blocks_of_the_docs_run(block, tmp_path, monkeypatch):
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    """Run in an empty folder, with secrets and ledgers below it and not in the tester's home folder."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "docs", "exec"), {})
+    monkeypatch.setattr("hfnoise.trainers.private_course.HF_HOME", str(tmp_path / "hf_home"))
+    return tmp_path
 
 
-def test_blocks_of_the_readme(tmp_path, monkeypatch, capsys):
-    on_a_gpu, on_a_cpu = python_blocks("README.md")
+@pytest.mark.parametrize("block", PYTHON_BLOCKS)
+def test_blocks_of_the_docs_run(block, empty_folder):
+    code = compile(smaller(block), "docs", "exec")
+    if "from opacus" not in block:  # it is not installed
+        exec(code, {})
+
+
+def test_blocks_of_the_readme(empty_folder, capsys):
+    on_a_gpu, on_a_cpu, private = python_blocks("README.md")
     compile(on_a_gpu, "README.md", "exec")  # it downloads a model, so it is not run
     import hfnoise
 
@@ -46,11 +74,29 @@ def test_blocks_of_the_readme(tmp_path, monkeypatch, capsys):
     for attribute in ("flip_rate_estimate", "export_suspects"):
         assert attribute in on_a_gpu
 
-    monkeypatch.chdir(tmp_path)
-    smaller = on_a_cpu.replace("size=640", "size=64").replace("size=200", "size=8")
-    assert smaller != on_a_cpu
-    exec(compile(smaller, "README.md", "exec"), {})
+    assert smaller(on_a_cpu) != on_a_cpu
+    exec(compile(smaller(on_a_cpu), "README.md", "exec"), {})
     assert re.search(r"\d+ of the 50 most suspect labels were flipped", capsys.readouterr().out)
+
+    exec(compile(smaller(private), "README.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert re.search(r"held-out loss \d\.\d\d before, \d\.\d\d after", shown)
+    # A noise multiplier of 1, a batch of 16 of 64, one step: delta 1e-5.
+    assert "1e-05)-differentially private with respect to adding or removing one unit (row; 64 of them)." in shown
+    assert list(empty_folder.glob("hf_home/hfnoise/privacy/*/ledger.json"))
+
+
+@pytest.mark.slow  # calibrates six plans
+def test_the_budget_that_the_docs_show(capsys):
+    page = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
+    command = re.search(r"`hfnoise dp-budget (.*?)` prints:", page).group(1)
+    from hfnoise.privacy.budget import main
+
+    assert main(command.split()) == 0
+    shown = capsys.readouterr().out
+    # The versions of libraries may differ; the numbers may not.
+    lines = [line for line in shown.splitlines() if line and not line.startswith("accountant")]
+    assert len(lines) == 15 and all(line in page for line in lines)
 
 
 def test_what_the_readme_says_to_run_leaves_nothing_to_commit():

@@ -54,7 +54,10 @@ def make_private(trainer: Trainer, dp_config: DPConfig) -> Any:
     """Return `trainer`, made private in place: for a Trainer that is already built, of any subclass.
 
     The same checks and refusals as in the private Trainers. The object stays the same; its class becomes a subclass of
-    the one it had, with [`DPTrainerMixin`] in front.
+    the one it had, with [`DPTrainerMixin`] in front. The ledger knows the dataset by the rows that this Trainer has,
+    which TRL has tokenised: the same data given to [`DPSFTTrainer`] as text is another dataset for it.
+
+    Formal guarantee: that of [`DPTrainerMixin`].
 
     Args:
         trainer (`transformers.Trainer`): not trained yet; its `training_step` must be one forward and backward pass.
@@ -77,6 +80,11 @@ def make_private(trainer: Trainer, dp_config: DPConfig) -> Any:
         raise TypeError(f"make_private needs a built transformers.Trainer, got {type(trainer).__name__}.")
     if isinstance(trainer, DPTrainerMixin):
         raise ValueError(f"{type(trainer).__name__} is private already.")
+    if trainer.state.global_step > 0:
+        raise ValueError(
+            f"this {type(trainer).__name__} has trained {trainer.state.global_step} steps without privacy: what is in "
+            "its weights has no guarantee, whatever is added now. Build a new one, from the pretrained weights."
+        )
     stock, before = type(trainer), dict(vars(trainer))
     trainer.__class__ = type(f"Private{stock.__name__}", (DPTrainerMixin, stock), {"__module__": stock.__module__})
     callbacks = list(trainer.callback_handler.callbacks)

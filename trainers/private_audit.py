@@ -22,7 +22,7 @@ from hfnoise.privacy.keyed_random import KeyedRandom
 from hfnoise.privacy.secret_file import run_key, unsafe_secret
 from hfnoise.trainers.private_audit_result import AuditResult
 from hfnoise.trainers.private_audit_scores import CanaryRows, canary_alignments, canary_losses
-from hfnoise.trainers.private_units import Units
+from hfnoise.trainers.private_units import Units, unit_names
 
 logger = logging.getLogger(__name__)
 
@@ -163,8 +163,8 @@ def _prepare(trainer: Any, dataset: Dataset, canaries: Dataset) -> tuple[CanaryR
     units, numbers = Units(len(canaries)), None
     column = trainer.dp_config.unit_column
     if column is not None:
-        names = list(canaries[column])
-        shared = set(names) & set(dataset[column])
+        names = unit_names(canaries, column)
+        shared = set(names) & set(unit_names(dataset, column))
         if shared:
             raise ValueError(
                 f"canaries share values of unit_column={column!r} with the dataset ({sorted(map(str, shared))[:3]}): "

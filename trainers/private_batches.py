@@ -12,16 +12,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from hfnoise.privacy.keyed_random import KeyedRandom
 from hfnoise.privacy.sampling import PoissonSampler, micro_batches
+from hfnoise.trainers.private_randomness import seeded
 from hfnoise.trainers.private_units import Units
+
+_DRAWS = ("collate", "forward")  # labels of the seeds of a micro-batch
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Which rows one process takes through the model in a step: one entry in each tuple for a micro-batch."""
+    """Which rows one process takes through the model in a step: one entry in each tuple for a micro-batch.
+
+    `seeds` are those of the draws in collating the rows and in the forward pass, see `seeded`.
+    """
 
     step: int
     rows: tuple[Tensor, ...]
     counts: tuple[Tensor, ...]
+    seeds: tuple[tuple[int, int], ...]
 
 
 class StepPlans:
@@ -70,15 +77,20 @@ class StepPlans:
         chosen = self._sampler.batch(self._random, step)
         batches = micro_batches(chosen, self._micro_batch_size, self._rank, self._world_size)
         parts = [self._units.rows(units, self._random, step) for units in batches]
-        return StepPlan(step, tuple(rows for rows, _ in parts), tuple(counts for _, counts in parts))
+        # By the place of the micro-batch among those of all processes: the same for every number of them.
+        number = len(batches) * self._world_size
+        seeds = [self._random.seeds(label, step, number)[self._rank :: self._world_size] for label in _DRAWS]
+        rows, counts = zip(*parts, strict=True)
+        return StepPlan(step, rows, counts, tuple(zip(*seeds, strict=True)))
 
 
 @dataclass
 class MicroBatch:
-    """Rows for one forward and backward pass: what the model takes, and whether each row counts."""
+    """Rows for one forward and backward pass: the inputs, whether each row counts, and the seed of dropout."""
 
     inputs: dict[str, Any]
     counts: Tensor
+    seed: int = 0
 
 
 class PrivateBatch(list):
@@ -105,11 +117,13 @@ class PlannedRows(Dataset):
     def __getitem__(self, plan: StepPlan) -> PrivateBatch:
         batch = PrivateBatch()
         batch.step = plan.step
-        for rows, counts in zip(plan.rows, plan.counts, strict=True):
+        for rows, counts, (of_collating, of_forward) in zip(plan.rows, plan.counts, plan.seeds, strict=True):
             if not self._padded:  # a micro-batch that is all padding still needs a row to run
                 kept = counts if bool(counts.any()) else torch.arange(len(counts)) == 0
                 rows, counts = rows[kept], counts[kept]
-            batch.append(MicroBatch(self.collate_rows(rows), counts))
+            with seeded(of_collating):  # also of a transform of the dataset
+                inputs = self.collate_rows(rows)
+            batch.append(MicroBatch(inputs, counts, of_forward))
         return batch
 
     def collate_rows(self, rows: Tensor) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hfnoise.privacy.gradient_recorder import UnitGradientRecorder
 from hfnoise.trainers.private_check_rows import CheckRows, check_rows
 from hfnoise.trainers.private_scale import LossScale, row_tokens
+from hfnoise.trainers.private_training_mode import kept_values, training_mode
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ _ROWS = 3
 _TOLERANCE = 1e-4
 _TOLERANCE_CUDA = 1e-3  # TF32
 _TOLERANCE_BF16 = 5e-2
+_SAME = 1e-6  # relative; two guesses of a loss that differ by rounding only
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class PrivacyCheck:
     """What `dp_check` found; it raises where the answer is no.
 
     Args:
-        scale ([`LossScale`], *optional*): how the Trainer adds losses up; `None` with `grad_mode="loop"`, which takes
-            every unit alone.
+        scale ([`LossScale`]): how the Trainer adds losses up; its reduction is `"alone"` with `grad_mode="loop"`,
+            which takes every unit alone, so that there is nothing to compare.
         covered (`list[str]`): trainable parameters whose per-unit gradients are known.
         error_alone (`float`): largest relative distance between the gradient of a row in a batch and alone.
         error_sum (`float`): relative distance between the sum of the per-row gradients and the ordinary gradient.
@@ -50,6 +52,10 @@ def dp_check(trainer: Any) -> PrivacyCheck:
     On synthetic rows and with perturbed weights (a fresh LoRA has B = 0, where many losses look alike): the gradient
     of a row in a batch equals the gradient of that row alone; the sum over rows equals the ordinary gradient; every
     trainable parameter is covered.
+
+    Formal guarantee: none; a test that can refute, on three rows, one set of weights and with dropout off. It does not
+    see what mixes rows in training mode only, nor a model whose output depends on the amount of padding: the row
+    alone keeps the padding of its batch.
 
     Args:
         trainer ([`DPTrainerMixin`]): a private Trainer.
@@ -75,11 +81,13 @@ def check_trainer(trainer: Any, model: Any) -> PrivacyCheck:
     parameters = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
     if not parameters:
         raise ValueError("the model has no trainable parameter: nothing would be trained. Pass a peft_config.")
-    if trainer.dp_config.grad_mode == "loop":
-        # Every unit goes through the model alone, so nothing it could depend on is there.
-        return PrivacyCheck(LossScale("alone", copies=1, shifts_labels=False), list(parameters))
+    loop = trainer.dp_config.grad_mode == "loop"
     with _as_for_the_check(trainer, parameters):
-        rows = check_rows(trainer.planned_rows(), trainer.model, _ROWS)
+        rows = check_rows(trainer.planned_rows(), trainer.model, 1 if loop else _ROWS)
+        _refuse_kept_values(trainer, rows)
+        if loop:
+            # Every unit goes through the model alone, so nothing it could depend on is there.
+            return PrivacyCheck(LossScale("alone", copies=1, shifts_labels=False), list(parameters))
         alone = [_gradient(trainer, model, parameters, single, None)[0] for single in rows.singles]
         scale, found, ordinary = _batch_gradients(trainer, model, parameters, rows)
     inputs = rows.batch
@@ -92,6 +100,19 @@ def check_trainer(trainer: Any, model: Any) -> PrivacyCheck:
     result = PrivacyCheck(scale, list(parameters), max(errors), _distance(sums, ordinary))
     _judge(trainer, result)
     return result
+
+
+def _refuse_kept_values(trainer: Any, rows: CheckRows) -> None:
+    """Raise ValueError if a forward pass in training mode leaves something behind that is saved with the weights."""
+    before = kept_values(trainer.model)
+    with training_mode(trainer.model), torch.enable_grad():  # as in training: checkpointing warns without
+        _compute(trainer, trainer.model, rows.singles[0], None)
+    changed = [name for name, value in kept_values(trainer.model).items() if before.get(name) != value]
+    if changed:
+        raise ValueError(
+            f"a forward pass in training mode writes into {', '.join(changed[:3])}, which is saved with the weights: "
+            "numbers of private rows would be released without noise. Freeze these statistics, or use a model without."
+        )
 
 
 def _judge(trainer: Any, result: PrivacyCheck) -> None:
@@ -145,12 +166,17 @@ def _find_reduction(trainer: Any, rows: CheckRows, singles: Tensor, total: Tenso
     shifts = bool(getattr(trainer, "_loss_shifts_labels", False))
     guesses: dict[LossScale, float] = {}
     tokens = row_tokens(rows.batch, shifts).double().cpu() if "labels" in rows.batch and rows.copies == 1 else None
-    if items is not None and tokens is not None:
-        guesses[LossScale("sum", rows.copies, shifts)] = float((singles * tokens).sum())
+    if tokens is not None and bool(tokens.all()):
+        by_tokens = float((singles * tokens).sum())
+        if items is not None:
+            guesses[LossScale("sum", rows.copies, shifts)] = by_tokens
+        # Also where the Trainer says what to divide by: a compute_loss of the user's need not listen.
+        guesses[LossScale("token_mean", rows.copies, shifts)] = by_tokens / float(tokens.sum())
+    # Last: where each row has one label both means are the same, but rows with the label -100 are not counted.
     guesses[LossScale("mean", rows.copies, shifts)] = float(singles.mean())
-    if tokens is not None and items is None:
-        guesses[LossScale("token_mean", rows.copies, shifts)] = float((singles * tokens).sum() / tokens.sum())
-    return min(guesses, key=lambda scale: abs(guesses[scale] - float(total)))
+    errors = {scale: abs(guess - float(total)) for scale, guess in guesses.items()}
+    least = min(errors.values())
+    return next(scale for scale, error in errors.items() if error <= least + _SAME * abs(float(total)))
 
 
 def _gradient(

@@ -29,7 +29,7 @@ class CheckRows:
 
 
 def check_rows(rows: PlannedRows, model: Any, count: int) -> CheckRows:
-    """Return rows to check a loss with; only the shapes and the labels of whole rows are those of the training data.
+    """Return rows to check a loss with; shapes are those of the training data.
 
     Args:
         rows ([`PlannedRows`]): the training rows.
@@ -48,8 +48,13 @@ def check_rows(rows: PlannedRows, model: Any, count: int) -> CheckRows:
     tensors = [value for value in batch.values() if isinstance(value, Tensor)]
     if any(key in batch for key in _VISION) or any(not t.ndim or t.shape[0] != size for t in tensors):
         # Tokens that stand for images cannot be drawn at random, nor flattened images be cut by rows.
-        return CheckRows(dict(batch), [dict(rows.collate_rows(number[None])) for number in numbers], copies)
-    batch = _randomized(dict(batch), model)
+        singles = [dict(rows.collate_rows(number[None])) for number in numbers]
+        batch = _different_classes(dict(batch), model)
+        if _has_classes(batch):
+            for row, single in enumerate(singles):
+                single["labels"] = batch["labels"][row : row + 1]
+        return CheckRows(batch, singles, copies)
+    batch = _different_classes(_randomized(dict(batch), model), model)
     return CheckRows(batch, [_row(batch, row, count, size) for row in range(count)], copies)
 
 
@@ -69,19 +74,27 @@ def _row(batch: dict[str, Any], row: int, count: int, size: int) -> dict[str, An
 def _randomized(batch: dict[str, Any], model: Any) -> dict[str, Any]:
     """Return the batch with random tokens, and with fewer labels in each row than in the one before."""
     ids, mask = batch.get("input_ids"), batch.get("attention_mask")
-    if not isinstance(ids, Tensor) or ids.is_floating_point():
+    settings = getattr(model, "config", None)
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or settings is None:
         return batch
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    config = settings.get_text_config() if hasattr(settings, "get_text_config") else settings
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(config.vocab_size, ids.shape, generator=generator)
     pad = getattr(config, "pad_token_id", None)
     if pad is not None:  # some models look for the last token that is not padding
         drawn = torch.where(drawn == pad, (drawn + 1) % config.vocab_size, drawn)
-    new = torch.where(mask.bool(), drawn, ids) if isinstance(mask, Tensor) and mask.shape == ids.shape else drawn
+    real = mask.bool() if isinstance(mask, Tensor) and mask.shape == ids.shape else torch.ones_like(ids).bool()
+    new = torch.where(real, drawn, ids)
     result = {**batch, "input_ids": new}
     labels = batch.get("labels")
     if isinstance(labels, Tensor) and labels.shape == ids.shape:
-        result["labels"] = _fewer_labels(torch.where(labels == -100, labels, new))
+        counts = labels != -100
+        if not torch.equal(labels[counts], ids[counts]):
+            # Not the tokens themselves: classes of tokens, or masked tokens. Drawn from those that occur.
+            new = drawn % (int(labels.max()) + 1)
+        # A row without any label, cut off by max_length, has no loss to check with.
+        counts |= real & ~counts.any(1, keepdim=True)
+        result["labels"] = _fewer_labels(torch.where(counts, new, -100))
     return result
 
 
@@ -93,3 +106,22 @@ def _fewer_labels(labels: Tensor) -> Tensor:
         dropped = min(row, max(0, places.numel() - 2))
         line[places[:dropped]] = -100
     return labels
+
+
+def _has_classes(batch: dict[str, Any]) -> bool:
+    labels = batch.get("labels")
+    return isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype == torch.int64
+
+
+def _different_classes(batch: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Return the batch with the first, the second and the last class as labels of its rows.
+
+    Cross-entropy with weights of classes is divided by the weights of the batch, so it is no sum over rows; with rows
+    of one class that would not be seen.
+    """
+    classes = getattr(getattr(model, "config", None), "num_labels", 0)
+    if not _has_classes(batch) or classes < 2:
+        return batch
+    labels = torch.arange(len(batch["labels"])).clamp(max=1)
+    labels[-1] = classes - 1 if len(labels) > 1 else 0
+    return {**batch, "labels": labels.to(batch["labels"].device)}

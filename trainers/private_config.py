@@ -29,29 +29,51 @@ class DPConfig:
     Exactly one of `target_epsilon` and `noise_multiplier` is needed. No field is called `max_grad_norm`: that is a
     field of TrainingArguments, which clips something else (the mean gradient after the noise) and must be off.
 
+    Formal guarantee: that of [`DPTrainerMixin`], for adding or removing one unit, at `target_delta`. `target_epsilon`
+    bounds everything on the ledger of the dataset together with this run; with `noise_multiplier` nothing is bounded,
+    and `trainer.epsilon()` says what the steps come to. There is none with `noise_multiplier=0` or `unsafe_seed`, and
+    the report says NOT PRIVATE; `log_private_metrics` publishes numbers that it does not cover.
+
     Args:
         target_epsilon (`float`, *optional*): budget, above 0. It covers everything on the ledger of the dataset, so
             an earlier run on the same data has used a part of it.
-        noise_multiplier (`float`, *optional*): standard deviation of the noise divided by `clip_norm`, at least 0.
-        target_delta (`float`, *optional*): in (0, 1); by default min(1e-5, 1 / (10 units)).
-        clip_norm (`float`, defaults to `1.0`): above 0. Fine-tuning often does better with 0.1 and a larger learning
-            rate (Li et al., arXiv 2110.05679).
-        expected_batch_size (`int`, *optional*): units in a step on average; the sample rate is this by the number of
-            units. By default per-device batch x gradient accumulation x processes.
-        micro_batch_size (`int`, *optional*): units per forward pass.
-        unit_column (`str`, *optional*): dataset column whose values name the protected units.
-        max_rows_per_unit (`int`, defaults to `1`): rows of one unit that a step may use.
-        clipping (`str`, defaults to `"flat"`): `"flat"`, `"auto"` or `"per_layer"`.
-        grad_mode (`str`, defaults to `"leaf"`): `"leaf"` or `"loop"`.
-        noise (`str`, defaults to `"gaussian"`): `"gaussian"` or `"banded"`.
-        bands (`int` or `str`, defaults to `"auto"`): of `"banded"` noise, at least 1.
-        accountant (`str`, defaults to `"pld"`): `"pld"` or `"rdp"`.
-        secret_file (`str`, *optional*): where the secret of the noise is kept.
-        ledger_file (`str`, *optional*): where it is written down what was released.
-        unsafe_seed (`int`, *optional*): noise anybody can recompute, for tests.
-        accumulation_dtype (`str`, defaults to `"float32"`): of the sum over units.
-        adam_bias_correction (`bool`, defaults to `False`): DP-AdamBC (Tang et al., arXiv 2312.14334).
-        log_private_metrics (`bool`, defaults to `False`): log what is computed from the training data without noise.
+        noise_multiplier (`float`, *optional*): standard deviation of the noise, on the sum of the clipped gradients,
+            divided by `clip_norm`; at least 0.
+        target_delta (`float`, *optional*): in (0, 1); by default min(1e-5, 1 / (10 units)). Below 1 / units, or a
+            release of one unit at random would satisfy the guarantee; else a warning, also in the report.
+        clip_norm (`float`, defaults to `1.0`): C, above 0: the norm that the gradient of a unit's loss is clipped to.
+            Fine-tuning often does better with 0.1 and a larger learning rate (Li et al., arXiv 2110.05679).
+        expected_batch_size (`int`, *optional*): units in a step on average, and what the noisy sum is divided by; the
+            sample rate is this by the number of units, which it must not exceed. By default per-device batch x
+            gradient accumulation x processes.
+        micro_batch_size (`int`, *optional*): units per forward pass; by default the per-device batch. Changes memory
+            and speed, not the result.
+        unit_column (`str`, *optional*): dataset column whose values name the protected units (users, authors); by
+            default every row is a unit.
+        max_rows_per_unit (`int`, defaults to `1`): rows of one unit that a step may use, a choice drawn anew in each
+            step; needs `unit_column`. It limits the work, not the guarantee, which is for all rows of the unit.
+        clipping (`str`, defaults to `"flat"`): `"flat"`: the whole gradient of a unit, min(1, C / norm); `"auto"`:
+            C / (norm + 0.01), which also scales small gradients up, so that C needs no tuning; `"per_layer"`: each of
+            L parameter tensors to C / sqrt(L). See [`~hfnoise.privacy.clip_per_unit`].
+        grad_mode (`str`, defaults to `"leaf"`): `"leaf"`: one backward pass for all units of a micro-batch;
+            `"loop"`: one unit at a time, slowly, for any layer.
+        noise (`str`, defaults to `"gaussian"`): `"gaussian"`, independent in each step; or `"banded"`, correlated so
+            that sums of steps are less noisy, for plain SGD (arXiv 2306.08153).
+        bands (`int` or `str`, defaults to `"auto"`): of `"banded"` noise, at least 1 and at most units /
+            expected_batch_size; `"auto"` takes the least error at `target_epsilon`, without a look at the data.
+        accountant (`str`, defaults to `"pld"`): `"pld"`, tight; or `"rdp"`, a looser bound.
+        secret_file (`str`, *optional*): where the 32 bytes are kept that the noise follows from; made if it does not
+            exist, mode 0600, outside of `output_dir`. By default below the Hugging Face home folder, one for each
+            dataset. Who has it can subtract the noise.
+        ledger_file (`str`, *optional*): where it is written down what was released; by default beside the secret.
+        unsafe_seed (`int`, *optional*): noise anybody can recompute, for tests; excludes `secret_file`.
+        accumulation_dtype (`str`, defaults to `"float32"`): of the sum over units; with `"float64"` results do not
+            depend on micro-batches and processes, to the bit.
+        adam_bias_correction (`bool`, defaults to `False`): DP-AdamBC (Tang et al., arXiv 2312.14334): the variance of
+            the noise is subtracted from Adam's second moment. Needs `optim="adamw_torch"` and an `adam_epsilon` of at
+            least 1e-6, sensibly 1e-4.
+        log_private_metrics (`bool`, defaults to `False`): log what is computed from the training data without noise:
+            loss, rewards, accuracies, numbers of tokens.
 
     Raises:
         ValueError: for a value out of range, and for both or neither of `target_epsilon` and `noise_multiplier`.

@@ -19,17 +19,10 @@ from hfnoise.privacy.secret_file import load_or_create_secret, secret_name, unsa
 from hfnoise.trainers.checkpoints import last_complete_checkpoint
 from hfnoise.trainers.private_noise import bands_for
 from hfnoise.trainers.private_result import check_result
-from hfnoise.trainers.private_run import UNSAFE, PrivateRun, RunState, new_run_id, now, plan_run
+from hfnoise.trainers.private_run import ROW_UNITS, UNSAFE, PrivateRun, RunState, new_run_id, now, plan_run
+from hfnoise.trainers.private_settings import built_settings, step_settings
 
 logger = logging.getLogger(__name__)
-
-# What makes the steps of a run. Steps that are done again with other settings are other releases, and with the same
-# noise their difference would be free of noise: such a run gets a key of its own and is charged again.
-_SETTINGS = (
-    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
-    "adam_beta1", "adam_beta2", "adam_epsilon", "num_train_epochs", "max_steps", "seed", "bf16", "neftune_noise_alpha",
-    "label_smoothing_factor", "loss_type", "loss_weights", "beta", "max_length",
-)  # fmt: skip
 
 
 class BudgetStop(TrainerCallback):
@@ -60,11 +53,15 @@ class PrivateCourseMixin:
     dp_config: Any
     fingerprint: str
     expected_batch_size: int
+    _micro_batch_size: int
+    _built_settings: dict[str, Any]
     train_dataset: Any
     data_collator: Any
     callback_handler: Any
+    model_init: Any
     _units: Any
     _run: PrivateRun | None = None
+    _in_the_weights: list[list[Any]] = []
     _recorder: Any = None
     _step: Any = None
     _before: dict[str, Tensor]
@@ -89,7 +86,18 @@ class PrivateCourseMixin:
         else:  # nothing is protected, so nothing is spent of a budget that counts
             default_ledger = Path(self.args.output_dir) / "unsafe_ledger.json"
         self._ledger_file = Path(config.ledger_file or default_ledger).expanduser()
+        output = Path(self.args.output_dir).expanduser().resolve()
+        if config.unsafe_seed is None and output in self._ledger_file.resolve().parents:
+            raise ValueError(
+                f"ledger_file={str(self._ledger_file)!r} lies in output_dir={self.args.output_dir!r}, which is pushed "
+                "and deleted with the run: what was released would be forgotten, and later runs would claim too small "
+                "an epsilon. Put it beside the data."
+            )
         self._secret()  # refuses a bad file now
+        # Steps that are done again with other settings are other releases, and with the same noise their difference
+        # would be free of noise: such a run gets a key of its own and is charged again.
+        self._built_settings = built_settings(self)
+        self._built_dataset = self.train_dataset
         self.add_callback(BudgetStop(self))  # type: ignore[attr-defined]
 
     def _secret(self) -> bytes:
@@ -125,7 +133,12 @@ class PrivateCourseMixin:
         return self.private_run.state.noise_multiplier
 
     def epsilon(self) -> float:
-        """Return epsilon of the weights as they are, at `target_delta`: of this run, or of the search that it won."""
+        """Return epsilon of the weights as they are, at `target_delta`: of this run, or of the search that it won.
+
+        Of a run that branched off from a checkpoint it includes the steps before. What other runs on the data have
+        released is not in it: that is `total_epsilon` of `privacy_report()`, which is also what the report of such a
+        branch states.
+        """
         tuning = getattr(self, "tune_result", None)
         return tuning["epsilon"] if tuning is not None else self.private_run.epsilon(self.state.global_step)
 
@@ -137,6 +150,7 @@ class PrivateCourseMixin:
         """
         if not self._is_private:  # type: ignore[attr-defined]
             return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        self._refuse_to_go_on()
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         self._start_run(str(resume_from_checkpoint) if resume_from_checkpoint else None)
@@ -145,11 +159,27 @@ class PrivateCourseMixin:
             output = super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
         finally:
             self._end_private_steps()
-        check_result(self.model, self._before, self.args.learning_rate)
+            if self.model_init is None:  # else each training starts from a model of its own
+                self._in_the_weights = self.private_run.released()
+        rates = [entry["learning_rate"] for entry in self.state.log_history if "learning_rate" in entry]
+        check_result(self.model, self._before, rates or [self.args.learning_rate])
         if self.dp_config.log_private_metrics:
             return output
         metrics = {name: value for name, value in output.metrics.items() if name != "train_loss"}
         return output._replace(training_loss=float("nan"), metrics=metrics)
+
+    def _refuse_to_go_on(self) -> None:
+        """Raise ValueError where the Trainer is no longer the one that the guarantee was worked out for."""
+        if self.train_dataset is not self._built_dataset:
+            raise ValueError(
+                "train_dataset was replaced after the Trainer was built: the units, the sample rate and the ledger "
+                "belong to the other one, so epsilon would be false. Build a new Trainer for this dataset."
+            )
+        if getattr(self, "tune_result", None) is not None:
+            raise ValueError(
+                "this Trainer won a dp_tune search: the epsilon of a search is that of its runs as they are, and "
+                "further steps are not in it. Build a new Trainer, which is charged by itself."
+            )
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
         """Raise: its trials are chosen by the results of earlier ones and none of them is accounted for."""
@@ -182,7 +212,8 @@ class PrivateCourseMixin:
             self._ledger_file.unlink(missing_ok=True)  # what a test released before spends nothing
         ledger = self._ledger()
         if checkpoint is None:
-            state = replace(state, bands=bands_for(config, state, ledger))
+            # A second train() goes on from the weights of the first: what they depend on is in them still.
+            state = replace(state, bands=bands_for(config, state, ledger), earlier=self._in_the_weights)
             return plan_run(state, ledger, config.noise_multiplier)
         old = RunState.read(checkpoint)
         old.refuse_other_mechanism(state, checkpoint)
@@ -200,9 +231,7 @@ class PrivateCourseMixin:
             "resuming with other settings (%s): the steps after step %d are another release, with noise of their own, "
             "and are charged in addition to those already on the ledger.", branches, old.global_step,
         )  # fmt: skip
-        done = old.mechanism(old.global_step)
-        earlier = [*old.earlier, [done.sample_rate, done.noise_multiplier, done.steps, done.bands]]
-        state = replace(state, first_step=old.global_step, earlier=earlier)
+        state = replace(state, first_step=old.global_step, earlier=old.released(old.global_step))
         # The noise of the checkpoint goes on; the budget decides how many steps of it are left.
         sigma = old.noise_multiplier if config.noise_multiplier is None else config.noise_multiplier
         return plan_run(state, ledger, sigma, old.global_step)
@@ -226,7 +255,7 @@ class PrivateCourseMixin:
         """Return the state of a new run with these settings; its noise multiplier is still open."""
         config = self.dp_config
         seed = config.unsafe_seed
-        what = "preference pair" if hasattr(self, "ref_model") else "row"
+        what = ROW_UNITS[hasattr(self, "ref_model")]
         return RunState(
             run_id=new_run_id(),
             secret=secret_name(secret) if seed is None else f"{UNSAFE} {seed}",
@@ -246,7 +275,7 @@ class PrivateCourseMixin:
             first_step=0,
             planned_steps=self.planned_steps(),
             started=now(),
-            settings={name: _plain(getattr(self.args, name)) for name in _SETTINGS if hasattr(self.args, name)},
+            settings=self._built_settings | step_settings(self.args, config, self._micro_batch_size),
         )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -276,13 +305,3 @@ class PrivateCourseMixin:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
             self.private_run.state.write(folder, self.state.global_step)
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON gives it back."""
-    value = getattr(value, "value", value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -13,6 +13,8 @@ _PUBLIC = {
 }  # fmt: skip
 # Of evaluation data, which the guarantee does not cover and the report speaks of; of ourselves.
 _PUBLIC_STARTS = ("eval_", "eval/", "test_", "privacy/")
+# TRL logs how many tokens it has trained on with the metrics of an evaluation too (`eval_num_tokens`).
+_NEVER = ("num_tokens", "num_input_tokens_seen")
 
 
 class PrivateMetricsFilter(TrainerCallback):
@@ -44,4 +46,4 @@ class PrivateMetricsFilter(TrainerCallback):
 
 def is_public(name: str) -> bool:
     """Return whether a metric may be logged by a private Trainer."""
-    return name in _PUBLIC or name.startswith(_PUBLIC_STARTS)
+    return name in _PUBLIC or (name.startswith(_PUBLIC_STARTS) and not name.endswith(_NEVER))

@@ -29,11 +29,12 @@ from hfnoise.trainers.private_config import DPConfig
 from hfnoise.trainers.private_course import PrivateCourseMixin
 from hfnoise.trainers.private_metrics import PrivateMetricsFilter
 from hfnoise.trainers.private_noise import noise_source, refuse_optimizer
+from hfnoise.trainers.private_randomness import seeded
 from hfnoise.trainers.private_refusals import refuse_trainer
 from hfnoise.trainers.private_run import PrivateRun
 from hfnoise.trainers.private_scale import LossScale
 from hfnoise.trainers.private_step import PrivateStep
-from hfnoise.trainers.private_units import Units
+from hfnoise.trainers.private_units import Units, unit_names
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,10 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
 
     Formal guarantee: the weights after T steps are (epsilon, delta)-differentially private with respect to adding or
     removing one unit, with the epsilon of [`~hfnoise.privacy.accounting.compute_epsilon`], if the loss is a sum over
-    units (checked before the first step) and the secret stays secret. Not covered: the metrics of evaluation data, the
-    choice of hyperparameters (see `dp_tune`), the number of units, and the pretrained weights.
+    units (checked before the first step), what a forward pass draws at random (dropout) is fresh for each unit and
+    unknown, and the secret stays secret. Not covered: the metrics of evaluation data, the choice of hyperparameters
+    (see `dp_tune`), the number of units, and the pretrained weights. `epsilon()`, `target_delta`, `noise_multiplier`,
+    `sample_rate` and `privacy_report()` say what it is.
 
     Args:
         *args: of the Trainer.
@@ -115,6 +118,8 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
                 "grad_mode='loop' with max_rows_per_unit above 1 gives processes batches of different sizes, on which "
                 "gathering losses would hang. Use grad_mode='leaf', or one process."
             )
+        if config.grad_mode == "leaf":
+            UnitGradientRecorder(self.model, 1).close()  # names trainable parameters that are not covered, now
         self.callback_handler.callbacks.insert(0, PrivateMetricsFilter(config.log_private_metrics))
         self._begin_course()
         self._is_private = True
@@ -139,7 +144,7 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
         for source in (dataset, given):
             if source is not None and column in (getattr(source, "column_names", None) or ()):
                 if len(source) == len(dataset):
-                    return Units(len(dataset), list(source[column]), self.dp_config.max_rows_per_unit)
+                    return Units(len(dataset), unit_names(source, column), self.dp_config.max_rows_per_unit)
         raise ValueError(
             f"unit_column={column!r} is not a column of train_dataset (columns: "
             f"{getattr(given if given is not None else dataset, 'column_names', None)}), or rows were dropped in "
@@ -216,10 +221,11 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
 
     def _add_micro_batch(self, model: Any, micro_batch: MicroBatch) -> Tensor:
         """Add the clipped gradients of the units of one micro-batch; return its mean loss."""
-        if self._recorder is None:
-            gradients, loss = self._gradients_by_loop(model, micro_batch)
-        else:
-            gradients, loss = self._gradients_by_leaves(model, micro_batch)
+        with seeded(micro_batch.seed, self.args.device.type):
+            if self._recorder is None:
+                gradients, loss = self._gradients_by_loop(model, micro_batch)
+            else:
+                gradients, loss = self._gradients_by_leaves(model, micro_batch)
         self._step.add(gradients)
         if self._recorder is not None:
             self._recorder.reset()

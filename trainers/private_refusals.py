@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset as TorchIterableDataset
+
+from hfnoise.trainers.private_training_mode import refuse_training_mode
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,7 @@ def refuse_trainer(trainer: Any, config: Any) -> None:
     _refuse_engines(trainer, config)
     _refuse_data(trainer)
     _refuse_losses(trainer, args)
-    for name, module in trainer.model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise ValueError(
-                f"module {name!r} is a {type(module).__name__}: it mixes the rows of a batch; {_SEPARABLE}. Use "
-                "GroupNorm or LayerNorm, or put the module in eval mode and keep it there."
-            )
+    refuse_training_mode(trainer, config)
     if config.unsafe_seed is not None:
         logger.warning("unsafe_seed=%d: anybody can subtract the noise. This run is NOT PRIVATE.", config.unsafe_seed)
     if args.load_best_model_at_end or args.save_strategy == "best":
@@ -73,7 +69,7 @@ def _refuse_arguments(args: Any) -> None:
     if args.auto_find_batch_size:
         raise ValueError(
             "auto_find_batch_size=True runs steps again that are already released, which no ledger would count. Set "
-            "DPConfig(micro_batch_size=...) to what fits into memory; the result does not depend on it."
+            "DPConfig(micro_batch_size=...) to what fits into memory; only dropout is drawn differently."
         )
     strategy = str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
     if strategy != "random":
@@ -173,7 +169,8 @@ def _refuse_losses(trainer: Any, args: Any) -> None:
                 f"loss_type {loss!r} cannot be private: {_PAIR_LOSSES[loss]}; {_SEPARABLE}. Private are for example "
                 "sigmoid, robust, ipo, hinge, sigmoid_norm."
             )
-    if getattr(trainer, "aux_loss_enabled", False) or getattr(trainer.model.config, "output_router_logits", False):
+    settings = getattr(trainer.model, "config", None)
+    if getattr(trainer, "aux_loss_enabled", False) or getattr(settings, "output_router_logits", False):
         raise ValueError(
             f"the auxiliary loss of a mixture of experts balances the whole batch: {_SEPARABLE}. Load the model with "
             "output_router_logits=False and router_aux_loss_coef=0."

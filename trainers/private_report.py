@@ -43,10 +43,10 @@ def privacy_report(trainer: Any) -> dict[str, Any]:
     """Return everything that a reader needs to judge the guarantee of a private Trainer's weights.
 
     Formal guarantee: none of its own; it states the one of the weights as they are now. `epsilon` covers every step
-    whose result is in these weights. A run that branched off from a checkpoint has earlier steps in its weights, which
-    belong to another run: `epsilon` is then that of everything on the ledger. Nothing in the report is a function of
-    the private data beyond the number of units: the fingerprint of the dataset stays out, since it would confirm a
-    guess of the whole dataset.
+    whose result is in these weights. A run that branched off from a checkpoint, or a second `train()` of the same
+    Trainer, has earlier steps in its weights: `epsilon` is then that of everything on the ledger. Nothing in the
+    report is a function of the private data beyond the number of units: the fingerprint of the dataset stays out,
+    since it would confirm a guess of the whole dataset.
 
     Args:
         trainer ([`~hfnoise.DPTrainerMixin`]): a private Trainer; `trainer.audit_result` and `trainer.tune_result` are
@@ -70,8 +70,9 @@ def privacy_report(trainer: Any) -> dict[str, Any]:
         raise ValueError(f"a privacy report needs a private Trainer, got {type(trainer).__name__}.")
     run: PrivateRun = trainer.private_run
     state, step = run.state, trainer.state.global_step
-    total = run.total_epsilon(step)
-    epsilon = total if state.first_step else run.epsilon(step)
+    epsilon = run.epsilon(step)
+    total = max(run.total_epsilon(step), epsilon)  # the ledger may be another one than that of the earlier steps
+    epsilon = total if state.earlier else epsilon
     audit, tuning = getattr(trainer, "audit_result", None), getattr(trainer, "tune_result", None)
     if tuning is not None:  # the winner of a search has the guarantee of the search
         epsilon, total = tuning["epsilon"], tuning["total_epsilon"]
@@ -147,7 +148,7 @@ def _mechanism(state: RunState, step: int) -> dict[str, Any]:
         "expected_batch_size": state.expected_batch_size,
         "sample_rate": q,
         "steps": max(0, step - state.first_step),
-        "steps_of_an_earlier_run": min(step, state.first_step),
+        "steps_of_an_earlier_run": sum(steps for _, _, steps, _ in state.earlier),
         "noise_multiplier": state.noise_multiplier,
         "clip_norm": state.clip_norm,
         "clipping": state.clipping,
@@ -182,6 +183,9 @@ def _chosen_by_evaluation(trainer: Any) -> list[str]:
         found.append("load_best_model_at_end: the best of several checkpoints was kept")
     if str(getattr(args.save_strategy, "value", args.save_strategy)) == "best":
         found.append("save_strategy='best': a checkpoint was written where evaluation improved")
+    schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    if schedule in ("reduce_lr_on_plateau", "greedy"):
+        found.append(f"lr_scheduler_type={schedule!r}: evaluation decided about the learning rate")
     if any(isinstance(callback, EarlyStoppingCallback) for callback in trainer.callback_handler.callbacks):
         found.append("EarlyStoppingCallback: evaluation decided when to stop")
     return found

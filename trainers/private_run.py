@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "dp_state.json"
 UNSAFE = "unsafe_seed"
+# The unit without `unit_column`: one row of the dataset, which every other unit consists of.
+ROW_UNITS = ("row", "preference pair")
 _VERSION = 1
 # Of a budget; beyond it the rest buys only noise that drowns everything.
 _SPENT = 0.98
@@ -52,8 +54,8 @@ class RunState:
         planned_steps (`int`): the step at which it is to end; correlated noise depends on it.
         global_step (`int`): steps done when this was written.
         started (`str`): when the run began, ISO 8601.
-        earlier (`list`): mechanisms of the runs that this one branched off, `[sample_rate, noise_multiplier, steps,
-            bands]` each: the weights depend on them too.
+        earlier (`list`): mechanisms of the runs whose weights this one started from, `[sample_rate, noise_multiplier,
+            steps, bands]` each: its weights depend on them too.
         settings (`dict`): what makes the steps: optimizer, learning rate, seeds.
     """
 
@@ -87,6 +89,10 @@ class RunState:
     def mechanism(self, last_step: int) -> Mechanism:
         """Return what this run has released after `last_step` steps of the Trainer."""
         return Mechanism(self.sample_rate, self.noise_multiplier, max(0, last_step - self.first_step), self.bands)
+
+    def released(self, last_step: int) -> list[list[Any]]:
+        """Return `lineage` as numbers, for the `earlier` of a run that goes on from these weights."""
+        return [[one.sample_rate, one.noise_multiplier, one.steps, one.bands] for one in self.lineage(last_step)]
 
     def lineage(self, last_step: int) -> list[Mechanism]:
         """Return everything that the weights depend on after `last_step` steps."""
@@ -155,12 +161,23 @@ class PrivateRun:
 
     def __init__(self, state: RunState, secret: bytes, ledger: Ledger | None, limit: int) -> None:
         self.state, self.ledger, self.limit = state, ledger, limit
+        self._charged = max(state.first_step, state.global_step)
         # A known seed gives every run the same draws: that is what tests want of it.
         public = state.secret.startswith(UNSAFE)
         self.random = KeyedRandom(run_key(secret, UNSAFE if public else state.run_id))
 
     def charge(self, last_step: int) -> None:
-        """Write into the ledger that steps up to `last_step` are released; on the disk before this returns."""
+        """Write into the ledger that steps up to `last_step` are released; on the disk before this returns.
+
+        Raises:
+            RuntimeError: for a step beyond the budget, whatever became of the callback that stops before it.
+        """
+        if last_step > self.limit:
+            raise RuntimeError(
+                f"step {last_step} exceeds the budget target_epsilon={self.state.target_epsilon}, which allows "
+                f"{self.limit} steps; nothing of it is released."
+            )
+        self._charged = max(self._charged, last_step)
         if self.ledger is None:
             return
         state = self.state
@@ -177,6 +194,10 @@ class PrivateRun:
                 secret=state.secret,
             )
         )
+
+    def released(self) -> list[list[Any]]:
+        """Return everything that the weights in memory may depend on, a step that was interrupted included."""
+        return self.state.released(self._charged)
 
     def epsilon(self, last_step: int) -> float:
         """Return epsilon of the weights after `last_step` steps: of this run and of those that it branched off."""
@@ -200,8 +221,9 @@ def plan_run(
         at_step (`int`, defaults to `0`): where the training goes on.
 
     Raises:
-        ValueError: if the budget is spent.
+        ValueError: if the budget is spent, or belongs to other units.
     """
+    refuse_other_units(state, ledger)
     others = ledger.mechanisms(without=state.run_id)
     _tell_what_is_spent(state, others, ledger)
     if noise_multiplier is None:
@@ -231,6 +253,23 @@ def plan_run(
             f"{str(ledger.path)!r}. Take the weights as they are, or raise target_epsilon to what you accept in all."
         )
     return state, allowed
+
+
+def refuse_other_units(state: RunState, ledger: Ledger) -> None:
+    """Raise ValueError if earlier runs on the ledger protect other units, so that their epsilon is not that of a unit.
+
+    What protects all rows of a user protects each of them; it does not hold the other way round.
+    """
+    if state.unit in ROW_UNITS:
+        return
+    others = sorted({entry.unit for entry in ledger.entries() if entry.run_id != state.run_id} - {state.unit})
+    if others:
+        raise ValueError(
+            f"the ledger {str(ledger.path)!r} holds runs on this dataset that protect another unit ({others[0]}), and "
+            f"this one protects {state.unit}: what those have released of one such unit is not known, so no epsilon "
+            "holds for both. Protect the same unit in all runs; or, if nothing of the earlier ones was or will be "
+            "used, name another ledger_file."
+        )
 
 
 def _tell_what_is_spent(state: RunState, others: Sequence[Any], ledger: Ledger) -> None:

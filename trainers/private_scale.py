@@ -18,7 +18,8 @@ class LossScale:
 
     Args:
         reduction (`str`): of the batch: `"sum"` over tokens or rows (the Trainer was given `num_items_in_batch=1`),
-            `"mean"` over rows, `"token_mean"` over all tokens of the batch.
+            `"mean"` over rows, `"token_mean"` over all tokens of the batch; `"alone"` where every unit is a batch of
+            its own (`grad_mode="loop"`), and no factor is needed.
         copies (`int`): rows of the model's batch for a row of the dataset; 2 for preference pairs.
         shifts_labels (`bool`): whether the first label of a row is not predicted.
 

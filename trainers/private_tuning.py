@@ -22,7 +22,7 @@ from hfnoise.privacy.ledger import Ledger, LedgerEntry
 from hfnoise.privacy.secret_file import run_key, unsafe_secret
 from hfnoise.privacy.trial_counts import trial_count
 from hfnoise.privacy.tuning import calibrate_search_noise
-from hfnoise.trainers.private_run import RunState, new_run_id, now
+from hfnoise.trainers.private_run import RunState, new_run_id, now, refuse_other_units
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +174,7 @@ class _Hunt:
         trainer._run = None
         state: RunState = trainer.private_run.state
         if self._first is None:
+            refuse_other_units(state, ledger)
             self._first, self._ledger = state, ledger
             self._law = replace(self._law, mechanism=state.mechanism(state.planned_steps))
         self._refuse_other(state, candidate)

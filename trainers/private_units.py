@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import math
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ class Units:
 
     Args:
         rows (`int`): rows of the dataset.
-        names (`list`, *optional*): the value of the unit column for each row.
+        names (`list`, *optional*): the value of the unit column for each row, see `unit_names`.
         max_rows (`int`, defaults to `1`): rows of a unit that a step may use.
 
     Example:
@@ -68,3 +70,35 @@ class Units:
             return members
         order = random.uniforms(f"rows of {unit}", step, members.numel()).argsort()
         return members[order[: self.max_rows].sort().values]
+
+
+def unit_names(dataset: Any, column: str) -> list[Any]:
+    """Return the unit of each row, as values that are equal where they say the same.
+
+    Tensors, which a dataset with a format returns, are equal only to themselves: every row would be a unit of its own,
+    and all rows of a user would have many times the stated epsilon. Rows without a name (None, NaN) are one unit.
+
+    Args:
+        dataset (`datasets.Dataset`): with the column.
+        column (`str`): of strings, whole numbers, dates, or lists of them.
+
+    Raises:
+        ValueError: for values of which it is not known whether two are the same.
+    """
+    return [_plain_name(name) for name in dataset[column]]
+
+
+def _plain_name(name: Any) -> Any:
+    if hasattr(name, "tolist"):  # of torch, numpy or jax
+        name = name.tolist()
+    if isinstance(name, float) and math.isnan(name):
+        return None
+    if isinstance(name, (list, tuple)):
+        return tuple(_plain_name(part) for part in name)
+    if not isinstance(name, (str, bytes, bool, int, float, datetime.date, type(None))):
+        raise ValueError(
+            f"the unit column holds a {type(name).__name__}, of which it is not known whether two are the same: rows "
+            "of one unit could be taken for several, and epsilon would not be that of the unit. Use strings or whole "
+            "numbers."
+        )
+    return name

@@ -81,7 +81,8 @@ def fit_flip_rate(margins: Float64[Tensor, " batch"]) -> LikelihoodFit:
         '0.10, from 0.06 to 0.14'
     """
     # The median is robust to heavy tails, and taken over non-zero sizes because a zero margin carries no information.
-    typical = margins.abs()[margins != 0].median()
+    # The clamp keeps c finite: it is at most e^9 / typical.
+    typical = margins.abs()[margins != 0].median().clamp(min=1e-300)
     sample = _group(margins / typical)
     coarse = _coarse_curve(sample)
     straight = _refine(sample, coarse, 0.0, level=0.0)

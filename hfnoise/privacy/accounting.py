@@ -143,8 +143,9 @@ def compute_epsilon(
 
     Formal guarantee: what the run has released is (epsilon, delta)-differentially private if every step drew each unit
     independently with probability `sample_rate`, clipped each unit's contribution to norm C, and added Gaussian noise
-    of standard deviation `noise_multiplier` * C to each coordinate of their sum (arXiv 1607.00133). Not covered:
-    batches of a fixed size, shuffling, and whatever else was published (losses, choice of hyper-parameters).
+    of standard deviation `noise_multiplier` * C to each coordinate of their sum (arXiv 1607.00133), and if the number
+    of steps was not chosen by looking at what was released. Not covered: batches of a fixed size, shuffling, and
+    whatever else was published (losses, choice of hyper-parameters).
 
     Args:
         noise_multiplier (`float`): at least 0; 0 gives infinity.

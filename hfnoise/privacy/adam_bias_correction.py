@@ -23,7 +23,8 @@ class DPAdamBC(Optimizer):
     Args:
         params: parameters or groups, as for any optimizer.
         noise_variance (`float`): (sigma C / B)^2, at least 0; 0 gives AdamW with `eps` as a floor instead of a
-        summand. lr (`float`, defaults to `1e-3`): above 0.
+            summand.
+        lr (`float`, defaults to `1e-3`): at least 0.
         betas (`tuple[float, float]`, defaults to `(0.9, 0.999)`): each in [0, 1).
         eps (`float`, defaults to `1e-4`): smallest denominator, above 0; the size of a typical gradient coordinate.
         weight_decay (`float`, defaults to `0.0`): at least 0.

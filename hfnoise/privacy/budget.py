@@ -105,7 +105,8 @@ def privacy_budget(
     Args:
         examples (`int`): number of units in the dataset.
         batch (`int`): expected number of units in a batch, over all devices and accumulation steps.
-        epochs (`float`): above 0; steps = round(epochs * examples / batch), at least 1.
+        epochs (`float`): above 0; steps = round(epochs * examples / batch), at least 1. The Trainer rounds up, which
+            is a step or a few more: what holds of a run is what its report says.
         target_epsilon (`float`, *optional*): this, or
         noise_multiplier (`float`, *optional*): this: exactly one of them.
         delta (`float`, *optional*): in (0, 1); [`default_delta`] if not given.

@@ -44,13 +44,14 @@ def clip_per_unit(
 
     With n the norm of a unit's gradient over all tensors, its factor is, for `"flat"`, min(1, C / (n + 1e-12))
     (arXiv 1607.00133, algorithm 1); for `"auto"`, C / (n + 0.01) (automatic clipping, arXiv 2206.07136, eq. 4.1
-    with gamma = 0.01, times C), which needs no tuned C but shrinks no unit's influence below nearly C; for
+    with gamma = 0.01, times C), which also scales small gradients up, to nearly C, so that C needs no tuning; for
     `"per_layer"`, the flat factor of each of L tensors for itself with C / sqrt(L), so that the whole is at most C.
     Departures: a unit whose norm is not finite (NaN, or an overflow above 1.8e19) is left out instead of stopping the
     step, which would depend on the data; Opacus adds 1e-6 in the place of 1e-12, both stay within C.
 
-    Formal guarantee: adding or removing one unit changes `summed` by at most C in the Euclidean norm, as long as a
-    unit's gradient does not depend on which others are there. Norms are taken from the very numbers that are summed,
+    Formal guarantee: adding or removing one unit changes `summed` by at most C in the Euclidean norm, for each of the
+    three, as long as a unit's gradient does not depend on which others are there. The norms that are returned are
+    private numbers. Norms are taken from the very numbers that are summed,
     in float32, so C is exceeded by at most their relative rounding error (about 1e-6).
 
     Args:

@@ -52,7 +52,7 @@ def privacy_card(
         language (`str`, *optional*), license (`str`, *optional*): identifiers of the Hub.
     """
     report = trainer.privacy_report()
-    base_path = getattr(trainer.model.config, "_name_or_path", "")
+    base_path = getattr(getattr(trainer.model, "config", None), "_name_or_path", "")
     base, is_adapter, task = hub_name(base_path), hasattr(trainer.model, "peft_config"), _task(trainer.model)
     datasets = [dataset_name] if isinstance(dataset_name, str) else dataset_name
     optional = {

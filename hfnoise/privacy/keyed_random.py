@@ -78,11 +78,21 @@ class KeyedRandom:
         normals: Tensor = torch.special.ndtri(self.uniforms(label, step, count))
         return normals
 
+    def seeds(self, label: str, step: int, count: int) -> list[int]:
+        """Return whole numbers below 2^62 to seed other generators with; arguments as in `uniforms`."""
+        if step < 0 or count < 0:
+            raise ValueError(f"step and count must be at least 0, got {step} and {count}.")
+        raw = self._bytes(label, step, 0, count)
+        return [int.from_bytes(raw[at : at + _WORD], "big") >> 2 for at in range(0, len(raw), _WORD)]
+
     def _words(self, label: str, step: int, block: int, count: int) -> Tensor:
         """Return `count` integers of 53 bits."""
+        raw = bytearray(self._bytes(label, step, block, count))
+        # The shift of a signed integer copies its sign: the mask cuts that off.
+        return (torch.frombuffer(raw, dtype=torch.int64) >> (64 - _BITS)) & ((1 << _BITS) - 1)
+
+    def _bytes(self, label: str, step: int, block: int, count: int) -> bytes:
         name = label.encode()
         # Lengths first, so that no two different inputs are the same string of bytes.
         header = len(name).to_bytes(4, "big") + name + step.to_bytes(8, "big") + block.to_bytes(8, "big")
-        raw = bytearray(hashlib.shake_256(self._key + header).digest(count * _WORD))
-        # The shift of a signed integer copies its sign: the mask cuts that off.
-        return (torch.frombuffer(raw, dtype=torch.int64) >> (64 - _BITS)) & ((1 << _BITS) - 1)
+        return hashlib.shake_256(self._key + header).digest(count * _WORD)

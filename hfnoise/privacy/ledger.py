@@ -36,14 +36,16 @@ class LedgerEntry:
         noise_multiplier (`float`): as in [`Mechanism`].
         steps (`int`): how many steps have been released, counted from `first_step`.
         bands (`int`, defaults to 1): as in [`Mechanism`].
-        unit (`str`, defaults to `"example"`): what is added or removed: "example", "pair", or a column of users.
+        unit (`str`, defaults to `"example"`): what is added or removed, in words; the Trainers write "row",
+            "preference pair" or "all rows with one value of" a column.
         first_step (`int`, defaults to 0): above 0 where an earlier part of the run is charged under another name, as
             after a lost secret, when steps are made again with fresh noise.
         started (`str`, defaults to `""`): ISO 8601 time.
+        secret (`str`, defaults to `""`): name of the secret that the noise followed from, which tells nothing about
+            it ([`~hfnoise.privacy.secret_file.secret_name`]), or "unsafe_seed N".
         expected_trials (`float`, defaults to 0.0): for a whole search over such runs the mean of their secret number;
             0 for a single run.
         eta (`float`, defaults to 0.0), distribution (`str`, defaults to `""`): of a search, as in [`Search`].
-        secret (`str`, defaults to `""`): of what kind the randomness was, such as "os.urandom" or "unsafe seed".
 
     Example:
         >>> from hfnoise.privacy.ledger import LedgerEntry

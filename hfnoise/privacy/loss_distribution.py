@@ -1,8 +1,8 @@
 """Accounting by privacy loss distributions (PLD): tight for Poisson-sampled Gaussians, rounded pessimistically.
 
 The distribution of the privacy loss lies on a grid (Connect the Dots, arXiv 2207.04380) and is composed by fast
-Fourier transforms (arXiv 2106.08567). All of it is dp-accounting's; this file chooses the grid and keeps what is used
-again.
+Fourier transforms (arXiv 1906.03049); that dominating pairs compose, also adaptively, is theorem 10 of arXiv
+2106.08567. All of it is dp-accounting's; this file chooses the grid and keeps what is used again.
 """
 
 from __future__ import annotations

@@ -29,6 +29,9 @@ def per_unit_gradients(
     on one unit after the other and takes any layer: it is what the other is compared with. The parameters' `.grad` are
     left as they are.
 
+    Formal guarantee: none. What is returned are exact functions of private rows; clip it
+    ([`~hfnoise.privacy.clip_per_unit`]) and add noise before anything of it is shown.
+
     Args:
         model (`torch.nn.Module`): the model; its trainable parameters are float32 for `mode="leaf"`.
         batch (`dict`): what `loss_fn` takes. Its tensors have the rows, or the units, as first dimension; what is

@@ -36,7 +36,7 @@ def batches(draw):
     return branches, prompts, answers
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batches(), st.booleans())
 def test_every_label_sees_its_own_row_up_to_it(batch, left):
     branches, prompts, answers = batch

@@ -83,7 +83,7 @@ rates = st.sampled_from([0.01, 0.05, 0.3, 1.0])
 noises = st.floats(4.0, 20.0)
 counts = st.integers(1, 100)
 accountants = st.sampled_from(["pld", "rdp"])
-few = settings(max_examples=4, deadline=None, derandomize=True)
+few = settings(max_examples=4, derandomize=True)
 
 
 @few

@@ -111,7 +111,7 @@ def test_banded_inverse_square_root(vectors, meta):
 
 
 @given(st.lists(st.floats(-0.9, 0.9), min_size=0, max_size=6), st.integers(1, 30))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_inverse(tail, steps):
     coefficients = torch.tensor([1.5, *tail], dtype=torch.float64)
     product = dense(coefficients[:steps], steps) @ dense(inverse_coefficients(coefficients, steps), steps)
@@ -135,7 +135,7 @@ def test_dense_sensitivities(vectors, meta):
     st.integers(1, 8),
     st.one_of(st.none(), st.integers(1, 4)),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sensitivity_is_that_of_the_worst_participation(values, separation, steps, limit):
     column = torch.tensor(sorted([*values, 1.0], reverse=True), dtype=torch.float64)
     matrix = dense(column[:steps], steps)
@@ -186,7 +186,7 @@ def test_stream_equals_the_vectors(vectors, meta, normalized, name):
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_stream_equals_a_dense_solve_in_any_order(data):
     steps = data.draw(st.integers(1, 12))
     bands = data.draw(st.integers(1, steps))

@@ -41,6 +41,14 @@ def test_the_normals_are_normal():
     assert abs((x[1:] * x[:-1]).mean()) < 4 / math.sqrt(200_000)
 
 
+def test_seeds():
+    seeds = RANDOM.seeds("forward", 3, 1000)
+    assert len(set(seeds)) == 1000 and all(0 <= seed < 2**62 for seed in seeds) and max(seeds) > 2**61
+    assert RANDOM.seeds("forward", 3, 4) == seeds[:4] != RANDOM.seeds("forward", 4, 4)
+    with pytest.raises(ValueError, match="at least 0"):
+        RANDOM.seeds("forward", -1, 1)
+
+
 @pytest.mark.parametrize("arguments", [("x", -1, 1), ("x", 0, -1)])
 def test_bad_steps_and_counts(arguments):
     with pytest.raises(ValueError, match="at least 0"):
@@ -83,7 +91,7 @@ def test_rates_out_of_range(arguments):
         PoissonSampler(*arguments)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(count=st.integers(0, 40), size=st.integers(1, 7), world_size=st.integers(1, 5))
 def test_dealing_out(count, size, world_size):
     """All units once, the same micro-batches for every number of processes, as many for each."""

@@ -51,7 +51,7 @@ def test_ceilings_of_the_specification(m, ceiling):
 
 
 @given(st.integers(1, 3000), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_p_value_is_the_formula(m, data):
     from scipy.stats import binom
 
@@ -67,7 +67,7 @@ def test_p_value_is_the_formula(m, data):
 
 
 @given(st.integers(1, 400), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_p_value_is_monotone(m, data):
     guesses = data.draw(st.integers(1, m))
     correct = data.draw(st.integers(1, guesses))
@@ -86,7 +86,7 @@ def test_p_value_is_monotone(m, data):
 
 
 @given(st.integers(1, 2000), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @example(m=16, data=None)
 def test_bound_is_where_the_p_value_crosses_and_never_above_the_ceiling(m, data):
     guesses = data.draw(st.integers(1, m)) if data else m
@@ -160,7 +160,7 @@ def test_jax_privacy_on_scores(vectors, case):
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.lists(st.integers(0, 9), min_size=1, max_size=30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_auroc_and_hull(inside, outside):
     pairs = [(i > o) + 0.5 * (i == o) for i in inside for o in outside]
     assert auroc(inside, outside) == pytest.approx(sum(pairs) / len(pairs))

@@ -26,7 +26,7 @@ def gaussian_curve(mu):
 
 
 @given(st.floats(1, 60), st.floats(-0.9, 4), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_law_sums_to_one_with_its_mean(expected, eta, poisson):
     law = trial_count(expected, eta, "poisson" if poisson else "negative_binomial")
     assert law.mean == pytest.approx(expected, rel=1e-9)
@@ -61,7 +61,7 @@ def test_half_of_all_searches_try_one_candidate():
 
 
 @given(st.floats(1, 40), st.floats(-0.8, 3), st.booleans(), st.floats(0, 1, exclude_max=True))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_sample_inverts_the_distribution(expected, eta, poisson, uniform):
     law = trial_count(expected, eta, "poisson" if poisson else "negative_binomial")
     k = law.sample(uniform)

@@ -40,7 +40,9 @@ def losses(output_dir):
 
 def launch(example, options, folder):
     """Run an example in two processes on the CPU."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCHER)]
+    # Port 0: a free one, since another test may be launching too.
+    settings = ["--config_file", str(LAUNCHER), "--main_process_port", "0"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *settings]
     done = subprocess.run(
         [*launcher, str(ROOT / "examples" / f"{example}.py"), *options],
         # One thread each: the processes share two cores.

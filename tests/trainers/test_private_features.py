@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
-from hfnoise import DPConfig, DPDPOTrainer, DPTrainer
+from hfnoise import DPConfig, DPDPOTrainer, DPTrainer, make_private
 from tests.conftest import WORDS
 
 ROUNDING = {"rtol": 0, "atol": 2e-5}
@@ -28,18 +28,20 @@ def classification(tiny_model_path, tokenizer, cpu_arguments):
     """Return a function that makes a private classifier: plain Trainer, a head in `modules_to_save`, no TRL."""
     from transformers import AutoModelForSequenceClassification, TrainingArguments
 
-    def make(dp=None, adapter=None, **settings):
+    def make(dp=None, adapter=None, labels=None, data=None, trained=("",), **settings):
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_pretrained(tiny_model_path, num_labels=3)
         model.config.pad_token_id = 0
         if adapter is not None:
             model = get_peft_model(model, adapter)
+        for name, value in model.named_parameters():
+            value.requires_grad_(value.requires_grad and any(part in name for part in trained))
         generator = torch.Generator().manual_seed(0)
         texts = [
             " ".join(WORDS[i] for i in torch.randint(len(WORDS), (3 + n % 5,), generator=generator)) for n in range(24)
         ]
         rows = tokenizer(texts, return_token_type_ids=False)
-        data = Dataset.from_dict({**rows, "labels": [n % 3 for n in range(24)]})
+        data = data or Dataset.from_dict({**rows, "labels": labels or [n % 3 for n in range(24)]})
         arguments = {k: v for k, v in cpu_arguments.items() if k not in ("beta", "max_length")} | settings
         return DPTrainer(
             model,
@@ -62,21 +64,16 @@ def test_a_classifier_with_its_head(classification, trained_weights):
 
 def test_full_fine_tuning_by_the_loop(classification, trained_weights):
     with pytest.raises(ValueError, match="embed_tokens"):
-        classification().train()
+        classification()
     trainer = classification({"grad_mode": "loop"}, max_steps=1)
     before = trained_weights(trainer).clone()
     run(trainer)
     assert (trained_weights(trainer) - before).abs().min() >= 0 and not torch.equal(before, trained_weights(trainer))
 
 
-def test_norms_and_lora_without_embeddings(classification, trained_weights):
-    def freeze(trainer):
-        for name, value in trainer.model.named_parameters():
-            value.requires_grad_("norm" in name or "score" in name)
-        return trainer
-
-    leaf = run(freeze(classification(max_steps=2)))
-    loop = run(freeze(classification({"grad_mode": "loop"}, max_steps=2)))
+def test_norms_and_heads(classification, trained_weights):
+    leaf = run(classification(max_steps=2, trained=("norm", "score")))
+    loop = run(classification({"grad_mode": "loop"}, max_steps=2, trained=("norm", "score")))
     torch.testing.assert_close(trained_weights(leaf), trained_weights(loop), **ROUNDING)
 
 
@@ -92,19 +89,67 @@ def test_a_loss_function_of_the_user(classification, trained_weights):
 
     adapter = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj"], modules_to_save=["score"])
     leaf = run(with_loss(classification(adapter=adapter)))
-    assert leaf._loss_scale.reduction == "mean"
+    assert leaf._loss_scale.reduction == "token_mean"  # of one label in each row
     loop = run(with_loss(classification({"grad_mode": "loop"}, adapter=adapter)))
     torch.testing.assert_close(trained_weights(leaf), trained_weights(loop), **ROUNDING)
+
+
+def test_weights_of_classes_are_no_sum_over_rows(classification):
+    """Divided by the weights of the batch; found although the rows that are looked at are all of one class."""
+    adapter = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj"], modules_to_save=["score"])
+    trainer = classification(adapter=adapter, labels=[0] * 24)
+    weight = torch.tensor([1.0, 1.0, 9.0])
+    trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: torch.nn.functional.cross_entropy(
+        outputs["logits"], labels, weight
+    )
+    with pytest.raises(ValueError, match="differs from that of the row alone"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["tokens classified", pytest.param("tokens predicted", marks=pytest.mark.slow)])
+def test_a_loss_that_does_not_listen(kind, tiny_model_path, tokenizer, make_texts, cpu_arguments, trained_weights):
+    """A mean over the tokens of the batch, whatever `num_items_in_batch` says: how most people write compute_loss."""
+    from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, Trainer, TrainingArguments
+    from transformers import DataCollatorForTokenClassification as Collator
+
+    class Mine(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return model(**inputs).loss
+
+    def row(text):
+        tokens = tokenizer(text["text"], return_token_type_ids=False)
+        classes = [place % 3 for place, _ in enumerate(tokens["input_ids"])]
+        return {**tokens, "labels": classes if kind == "tokens classified" else tokens["input_ids"]}
+
+    def make(mode):
+        torch.manual_seed(0)
+        task, adapter, size = AutoModelForCausalLM, LoraConfig(r=2, target_modules=["q_proj"]), {}
+        if kind == "tokens classified":
+            task, size = AutoModelForTokenClassification, {"num_labels": 3}
+            adapter = LoraConfig(r=2, task_type="TOKEN_CLS", target_modules=["q_proj"], modules_to_save=["score"])
+        model = get_peft_model(task.from_pretrained(tiny_model_path, **size), adapter)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):  # of the classifier; each way has its own draws
+                module.p = 0.0
+        arguments = {k: v for k, v in cpu_arguments.items() if k not in ("beta", "max_length")}
+        trainer = Mine(
+            model, TrainingArguments(**arguments), Collator(tokenizer), make_texts(24).map(row, remove_columns="text")
+        )
+        return run(make_private(trainer, DPConfig(noise_multiplier=1.0, unsafe_seed=5, grad_mode=mode)))
+
+    leaf = make("leaf")
+    assert leaf._loss_scale.reduction == "token_mean"
+    torch.testing.assert_close(trained_weights(leaf), trained_weights(make("loop")), **ROUNDING)
 
 
 def test_a_list_as_dataset_and_workers(classification, trained_weights):
     adapter = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj"], modules_to_save=["score"])
     plain = run(classification(adapter=adapter))
-    listed = classification(adapter=adapter)
-    listed.train_dataset = [
-        {name: row[name] for name in ("input_ids", "attention_mask", "labels")} for row in listed.train_dataset
-    ]
-    assert torch.equal(trained_weights(plain), trained_weights(run(listed)))
+    rows = [{name: row[name] for name in ("input_ids", "attention_mask", "labels")} for row in plain.train_dataset]
+    assert torch.equal(trained_weights(plain), trained_weights(run(classification(adapter=adapter, data=rows))))
+    plain.train_dataset = rows
+    with pytest.raises(ValueError, match="train_dataset was replaced"):  # the ledger would be that of the other one
+        plain.train()
 
 
 @pytest.mark.slow
@@ -147,6 +192,8 @@ def test_eval_and_best_model(make_private_trainer, make_pairs, caplog):
     trainer = make_private_trainer(DPDPOTrainer, eval_strategy="steps", eval_steps=2, max_steps=2, eval=make_pairs(6))
     trainer.train()
     assert any("eval_loss" in entry and "eval_rewards/margins" in entry for entry in trainer.state.log_history)
+    # TRL writes the tokens it has trained on there too: the exact sizes of private batches.
+    assert not any("num_tokens" in name for entry in trainer.state.log_history for name in entry)
 
 
 def sharded_on_both(path, make, expected, trained_weights):

@@ -117,6 +117,9 @@ def test_a_secret_that_others_can_read(make_private_trainer, tmp_path):
         make_private_trainer(dp=dp)
     with pytest.raises(ValueError, match="lies in output_dir"):
         make_private_trainer(dp=dp | {"secret_file": str(tmp_path / "run" / "key")})
+    file.chmod(0o600)
+    with pytest.raises(ValueError, match="what was released would be forgotten"):
+        make_private_trainer(dp=dp | {"ledger_file": str(tmp_path / "run" / "ledger.json")})
 
 
 def test_a_damaged_secret(make_private_trainer, tmp_path):
@@ -130,7 +133,7 @@ def test_a_damaged_secret(make_private_trainer, tmp_path):
 def test_parameters_without_per_unit_gradients(make_private_trainer):
     adapter = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"])
     with pytest.raises(ValueError, match='grad_mode="loop"'):
-        make_private_trainer(peft=adapter).train()
+        make_private_trainer(peft=adapter)
     make_private_trainer(peft=adapter, dp={"grad_mode": "loop"}, max_steps=1).train()
 
 

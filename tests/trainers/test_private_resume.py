@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,30 @@ def test_other_settings_are_another_release(make_private_trainer, tmp_path, capl
     assert second.private_run.total_epsilon(6) > 1.1 * first.epsilon()
 
 
+@pytest.mark.parametrize(
+    ("dp", "adapter", "settings", "name"),
+    [
+        ({"micro_batch_size": 2}, 0.2, {}, "micro_batch_size: 4 there, 2 here"),
+        ({}, 0.1, {}, "adapter: "),
+        ({}, 0.2, {"max_length": 8}, "rows: "),
+        ({}, 0.2, {"optim_target_modules": "all"}, "optim_target_modules: None there, 'all' here"),
+        ({}, 0.2, {"logging_steps": 2, "disable_tqdm": True, "run_name": "x", "eval_on_start": True}, None),
+    ],
+)
+def test_what_makes_another_release(dp, adapter, settings, name, make_private_trainer, tmp_path):
+    """The draws of a step belong to one gradient; whatever changes it must change them."""
+    from peft import LoraConfig
+
+    def trainer(dp, dropout, **settings):
+        peft = LoraConfig(r=2, target_modules=["v_proj", "q_proj"], lora_dropout=dropout)
+        return make_private_trainer(dp=dp, peft=peft, **SAVING | settings)
+
+    old, new = (t._described(bytes(32)) for t in (trainer({}, 0.2), trainer(dp, adapter, **settings)))
+    old = RunState(**json.loads(json.dumps(asdict(old))))
+    found = trainer({}, 0.2)._branches(old, new)
+    assert found.startswith(name) if name else found == ""
+
+
 def test_a_lost_secret_is_charged_again(make_private_trainer, tmp_path, caplog):
     dp = {"unsafe_seed": None, "secret_file": str(tmp_path / "secret")}
     make_private_trainer(dp=dp, **SAVING).train()
@@ -121,6 +146,22 @@ def test_the_budget_ends_the_training(make_private_trainer, tmp_path, caplog):
     assert 6 < more.state.global_step < 12 and more.epsilon() <= 5.0
 
 
+@pytest.mark.slow
+def test_units_of_a_ledger(make_private_trainer, make_texts, tmp_path):
+    """What a user has lost in runs that protect rows is not known; the other way round it is."""
+    data = make_texts(24, user=[f"user {n // 2}" for n in range(24)])
+
+    def trainer(folder, **dp):
+        files = {"unsafe_seed": None, "secret_file": str(tmp_path / folder / "secret"), "accountant": "rdp"}
+        return make_private_trainer(data=data, dp=files | {"expected_batch_size": 2} | dp, max_steps=1)
+
+    trainer("a").train()
+    with pytest.raises(ValueError, match=r"protect another unit \(row\), and this one protects all rows with one"):
+        trainer("a", unit_column="user").train()
+    trainer("b", unit_column="user").train()
+    trainer("b").train()
+
+
 def test_a_run_stops_at_the_last_step_that_fits(make_private_trainer, caplog):
     trainer = make_private_trainer(max_steps=6)
     trainer.private_run.limit = 2  # as `plan_run` sets it where less of the budget is left
@@ -143,7 +184,8 @@ def test_the_secret_is_nowhere_in_the_output(make_private_trainer, tmp_path):
 
 
 def train_on_both(make_private_trainer, trained_weights, expected, dp, folder):
-    trainer = make_private_trainer(dp=dp, per_device_train_batch_size=2, output_dir=str(folder / "two"), **SAVING)
+    settings = SAVING | {"per_device_train_batch_size": 2, "output_dir": str(folder / "two")}
+    trainer = make_private_trainer(dp=dp, peft=dropout_adapter(), **settings)
     assert trainer.expected_batch_size == 8
     trainer.train()
     assert torch.equal(trained_weights(trainer), expected)
@@ -153,9 +195,9 @@ def train_on_both(make_private_trainer, trained_weights, expected, dp, folder):
 
 @pytest.mark.parametrize("clipping", ["flat", pytest.param("per_layer", marks=pytest.mark.slow)])
 def test_two_processes(clipping, make_private_trainer, trained_weights, two_processes, tmp_path):
-    """Masks and noise are the same, micro-batches are dealt out whole: with float64 sums the weights are bitwise."""
+    """Masks, noise and dropout are the same, micro-batches dealt out whole: with float64 sums weights are bitwise."""
     dp = FLOAT64 | {"clipping": clipping, "unsafe_seed": None, "secret_file": str(tmp_path / "secret")}
-    one = make_private_trainer(dp=dp, **SAVING)
+    one = make_private_trainer(dp=dp, peft=dropout_adapter(), **SAVING)
     run_id = one.private_run.state.run_id
     one._start_run = lambda checkpoint: None
     one.train()
@@ -208,10 +250,9 @@ trainer.save_model("final")
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("place", "step"), [("training_step", 3), ("_save_rng_state", 4)])
-def test_kill_and_resume(place, step, tiny_model_path, make_texts, tmp_path):
-    """SIGKILL in the middle of a step, and in the middle of writing a checkpoint."""
+@pytest.mark.slow  # fresh processes that import all libraries
+def test_kill_and_resume(tiny_model_path, make_texts, tmp_path):
+    """SIGKILL in the middle of a step and, when resumed, in the middle of writing a checkpoint."""
     from safetensors.torch import load_file
 
     code = KILLED.format(root=str(ROOT), model=tiny_model_path, texts=list(make_texts(24)["text"]))
@@ -225,8 +266,12 @@ def test_kill_and_resume(place, step, tiny_model_path, make_texts, tmp_path):
             capture_output=True,
         )
 
-    killed = start("fresh", str(step), place)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    for arguments in (("fresh", "3", "training_step"), ("resume", "4", "_save_rng_state")):
+        killed = start(*arguments)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    written = {path.parent.name for path in (tmp_path / "run").glob("checkpoint-*/*")}
+    finished = {path.parent.name for path in (tmp_path / "run").glob("checkpoint-*/trainer_state.json")}
+    assert (written, finished) == ({"checkpoint-2", "checkpoint-4"}, {"checkpoint-2"})
     resumed = start("resume", "-1", "")
     assert resumed.returncode == 0, resumed.stderr.decode()[-2000:]
     state = RunState.read(tmp_path / "run" / "checkpoint-6")

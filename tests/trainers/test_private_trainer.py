@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from transformers import Trainer
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Trainer
 
 from hfnoise import DPConfig, DPDPOTrainer, DPSFTTrainer, make_private
+from hfnoise.privacy import compute_epsilon
 
 # Sums in another order: the last bits of float32, through three steps of Adam with lr 0.01.
 ROUNDING = {"rtol": 0, "atol": 2e-5}
@@ -150,7 +152,6 @@ def test_units_of_several_rows(make_private_trainer, make_texts, trained_weights
 
 
 def test_make_private_of_a_built_trainer(make_trainer, make_private_trainer, make_pairs, trained_weights):
-    from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer
 
     class Mine(DPOTrainer):
@@ -172,3 +173,41 @@ def test_make_private_refuses_and_leaves_the_trainer_alone(make_trainer):
         make_private(trainer, DPConfig(target_epsilon=3))
     assert type(trainer) is DPOTrainer and not hasattr(trainer, "dp_config")
     trainer.train()
+    with pytest.raises(ValueError, match="has trained 3 steps without privacy"):
+        make_private(trainer, DPConfig(target_epsilon=3))
+
+
+def test_a_second_training_goes_on_from_the_first(make_private_trainer, tmp_path):
+    """Its weights hold the steps of both."""
+    dp = {"unsafe_seed": None, "secret_file": str(tmp_path / "secret"), "accountant": "rdp"}
+    trainer = make_private_trainer(dp=dp, max_steps=2)
+    trainer.train()
+    once = trainer.epsilon()
+    trainer.train()
+    assert once == compute_epsilon(1.0, 1 / 6, 2, 1e-5, "rdp")
+    assert trainer.epsilon() == compute_epsilon(1.0, 1 / 6, 4, 1e-5, "rdp")
+    report = trainer.privacy_report()
+    assert report["epsilon"] == trainer.epsilon() and report["steps_of_an_earlier_run"] == 2
+
+
+@pytest.mark.slow
+def test_what_is_left_behind_is_checked_and_nothing_else(make_private_trainer, tiny_model_path):
+    """TRL's frozen copy of a given adapter is not the trained one; a warm-up may have moved nothing yet."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_path)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+    trainer = run(make_private_trainer(DPDPOTrainer, model=model, peft=False, max_steps=1))
+    assert list(trainer.model.peft_config) == ["default", "ref"]
+    run(make_private_trainer(max_steps=1, warmup_steps=5))
+    stuck = make_private_trainer(max_steps=1)
+    stuck.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(RuntimeError, match="the optimizer does not hold the trainable parameters"):
+        run(stuck)
+
+
+def test_no_step_beyond_the_budget(make_private_trainer):
+    trainer = make_private_trainer()
+    trainer.private_run.limit = 2
+    trainer._start_run = lambda checkpoint: None
+    trainer.callback_handler.callbacks = []  # the one that stops before is gone
+    with pytest.raises(RuntimeError, match="step 3 exceeds the budget"):
+        trainer.train()

@@ -58,6 +58,8 @@ def test_only_the_winner_is_left(tune, tmp_path, capsys):
     result.trainer.save_model()
     saved = json.loads((tmp_path / f"run-{min(rates)}" / "dp_report.json").read_text())
     assert saved["epsilon"] == expected
+    with pytest.raises(ValueError, match="won a dp_tune search"):  # more steps would not be in its epsilon
+        result.trainer.train()
 
 
 def test_runs_print_and_report_nothing(tune, capsys):

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 
 from hfnoise import DPConfig, RobustDPOConfig, RobustDPOTrainer, make_private
 from hfnoise.privacy.keyed_random import KeyedRandom
 from hfnoise.trainers.private_metrics import is_public
 from hfnoise.trainers.private_scale import LossScale
-from hfnoise.trainers.private_units import Units
+from hfnoise.trainers.private_units import Units, unit_names
 
 RANDOM = KeyedRandom(bytes(32))
 
@@ -39,7 +40,10 @@ def test_row_weights_undo_the_reduction(reduction):
 def test_what_may_be_logged():
     assert all(map(is_public, ("grad_norm", "epoch", "eval_loss", "privacy/epsilon")))
     assert not any(
-        map(is_public, ("loss", "train_loss", "num_tokens", "rewards/margins", "noise/flip_rate", "evaluate"))
+        map(
+            is_public,
+            ("loss", "train_loss", "num_tokens", "eval_num_tokens", "rewards/margins", "noise/flip_rate", "evaluate"),
+        )
     )
 
 
@@ -66,3 +70,14 @@ def test_a_reward_model(tiny_model_path, tokenizer, make_pairs, cpu_arguments):
     trainer = make_private(trainer, DPConfig(noise_multiplier=1.0, unsafe_seed=5))
     trainer.train()
     assert (trainer._loss_scale.reduction, trainer._loss_scale.copies) == ("mean", 2)
+
+
+def test_names_of_units_whatever_the_format():
+    """Tensors are equal only to themselves: each row would be a unit of its own, and users would have no guarantee."""
+    data = Dataset.from_dict({"user": [7, 8, 7, 8, 7], "pair": [[1, 2], [1, 2], [3], [3], [3]]})
+    for form in (None, "torch", "numpy"):
+        assert Units(5, unit_names(data.with_format(form), "user")).count == 2
+        assert Units(5, unit_names(data.with_format(form), "pair")).count == 2
+    assert unit_names({"user": [None, float("nan"), "a"]}, "user") == [None, None, "a"]
+    with pytest.raises(ValueError, match="the unit column holds a dict"):
+        unit_names({"user": [{"a": 1}]}, "user")

@@ -13,7 +13,7 @@ from hfnoise.worlds import demo, docstrings
 @pytest.mark.slow
 def test_demo(tmp_path, monkeypatch, capsys):
     small = replace(
-        docstrings.DEMO_RECIPE, train_size=64, eval_size=48, per_device_eval_batch_size=24, num_train_epochs=1
+        docstrings.DEMO_RECIPE, train_size=32, eval_size=24, per_device_eval_batch_size=24, num_train_epochs=1
     )
     monkeypatch.setattr(docstrings, "DEMO_RECIPE", small)
     monkeypatch.setattr(demo, "SHOWN", ("DPO", "TRL robust, true rate", "RobustDPO, rate unknown"))
