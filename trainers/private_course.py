@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -17,6 +16,7 @@ from hfnoise.privacy.adam_bias_correction import DPAdamBC
 from hfnoise.privacy.ledger import Ledger
 from hfnoise.privacy.secret_file import load_or_create_secret, secret_name, unsafe_secret
 from hfnoise.trainers.checkpoints import last_complete_checkpoint
+from hfnoise.trainers.private_dataset import privacy_folder
 from hfnoise.trainers.private_noise import bands_for
 from hfnoise.trainers.private_result import check_result
 from hfnoise.trainers.private_run import ROW_UNITS, UNSAFE, PrivateRun, RunState, new_run_id, now, plan_run
@@ -80,7 +80,7 @@ class PrivateCourseMixin:
                 "guarantee. Use less, for example %g.", self.target_delta, 1.0 / units, 1.0 / (10 * units),
             )  # fmt: skip
         if config.unsafe_seed is None:
-            folder = Path(HF_HOME) / "hfnoise" / "privacy" / self.fingerprint[:16]
+            folder = privacy_folder(self.fingerprint)
             self._secret_file = Path(config.secret_file or folder / "secret").expanduser()
             default_ledger = self._secret_file.with_name("ledger.json")
         else:  # nothing is protected, so nothing is spent of a budget that counts
