@@ -1,9 +1,9 @@
-"""A whole step of `DPSFTTrainer` against one of `trl.SFTTrainer`: draws, clipping, noise, ledger and optimizer included.
+"""A whole step of `DPSFTTrainer` against one of `trl.SFTTrainer`: draws, clipping, noise, ledger and optimizer too.
 
-Both train the docstrings model with LoRA on the same code with the same micro-batches, AdamW, one thread. The time of a
-step is the difference between a long and a short run, so that building Trainers, calibration and the checks before the
-first step do not count; process time, because other work may be on the machine. A private batch is a Poisson draw, whose
-last micro-batch is filled up: that waste is in the ratio.
+Both train the docstrings model with LoRA on the same code with the same micro-batches, AdamW, one thread. The time of
+a step is the difference between a long and a short run, so that building Trainers, calibration and the checks before
+the first step do not count; process time, because other work may be on the machine. A private batch is a Poisson
+draw, whose last micro-batch is filled up: that waste is in the ratio.
 
     python -m hfnoise.benchmarks.dp_trainer_time --output_dir docs/results
 """
