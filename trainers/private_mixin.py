@@ -28,7 +28,7 @@ from hfnoise.trainers.private_check import check_trainer
 from hfnoise.trainers.private_config import DPConfig
 from hfnoise.trainers.private_course import PrivateCourseMixin
 from hfnoise.trainers.private_dataset import given_train_dataset, is_processed
-from hfnoise.trainers.private_metrics import PrivateMetricsFilter
+from hfnoise.trainers.private_metrics import PrivacyLog, PrivateMetricsFilter
 from hfnoise.trainers.private_noise import noise_source, refuse_optimizer
 from hfnoise.trainers.private_randomness import seeded
 from hfnoise.trainers.private_refusals import refuse_trainer
@@ -130,7 +130,8 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
             )
         if config.grad_mode == "leaf":
             UnitGradientRecorder(self.model, 1).close()  # names trainable parameters that are not covered, now
-        self.callback_handler.callbacks.insert(0, PrivateMetricsFilter(config.log_private_metrics))
+        self._privacy_log = PrivacyLog(self)
+        self.callback_handler.callbacks[:0] = [PrivateMetricsFilter(config.log_private_metrics), self._privacy_log]
         self._begin_course()
         self._is_private = True
 
