@@ -1,9 +1,10 @@
 """What privacy costs and what it buys, on the docstrings world: a public model is fine-tuned on private code.
 
 The base model has read docstrings and no code. It is fine-tuned (LoRA) on code of the standard library in which
-secretly chosen canaries, strings of random tokens, lie hidden: by `trl.SFTTrainer`, by `DPSFTTrainer` that clips and adds no
-noise, and by `DPSFTTrainer` at several budgets. Shown are the perplexity on modules that nobody trained on, the
-exposure of the canaries (how many bits of "was it in?" their losses give away), and the audit of every private run.
+secretly chosen canaries, strings of random tokens, lie hidden: by `trl.SFTTrainer`, by `DPSFTTrainer` that clips and
+adds no noise, and by `DPSFTTrainer` at several budgets. Shown are the perplexity on modules that nobody trained on,
+the exposure of the canaries (how many bits of "was it in?" their losses give away), and the audit of every private
+run.
 
     python -m hfnoise.benchmarks.dp_docstrings --output_dir docs/results
 """

@@ -53,7 +53,7 @@ def test_table_of_methods():
 def empty_folder(tmp_path, monkeypatch):
     """Run in an empty folder, with secrets and ledgers below it and not in the tester's home folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hfnoise.trainers.private_course.HF_HOME", str(tmp_path / "hf_home"))
+    monkeypatch.setattr("hfnoise.trainers.private_dataset.HF_HOME", str(tmp_path / "hf_home"))
     return tmp_path
 
 

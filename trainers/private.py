@@ -50,18 +50,24 @@ class DPDPOTrainer(DPTrainerMixin, DPOTrainer):
     """
 
 
-def make_private(trainer: Trainer, dp_config: DPConfig) -> Any:
+def make_private(trainer: Trainer, dp_config: DPConfig, dataset: Any = None) -> Any:
     """Return `trainer`, made private in place: for a Trainer that is already built, of any subclass.
 
     The same checks and refusals as in the private Trainers. The object stays the same; its class becomes a subclass of
-    the one it had, with [`DPTrainerMixin`] in front. The ledger knows the dataset by the rows that this Trainer has,
-    which TRL has tokenised: the same data given to [`DPSFTTrainer`] as text is another dataset for it.
+    the one it had, with [`DPTrainerMixin`] in front.
+
+    The ledger knows a dataset by its content. A built Trainer of TRL no longer has the dataset that it was given, only
+    the rows that it made of it; by those the same data would have another fingerprint, and a second budget, for each
+    way of tokenising and for [`DPSFTTrainer`]. So give `dataset`, the data as you gave it to the Trainer; without it
+    the rows of the Trainer are taken, with a warning where TRL has made them.
 
     Formal guarantee: that of [`DPTrainerMixin`].
 
     Args:
         trainer (`transformers.Trainer`): not trained yet; its `training_step` must be one forward and backward pass.
         dp_config ([`DPConfig`]): the privacy settings.
+        dataset (*optional*): the `train_dataset` that the Trainer was built with, by which the ledger knows the data;
+            `unit_column` may be a column of it.
 
     Returns:
         The same trainer.
@@ -85,11 +91,16 @@ def make_private(trainer: Trainer, dp_config: DPConfig) -> Any:
             f"this {type(trainer).__name__} has trained {trainer.state.global_step} steps without privacy: what is in "
             "its weights has no guarantee, whatever is added now. Build a new one, from the pretrained weights."
         )
+    if dataset is not None and hasattr(dataset, "__len__") and len(dataset) < len(trainer.train_dataset or ()):
+        raise ValueError(
+            f"dataset has {len(dataset)} rows and the Trainer {len(trainer.train_dataset)}, so it is not the one that "
+            "the Trainer was built with, and its budget is not the one to be charged. Give that train_dataset."
+        )
     stock, before = type(trainer), dict(vars(trainer))
     trainer.__class__ = type(f"Private{stock.__name__}", (DPTrainerMixin, stock), {"__module__": stock.__module__})
     callbacks = list(trainer.callback_handler.callbacks)
     try:
-        trainer._make_private(dp_config)
+        trainer._make_private(dp_config, dataset)
     except BaseException:
         trainer.__class__ = stock
         vars(trainer).clear()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets
-from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
 from hfnoise.privacy.accounting import check_delta, composed_epsilon
@@ -22,6 +20,7 @@ from hfnoise.privacy.keyed_random import KeyedRandom
 from hfnoise.privacy.secret_file import run_key, unsafe_secret
 from hfnoise.trainers.private_audit_result import AuditResult
 from hfnoise.trainers.private_audit_scores import CanaryRows, canary_alignments, canary_losses
+from hfnoise.trainers.private_dataset import privacy_folder
 from hfnoise.trainers.private_units import Units, unit_names
 
 logger = logging.getLogger(__name__)
@@ -198,7 +197,7 @@ def _charge_to(trainer: Any, dataset: Dataset) -> None:
     trainer.fingerprint = dataset_fingerprint(dataset)
     config = trainer.dp_config
     if config.ledger_file is None and config.secret_file is None and config.unsafe_seed is None:
-        trainer._ledger_file = Path(HF_HOME) / "hfnoise" / "privacy" / trainer.fingerprint[:16] / "ledger.json"
+        trainer._ledger_file = privacy_folder(trainer.fingerprint) / "ledger.json"
 
 
 def _train_and_score(trainer: Any, rows: CanaryRows, score: str) -> Tensor:

@@ -50,12 +50,12 @@ def dp_check(trainer: Any) -> PrivacyCheck:
     """Return what makes a private Trainer right, or raise; it runs by itself before the first step.
 
     On synthetic rows and with perturbed weights (a fresh LoRA has B = 0, where many losses look alike): the gradient
-    of a row in a batch equals the gradient of that row alone; the sum over rows equals the ordinary gradient; every
-    trainable parameter is covered.
+    of a row in a batch equals the gradient of that row alone, collated alone, so without padding; the sum over rows
+    equals the ordinary gradient; every trainable parameter is covered.
 
     Formal guarantee: none; a test that can refute, on three rows, one set of weights and with dropout off. It does not
-    see what mixes rows in training mode only, nor a model whose output depends on the amount of padding: the row
-    alone keeps the padding of its batch.
+    see what mixes rows in training mode only. The rows are the shortest, the middle and the longest of 32, so that a
+    model whose output depends on the amount of padding is found, unless all of them are equally long.
 
     Args:
         trainer ([`DPTrainerMixin`]): a private Trainer.
@@ -123,8 +123,9 @@ def _judge(trainer: Any, result: PrivacyCheck) -> None:
             f"{name} cannot be private with these settings: the gradient of a row in a batch differs from that of the "
             f"row alone by {result.error_alone:.2g} (relative; allowed {tolerance:g}). The loss of a unit depends on "
             "the other rows of the batch, so clipping does not bound what one unit changes, and the stated epsilon "
-            "would be false. Use a loss that is a mean over rows, tokens or pairs, or grad_mode='loop', which takes "
-            "every unit alone."
+            "would be false. Use a loss that is a mean over rows, tokens or pairs; a collator that pads such that the "
+            "model's output does not change (on the right, or with attention_mask and position_ids); or "
+            "grad_mode='loop', which takes every unit alone."
         )
     if not result.error_sum <= tolerance:
         raise ValueError(
@@ -163,17 +164,20 @@ def _batch_gradients(
 
 def _find_reduction(trainer: Any, rows: CheckRows, singles: Tensor, total: Tensor, items: float | None) -> LossScale:
     """Return the rule by which the losses of the rows make the loss of the batch; the nearest, to be judged later."""
-    shifts = bool(getattr(trainer, "_loss_shifts_labels", False))
+    stock = bool(getattr(trainer, "_loss_shifts_labels", False))
     guesses: dict[LossScale, float] = {}
-    tokens = row_tokens(rows.batch, shifts).double().cpu() if "labels" in rows.batch and rows.copies == 1 else None
-    if tokens is not None and bool(tokens.all()):
+    # transformers knows by the name of a class whether its loss shifts labels, and GPT2LMHeadModel has no such name.
+    for shifts in (stock, not stock) if "labels" in rows.batch and rows.copies == 1 else ():
+        tokens = row_tokens(rows.batch, shifts).double().cpu()
+        if not bool(tokens.all()):
+            continue
         by_tokens = float((singles * tokens).sum())
         if items is not None:
             guesses[LossScale("sum", rows.copies, shifts)] = by_tokens
         # Also where the Trainer says what to divide by: a compute_loss of the user's need not listen.
         guesses[LossScale("token_mean", rows.copies, shifts)] = by_tokens / float(tokens.sum())
     # Last: where each row has one label both means are the same, but rows with the label -100 are not counted.
-    guesses[LossScale("mean", rows.copies, shifts)] = float(singles.mean())
+    guesses[LossScale("mean", rows.copies, stock)] = float(singles.mean())
     errors = {scale: abs(guess - float(total)) for scale, guess in guesses.items()}
     least = min(errors.values())
     return next(scale for scale, error in errors.items() if error <= least + _SAME * abs(float(total)))

@@ -13,13 +13,17 @@ from hfnoise.trainers.private_batches import PlannedRows
 _VISION = ("pixel_values", "pixel_values_videos", "image_grid_thw", "input_features", "input_values")
 
 
+# Rows among which the shortest, the middle and the longest are taken: padding shows between rows of different lengths.
+_CANDIDATES = 32
+
+
 @dataclass(frozen=True)
 class CheckRows:
     """A batch and the same rows one by one.
 
     Args:
         batch (`dict`): inputs of the model for all rows.
-        singles (`list[dict]`): inputs for each row alone.
+        singles (`list[dict]`): inputs for each row alone, collated alone, so without the padding of the batch.
         copies (`int`): rows of the model's batch for a row of the dataset.
     """
 
@@ -36,7 +40,7 @@ def check_rows(rows: PlannedRows, model: Any, count: int) -> CheckRows:
         model (`nn.Module`): whose vocabulary the tokens are drawn from.
         count (`int`): number of rows.
     """
-    numbers = torch.linspace(0, len(rows) - 1, count).long()
+    numbers = _of_different_lengths(rows, count)
     batch = rows.collate_rows(numbers)
     size = _main_tensor(batch).shape[0]
     if size % count:
@@ -46,16 +50,72 @@ def check_rows(rows: PlannedRows, model: Any, count: int) -> CheckRows:
         )
     copies = size // count
     tensors = [value for value in batch.values() if isinstance(value, Tensor)]
-    if any(key in batch for key in _VISION) or any(not t.ndim or t.shape[0] != size for t in tensors):
+    singles = [dict(rows.collate_rows(number[None])) for number in numbers]
+    if _is_vision(batch) or any(not t.ndim or t.shape[0] != size for t in tensors):
         # Tokens that stand for images cannot be drawn at random, nor flattened images be cut by rows.
-        singles = [dict(rows.collate_rows(number[None])) for number in numbers]
         batch = _different_classes(dict(batch), model)
         if _has_classes(batch):
             for row, single in enumerate(singles):
                 single["labels"] = batch["labels"][row : row + 1]
         return CheckRows(batch, singles, copies)
-    batch = _different_classes(_randomized(dict(batch), model), model)
-    return CheckRows(batch, [_row(batch, row, count, size) for row in range(count)], copies)
+    drawn = _different_classes(_randomized(dict(batch), model), model)
+    return CheckRows(
+        drawn, [_alone(single, batch, drawn, slice(row, size, count)) for row, single in enumerate(singles)], copies
+    )
+
+
+def _is_vision(batch: dict[str, Any]) -> bool:
+    return any(key in batch for key in _VISION)
+
+
+def _of_different_lengths(rows: PlannedRows, count: int) -> Tensor:
+    """Return rows from the shortest to the longest of some that are spread over the dataset, in their order there."""
+    spread = torch.linspace(0, len(rows) - 1, count).long()
+    first = rows.collate_rows(spread[:1])
+    if _is_vision(first) or _main_tensor(first).ndim < 2:
+        return spread
+    candidates = torch.linspace(0, len(rows) - 1, _CANDIDATES).long().unique()
+    lengths = torch.tensor([_main_tensor(rows.collate_rows(number[None])).shape[1] for number in candidates])
+    if len(candidates) < count or bool((lengths == lengths[0]).all()):
+        return spread
+    ranked = lengths.argsort(stable=True)[torch.linspace(0, len(candidates) - 1, count).long()]
+    return candidates[ranked].sort().values
+
+
+def _alone(single: dict[str, Any], batch: dict[str, Any], drawn: dict[str, Any], rows: slice) -> dict[str, Any]:
+    """Return what the collator makes of one row alone, with the tokens that were drawn for it in the batch.
+
+    Args:
+        single (`dict`): the row collated alone.
+        batch (`dict`): all rows, as the collator made them.
+        drawn (`dict`): the same with random tokens and labels.
+        rows (`slice`): places of the row in the batch; of pairs the chosen and the rejected answer.
+    """
+    in_batch = {key: value[rows] if isinstance(value, Tensor) else value for key, value in drawn.items()}
+    columns = _columns(single, batch, rows)
+    if columns is None:
+        return in_batch
+    found = dict(single)
+    for key in [key for key, value in drawn.items() if value is not batch[key]]:
+        found[key] = in_batch[key][:, columns] if in_batch[key].ndim > 1 else in_batch[key]
+        if found[key].shape != single[key].shape:  # padded in a way of its own, as the labels of a decoder are
+            return in_batch
+    return found
+
+
+def _columns(single: dict[str, Any], batch: dict[str, Any], rows: slice) -> slice | None:
+    """Return the columns of the batch where the row is, whichever side is padded; None if that is not clear."""
+    for key in ("attention_mask", "input_ids"):
+        alone, together = single.get(key), batch.get(key)
+        if not isinstance(alone, Tensor) or not isinstance(together, Tensor) or alone.ndim != 2:
+            continue
+        together, length = together[rows], alone.shape[1]
+        for columns in (slice(0, length), slice(together.shape[1] - length, together.shape[1])):
+            inside = together[:, columns]
+            whole = key == "input_ids" or int(inside.sum()) == int(together.sum())
+            if whole and torch.equal(inside, alone):
+                return columns
+    return None
 
 
 def _main_tensor(batch: dict[str, Any]) -> Tensor:
@@ -63,12 +123,6 @@ def _main_tensor(batch: dict[str, Any]) -> Tensor:
         if isinstance(batch.get(key), Tensor):
             return batch[key]
     raise ValueError(f"the data collator returned no tensor, only {sorted(batch)}.")
-
-
-def _row(batch: dict[str, Any], row: int, count: int, size: int) -> dict[str, Any]:
-    """Return one row; of pairs the chosen and the rejected answer."""
-    places = list(range(row, size, count))
-    return {key: value[places] if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def _randomized(batch: dict[str, Any], model: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -17,6 +16,8 @@ from hfnoise.privacy.adam_bias_correction import DPAdamBC
 from hfnoise.privacy.ledger import Ledger
 from hfnoise.privacy.secret_file import load_or_create_secret, secret_name, unsafe_secret
 from hfnoise.trainers.checkpoints import last_complete_checkpoint
+from hfnoise.trainers.private_dataset import privacy_folder
+from hfnoise.trainers.private_metrics import PrivacyLog
 from hfnoise.trainers.private_noise import bands_for
 from hfnoise.trainers.private_result import check_result
 from hfnoise.trainers.private_run import ROW_UNITS, UNSAFE, PrivateRun, RunState, new_run_id, now, plan_run
@@ -65,6 +66,7 @@ class PrivateCourseMixin:
     _recorder: Any = None
     _step: Any = None
     _before: dict[str, Tensor]
+    _privacy_log: PrivacyLog
 
     planned_steps: Callable[[], int]
     is_world_process_zero: Callable[[], bool]
@@ -80,7 +82,7 @@ class PrivateCourseMixin:
                 "guarantee. Use less, for example %g.", self.target_delta, 1.0 / units, 1.0 / (10 * units),
             )  # fmt: skip
         if config.unsafe_seed is None:
-            folder = Path(HF_HOME) / "hfnoise" / "privacy" / self.fingerprint[:16]
+            folder = privacy_folder(self.fingerprint)
             self._secret_file = Path(config.secret_file or folder / "secret").expanduser()
             default_ledger = self._secret_file.with_name("ledger.json")
         else:  # nothing is protected, so nothing is spent of a budget that counts
@@ -135,9 +137,10 @@ class PrivateCourseMixin:
     def epsilon(self) -> float:
         """Return epsilon of the weights as they are, at `target_delta`: of this run, or of the search that it won.
 
-        Of a run that branched off from a checkpoint it includes the steps before. What other runs on the data have
-        released is not in it: that is `total_epsilon` of `privacy_report()`, which is also what the report of such a
-        branch states.
+        It is that of the lineage: every step whose result is in these weights, also those before a branch; as
+        `lineage_epsilon` in `privacy_report()`. There `total_epsilon` is of everything on the ledger of the dataset,
+        and `epsilon` what the report states: the former, but of a branch the latter, since whoever branched off may
+        have done so because of what the other steps of the run had shown.
         """
         tuning = getattr(self, "tune_result", None)
         return tuning["epsilon"] if tuning is not None else self.private_run.epsilon(self.state.global_step)
@@ -304,4 +307,5 @@ class PrivateCourseMixin:
             self.private_run.charge(self.state.global_step)
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
             self.private_run.state.write(folder, self.state.global_step)
+            self._privacy_log.log()  # before the Trainer saves its history
         super()._save_checkpoint(model, trial)  # type: ignore[misc]

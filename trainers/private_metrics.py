@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
+
+from hfnoise.trainers.private_run import UNSAFE
 
 # What a training log may hold: nothing of it depends on the training data beyond the noisy gradients.
 _PUBLIC = {
@@ -42,6 +45,43 @@ class PrivateMetricsFilter(TrainerCallback):
         for mapping in (logs, state.log_history[-1] if state.log_history else {}):
             for name in [name for name in mapping if not is_public(name)]:
                 del mapping[name]
+
+
+class PrivacyLog(TrainerCallback):
+    """Logs `privacy/epsilon` at every checkpoint and at the end of training, and `privacy/noise_multiplier` once.
+
+    Not at every log, since a composition takes up to a second. Epsilon is that of the weights, as `epsilon()` of the
+    Trainer has it; of a known seed or without noise there is none, and nothing is logged.
+
+    Args:
+        trainer ([`DPTrainerMixin`]): a private Trainer.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer, self._logged = trainer, -1
+
+    def log(self) -> None:
+        """Log epsilon of the weights as they are, unless that is done already."""
+        trainer, run = self._trainer, self._trainer.private_run
+        step, noise = trainer.state.global_step, run.state.noise_multiplier
+        if step == self._logged or not trainer.is_world_process_zero() or run.state.secret.startswith(UNSAFE):
+            return
+        found = {"privacy/epsilon": trainer.epsilon()}
+        if not math.isfinite(found["privacy/epsilon"]):
+            return
+        if self._logged < 0:
+            found["privacy/noise_multiplier"] = noise
+        self._logged = step
+        # Not through TRL's method, which would average and forget the metrics of the steps since the last log.
+        Trainer.log(trainer, found)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin anew with every training."""
+        self._logged = -1
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log before the trackers, whose callbacks come later, are closed."""
+        self.log()
 
 
 def is_public(name: str) -> bool:

@@ -27,7 +27,8 @@ from hfnoise.trainers.private_card import PrivateCardMixin
 from hfnoise.trainers.private_check import check_trainer
 from hfnoise.trainers.private_config import DPConfig
 from hfnoise.trainers.private_course import PrivateCourseMixin
-from hfnoise.trainers.private_metrics import PrivateMetricsFilter
+from hfnoise.trainers.private_dataset import given_train_dataset, is_processed
+from hfnoise.trainers.private_metrics import PrivacyLog, PrivateMetricsFilter
 from hfnoise.trainers.private_noise import noise_source, refuse_optimizer
 from hfnoise.trainers.private_randomness import seeded
 from hfnoise.trainers.private_refusals import refuse_trainer
@@ -82,14 +83,17 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
                 "calibrate the noise, or DPConfig(noise_multiplier=1.0)."
             )
         super().__init__(*args, **kwargs)
-        self._make_private(dp_config, kwargs.get("train_dataset"))
+        mro = type(self).__mro__
+        after = mro[mro.index(DPTrainerMixin) + 1 :]
+        self._make_private(dp_config, given_train_dataset(after, args, kwargs))
 
     def _make_private(self, config: DPConfig, given_dataset: Any = None) -> None:
         """Turn a built Trainer into a private one, or raise ValueError; the last act of construction.
 
         Args:
             config ([`DPConfig`]): the privacy settings.
-            given_dataset: the dataset before the Trainer tokenised it, whose content names it in the ledger.
+            given_dataset: the dataset before the Trainer tokenised it, whose content names it in the ledger; the rows
+                of the Trainer name it if this is None.
         """
         if not isinstance(config, DPConfig):
             raise ValueError(f"dp_config must be a DPConfig, got {type(config).__name__}.")
@@ -111,6 +115,12 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
                 f"expected_batch_size={self.expected_batch_size} is more than the {self._units.count} units, so the "
                 "sample rate would exceed 1. Use a smaller batch."
             )
+        if given_dataset is None and is_processed(self) and config.unsafe_seed is None:
+            logger.warning(
+                "the ledger knows this dataset by the rows after tokenising. The same data given to %s as it was "
+                "before, or tokenised in another way, is another dataset for it, with a budget of its own. Give the "
+                "dataset itself: make_private(trainer, dp_config, dataset=...).", "DPSFTTrainer or DPDPOTrainer",
+            )  # fmt: skip
         self.fingerprint = dataset_fingerprint(dataset if given_dataset is None else given_dataset)
         self._take_over_arguments()
         if config.grad_mode == "loop" and config.max_rows_per_unit > 1 and args.world_size > 1:
@@ -120,7 +130,8 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
             )
         if config.grad_mode == "leaf":
             UnitGradientRecorder(self.model, 1).close()  # names trainable parameters that are not covered, now
-        self.callback_handler.callbacks.insert(0, PrivateMetricsFilter(config.log_private_metrics))
+        self._privacy_log = PrivacyLog(self)
+        self.callback_handler.callbacks[:0] = [PrivateMetricsFilter(config.log_private_metrics), self._privacy_log]
         self._begin_course()
         self._is_private = True
 

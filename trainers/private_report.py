@@ -42,10 +42,12 @@ _NOT_COVERED = (
 def privacy_report(trainer: Any) -> dict[str, Any]:
     """Return everything that a reader needs to judge the guarantee of a private Trainer's weights.
 
-    Formal guarantee: none of its own; it states the one of the weights as they are now. `epsilon` covers every step
-    whose result is in these weights. A run that branched off from a checkpoint, or a second `train()` of the same
-    Trainer, has earlier steps in its weights: `epsilon` is then that of everything on the ledger. Nothing in the
-    report is a function of the private data beyond the number of units: the fingerprint of the dataset stays out,
+    Formal guarantee: none of its own; it states the one of the weights as they are now. `lineage_epsilon`, the same as
+    `trainer.epsilon()`, covers every step whose result is in these weights; `total_epsilon` everything on the ledger
+    of the dataset. `epsilon`, which the statement and the card name, is the former, but of a run that branched off
+    from a checkpoint, or of a second `train()` of the same Trainer, the latter: what the later steps of the first run
+    have shown may be why it was done. Nothing in the report is a function of the private data beyond the number of
+    units: the fingerprint of the dataset stays out,
     since it would confirm a guess of the whole dataset.
 
     Args:
@@ -83,6 +85,7 @@ def privacy_report(trainer: Any) -> dict[str, Any]:
         "statement": "",
         "epsilon": epsilon,
         "delta": state.delta,
+        "lineage_epsilon": trainer.epsilon(),
         "total_epsilon": total,
         "target_epsilon": state.target_epsilon,
         **_unit(state),

@@ -9,10 +9,11 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hfnoise.privacy.accounting import Mechanism, composed_epsilon
+from hfnoise.privacy.accounting import Mechanism, Search, composed_epsilon
 from hfnoise.privacy.calibration import calibrate_noise_multiplier, largest_step_count
 from hfnoise.privacy.keyed_random import KeyedRandom
 from hfnoise.privacy.ledger import Ledger, LedgerEntry
@@ -201,12 +202,17 @@ class PrivateRun:
 
     def epsilon(self, last_step: int) -> float:
         """Return epsilon of the weights after `last_step` steps: of this run and of those that it branched off."""
-        return composed_epsilon(self.state.lineage(last_step), self.state.delta, self.state.accountant)
+        return _composed(tuple(self.state.lineage(last_step)), self.state.delta, self.state.accountant)
 
     def total_epsilon(self, last_step: int) -> float:
         """Return epsilon of everything on the ledger of the dataset, this run up to `last_step` included."""
         others = [] if self.ledger is None else self.ledger.mechanisms(without=self.state.run_id)
-        return composed_epsilon([*others, self.state.mechanism(last_step)], self.state.delta, self.state.accountant)
+        return _composed((*others, self.state.mechanism(last_step)), self.state.delta, self.state.accountant)
+
+
+@lru_cache(maxsize=64)  # a composition takes up to a second, and log, report and card of a checkpoint ask for the same
+def _composed(mechanisms: tuple[Mechanism | Search, ...], delta: float, accountant: str) -> float:
+    return composed_epsilon(mechanisms, delta, accountant)
 
 
 def plan_run(

@@ -22,6 +22,7 @@ from hfnoise.privacy.ledger import Ledger, LedgerEntry
 from hfnoise.privacy.secret_file import run_key, unsafe_secret
 from hfnoise.privacy.trial_counts import trial_count
 from hfnoise.privacy.tuning import calibrate_search_noise
+from hfnoise.trainers.private_metrics import PrivacyLog
 from hfnoise.trainers.private_run import RunState, new_run_id, now, refuse_other_units
 
 logger = logging.getLogger(__name__)
@@ -358,4 +359,5 @@ def _hide(trainer: Any, folder: Path) -> None:
 
 def _shows(callback: Any) -> bool:
     trackers = type(callback).__module__.startswith("transformers.integrations")
-    return trackers or isinstance(callback, (PrinterCallback, ProgressCallback))
+    # Epsilon of a single run is not that of the search.
+    return trackers or isinstance(callback, (PrinterCallback, ProgressCallback, PrivacyLog))

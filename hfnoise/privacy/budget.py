@@ -24,7 +24,7 @@ class Plan:
     """A number of epochs or a batch, and what it costs.
 
     Args:
-        epochs (`float`): steps * batch / examples.
+        epochs (`float`): passes over the data, of ceil(examples / batch) steps each.
         batch (`int`): the expected one.
         steps (`int`): of the optimizer.
         epsilon (`float`): at the noise multiplier of the budget.
@@ -52,7 +52,7 @@ class Budget:
             average batch can have. The true gradient is smaller: a bound from below.
         by_epochs (`tuple[Plan, ...]`): fewer and more epochs, up to twice as many.
         doubled_batch (`Plan`, *optional*): as many epochs with a batch twice as large; None if there are too few
-            examples.
+            rows.
     """
 
     epsilon: float
@@ -75,7 +75,7 @@ class Budget:
 
 
 def default_delta(examples: int) -> float:
-    """Return min(1e-5, 1 / (10 * examples)): ten times less than the delta that would publish one example whole.
+    """Return min(1e-5, 1 / (10 * examples)): ten times less than the delta that would publish one row whole.
 
     Example:
         >>> from hfnoise.privacy.budget import default_delta
@@ -99,14 +99,13 @@ def privacy_budget(
 ) -> Budget:
     """Return what a private run costs: noise for an epsilon, or epsilon for a noise, and what a change would buy.
 
-    Formal guarantee: `epsilon` and `delta` hold for adding or removing one example when `steps` batches are
+    Formal guarantee: `epsilon` and `delta` hold for adding or removing one row when `steps` batches are
     Poisson-sampled with `sample_rate`; see [`compute_epsilon`]. Nothing private is read here.
 
     Args:
-        examples (`int`): number of units in the dataset.
+        examples (`int`): number of units in the dataset. A unit is called a row here; it may be a pair, or a user.
         batch (`int`): expected number of units in a batch, over all devices and accumulation steps.
-        epochs (`float`): above 0; steps = round(epochs * examples / batch), at least 1. The Trainer rounds up, which
-            is a step or a few more: what holds of a run is what its report says.
+        epochs (`float`): above 0; steps = ceil(epochs * ceil(examples / batch)), as many as the Trainer takes.
         target_epsilon (`float`, *optional*): this, or
         noise_multiplier (`float`, *optional*): this: exactly one of them.
         delta (`float`, *optional*): in (0, 1); [`default_delta`] if not given.
@@ -133,7 +132,7 @@ def privacy_budget(
     delta = default_delta(examples) if delta is None else delta
 
     def steps_of(number: float, size: int) -> int:
-        return max(1, round(number * examples / size))
+        return math.ceil(number * math.ceil(examples / size))
 
     steps = steps_of(epochs, batch)
     rate = batch / examples
@@ -221,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--examples", type=int, required=True, help="units in the dataset: rows, pairs or users")
     parser.add_argument("--batch", type=int, required=True, help="expected units in a batch, over all devices")
     parser.add_argument(
-        "--epochs", type=float, required=True, help="passes over the data; steps = epochs * examples / batch"
+        "--epochs", type=float, required=True, help="passes over the data, of ceil(examples / batch) steps"
     )
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("--target_epsilon", type=float, help="the budget; the noise follows from it")
@@ -244,12 +243,12 @@ def render(budget: Budget) -> str:
     Example:
         >>> from hfnoise.privacy.budget import privacy_budget, render
         >>> print(render(privacy_budget(2000, 2000, 1, noise_multiplier=20.0)).splitlines()[0])
-        epsilon               0.16 at delta 1e-05, for adding or removing one example
+        epsilon               0.16 at delta 1e-05, for adding or removing one row
     """
     lines = [
-        f"epsilon               {budget.epsilon:.4g} at delta {budget.delta:g}, for adding or removing one example",
+        f"epsilon               {budget.epsilon:.4g} at delta {budget.delta:g}, for adding or removing one row",
         f"noise multiplier      {budget.noise_multiplier:.4f}",
-        f"steps                 {budget.steps} ({budget.epochs:g} epochs of {budget.examples} examples)",
+        f"steps                 {budget.steps} ({budget.epochs:g} epochs of {budget.examples} rows)",
         f"sample rate           {budget.sample_rate:.4g} (expected batch {budget.batch}; Poisson sampling)",
     ]
     if budget.noise_per_coordinate is not None:
@@ -308,7 +307,7 @@ def main(arguments: Sequence[str]) -> int:
     Example:
         >>> from hfnoise.privacy.budget import main
         >>> main("--noise_multiplier 20 --examples 2000 --batch 2000 --epochs 1".split())
-        epsilon               0.16 at delta 1e-05, for adding or removing one example
+        epsilon               0.16 at delta 1e-05, for adding or removing one row
         ...
         0
     """

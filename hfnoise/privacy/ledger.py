@@ -6,7 +6,6 @@ they made (a checkpoint, a model); a crash between the two then overstates what 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import tempfile
@@ -14,9 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hfnoise.privacy.accounting import Mechanism, Search, composed_epsilon
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 FORMAT = "hfnoise privacy ledger"
 FORMAT_VERSION = 1
@@ -36,8 +42,8 @@ class LedgerEntry:
         noise_multiplier (`float`): as in [`Mechanism`].
         steps (`int`): how many steps have been released, counted from `first_step`.
         bands (`int`, defaults to 1): as in [`Mechanism`].
-        unit (`str`, defaults to `"example"`): what is added or removed, in words; the Trainers write "row",
-            "preference pair" or "all rows with one value of" a column.
+        unit (`str`, defaults to `"row"`): what is added or removed, in words; the Trainers write "row", "preference
+            pair" or "all rows with one value of" a column. "example", which earlier versions wrote, is read as "row".
         first_step (`int`, defaults to 0): above 0 where an earlier part of the run is charged under another name, as
             after a lost secret, when steps are made again with fresh noise.
         started (`str`, defaults to `""`): ISO 8601 time.
@@ -58,7 +64,7 @@ class LedgerEntry:
     noise_multiplier: float
     steps: int
     bands: int = 1
-    unit: str = "example"
+    unit: str = "row"
     first_step: int = 0
     started: str = ""
     secret: str = ""
@@ -67,6 +73,8 @@ class LedgerEntry:
     distribution: str = ""
 
     def __post_init__(self) -> None:
+        if self.unit == "example":
+            object.__setattr__(self, "unit", "row")
         for name in ("run_id", "unit", "started", "secret"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(
@@ -101,6 +109,10 @@ class Ledger:
         path (`str` or `Path`): the file; made with its folder at the first charge.
         fingerprint (`str`): of the dataset, see `dataset_fingerprint`; one file may hold several datasets.
 
+    Raises:
+        LedgerError: on a system without locks.
+        ValueError: for a fingerprint that names no dataset.
+
     Example:
         >>> from hfnoise.privacy.ledger import Ledger, LedgerEntry
         >>> ledger = Ledger("ledger.json", fingerprint="of the dataset")
@@ -112,6 +124,12 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str], fingerprint: str) -> None:
         if not isinstance(fingerprint, str) or not fingerprint:
             raise ValueError(f"fingerprint={fingerprint!r} names no dataset; give the string of dataset_fingerprint.")
+        if fcntl is None:
+            raise LedgerError(
+                "this system has no flock (the module fcntl), with which a ledger is locked: of two runs at once one "
+                "could overwrite what the other has charged, and the stated epsilon would be too small. Use Linux, "
+                "macOS, or the Linux subsystem of Windows."
+            )
         self.path = Path(path)
         self.fingerprint = fingerprint
 
@@ -164,6 +182,7 @@ class Ledger:
         except FileNotFoundError:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, flags, 0o600)
+        assert fcntl is not None  # or there were no ledger
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield

@@ -51,6 +51,15 @@ def test_plans_cost_what_they_say():
     assert budget.doubled_batch.noise_per_coordinate < budget.noise_per_coordinate
 
 
+@pytest.mark.parametrize(
+    ("epochs", "steps"),
+    [(3, 6), (1, 2), (0.5, 1), (1.2, 3)],  # an epoch is ceil(1000 / 900) = 2 steps
+)
+def test_steps_are_those_of_the_trainer(epochs, steps):
+    """ceil(epochs * ceil(N / B)), as in `DPTrainerMixin.planned_steps`."""
+    assert privacy_budget(1000, 900, epochs, noise_multiplier=200.0, accountant="rdp").steps == steps
+
+
 def test_epsilon_of_a_given_noise():
     budget = privacy_budget(1000, 1000, 1, noise_multiplier=20.0, accountant="rdp")
     assert budget.epsilon == composed_epsilon([Mechanism(1.0, 20.0, 1)], 1e-5, "rdp")

@@ -133,6 +133,21 @@ def test_a_ledger_needs_a_dataset(tmp_path):
         Ledger(tmp_path / "ledger.json", "")
 
 
+def test_without_locks_there_is_no_ledger(tmp_path, monkeypatch):
+    monkeypatch.setattr("hfnoise.privacy.ledger.fcntl", None)
+    with pytest.raises(LedgerError, match=r"has no flock .* Linux subsystem of Windows"):
+        Ledger(tmp_path / "ledger.json", "sha256:one")
+
+
+def test_a_word_of_earlier_versions(ledger):
+    """They called a row an example where nothing else was said; such a run can go on."""
+    ledger.charge(LedgerEntry("old", 0.05, 4.0, 5))
+    ledger.path.write_text(ledger.path.read_text().replace('"row"', '"example"'))
+    assert ledger.entries() == [LedgerEntry("old", 0.05, 4.0, 5, unit="row")]
+    ledger.charge(LedgerEntry("old", 0.05, 4.0, 6, unit="row"))
+    assert [entry.steps for entry in ledger.entries()] == [6]
+
+
 CHARGES = 20
 CHARGE_MANY = f"""
 import sys

@@ -158,7 +158,7 @@ def test_coins_are_fair_secret_and_not_those_of_torch():
 def test_the_run_is_charged_to_the_dataset_without_canaries(tmp_path, make_texts, make_private_trainer, monkeypatch):
     from hfnoise.trainers import private_audit
 
-    monkeypatch.setattr(private_audit, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr("hfnoise.trainers.private_dataset.HF_HOME", str(tmp_path))
     monkeypatch.setattr(private_audit, "dataset_fingerprint", lambda dataset: "a" * 32)
     trainer = make_private_trainer()
     trainer.dp_config.unsafe_seed = None

@@ -106,6 +106,9 @@ def test_earlier_runs_and_branches_count(tiny_model_path, tmp_path):
     second = private_trainer("sft", model, tmp_path / "two", dp=files)
     second.train()
     report = second.privacy_report()
+    # Without a checkpoint epsilon is logged at the end.
+    logged = [entry for entry in second.state.log_history if "privacy/epsilon" in entry]
+    assert [(entry["step"], entry["privacy/epsilon"]) for entry in logged] == [(2, report["epsilon"])]
     assert report["epsilon"] == compute_epsilon(1.0, 0.2, 2, 1e-5, "rdp")
     assert report["total_epsilon"] == compute_epsilon(1.0, 0.2, 4, 1e-5, "rdp")
     # Other settings after step 1: those weights hold a step that belongs to the first run.

@@ -67,6 +67,8 @@ def test_other_settings_are_another_release(make_private_trainer, tmp_path, capl
     # The weights depend on two steps of the first run and on four of the second, the data on all of them.
     assert second.epsilon() == pytest.approx(first.epsilon(), rel=1e-6)
     assert second.private_run.total_epsilon(6) > 1.1 * first.epsilon()
+    report = second.privacy_report()
+    assert report["lineage_epsilon"] == second.epsilon() < report["epsilon"] == report["total_epsilon"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,8 @@ def test_a_run_stops_at_the_last_step_that_fits(make_private_trainer, caplog):
 
 
 def test_the_secret_is_nowhere_in_the_output(make_private_trainer, tmp_path):
-    trainer = make_private_trainer(dp={"unsafe_seed": None, "secret_file": str(tmp_path / "secret")}, **SAVING)
+    dp = {"unsafe_seed": None, "secret_file": str(tmp_path / "secret"), "accountant": "rdp"}
+    trainer = make_private_trainer(dp=dp, **SAVING)
     trainer.train()
     trainer.save_model()
     secret = (tmp_path / "secret").read_text()
@@ -179,6 +182,13 @@ def test_the_secret_is_nowhere_in_the_output(make_private_trainer, tmp_path):
     assert len(files) > 20
     for path in files:
         assert secret.encode() not in path.read_bytes() and bytes.fromhex(secret) not in path.read_bytes()
+    # Epsilon is logged, once for a checkpoint, and the noise once; `trainer_state.json` of the checkpoint has it too.
+    found = [
+        (entry["step"], entry["privacy/epsilon"]) for entry in trainer.state.log_history if "privacy/epsilon" in entry
+    ]
+    assert [step for step, _ in found] == [2, 4, 6] and found[-1][1] == trainer.epsilon() > found[0][1] > 0
+    assert sum("privacy/noise_multiplier" in entry for entry in trainer.state.log_history) == 1
+    assert '"privacy/epsilon"' in (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text()
     state = RunState.read(tmp_path / "run" / "checkpoint-6")
     assert state.global_step == 6 and state.noise_multiplier == 1.0
 

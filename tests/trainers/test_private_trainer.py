@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, Trainer
 
 from hfnoise import DPConfig, DPDPOTrainer, DPSFTTrainer, make_private
 from hfnoise.privacy import compute_epsilon
+from hfnoise.privacy.budget import privacy_budget
 
 # Sums in another order: the last bits of float32, through three steps of Adam with lr 0.01.
 ROUNDING = {"rtol": 0, "atol": 2e-5}
@@ -45,6 +46,9 @@ def test_batch_of_pasted_arguments(make_private_trainer, trained_weights):
     trainer = make_private_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=3)
     assert trainer.expected_batch_size == 6 and trainer.args.gradient_accumulation_steps == 1
     assert trainer.args.max_grad_norm == 0.0 and trainer.sample_rate == 0.25 and trainer.steps_per_epoch == 4
+    trainer.args.max_steps, trainer.args.num_train_epochs, trainer.expected_batch_size = -1, 1.3, 7
+    budget = privacy_budget(24, 7, 1.3, noise_multiplier=100.0, accountant="rdp")
+    assert trainer.planned_steps() == budget.steps == 6
 
 
 def test_without_noise_and_clipping_it_is_gradient_descent_on_the_mean(
