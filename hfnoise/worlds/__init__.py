@@ -1,4 +1,7 @@
 """The embedded worlds: small real data sets and models, built by code, that need no download.
 
 * `hfnoise.worlds.docstrings`: English and code from the Python standard library, preference pairs, a tiny Llama.
+* `hfnoise.worlds.code`: code that this Llama has not read, as private data.
+* `hfnoise.worlds.expressions`: a classification task on that code.
+* `hfnoise.worlds.federated`: clients with skewed labels, or with packages of their own.
 """
