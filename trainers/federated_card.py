@@ -155,7 +155,7 @@ def _client_row(name: str, one: dict[str, Any]) -> tuple[str, str, str, str, str
 
 def _metric_rows(trainer: Any) -> list[tuple[str, str]]:
     for entry in reversed(trainer.state.log_history):
-        found = {key: value for key, value in entry.items() if key.startswith("eval_") and "per_second" not in key}
+        found = {key: value for key, value in entry.items() if key.startswith("eval_") and not key.endswith(_TIMES)}
         if found:
             return [
                 (key.removeprefix("eval_"), f"{value:.4f}") for key, value in found.items() if "runtime" not in key

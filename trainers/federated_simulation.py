@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # Attempts to draw a set that leaves a schedule; most draws do until the last rounds.
 _DRAWS = 20
+# Of the metrics, beside the bar; the others are in the records.
+_SHOWN = ("eval_loss", "eval_accuracy", "accuracy")
 
 
 class ClientDropout(RuntimeError):
@@ -132,7 +134,8 @@ def simulate_federation(
         if on_round is not None:
             on_round(record)
         bar.update(1)
-        bar.set_postfix({**metrics, **({} if record.epsilon is None else {"epsilon": f"{record.epsilon:.3g}"})})
+        shown = {name: f"{value:.4g}" for name, value in metrics.items() if name in _SHOWN}
+        bar.set_postfix({**shown, **({} if record.epsilon is None else {"epsilon": f"{record.epsilon:.3g}"})})
     bar.close()
     return records
 

@@ -13,7 +13,12 @@ from datasets import Dataset
 from peft import PeftConfig, get_peft_model
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer_callback import CallbackHandler, PrinterCallback, ProgressCallback
+from transformers.trainer_callback import (
+    CallbackHandler,
+    DefaultFlowCallback,
+    PrinterCallback,
+    ProgressCallback,
+)
 from transformers.trainer_utils import TrainOutput
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import create_model_from_path
@@ -46,7 +51,8 @@ class FedSVDTrainer:
 
     Args:
         model (`str` or model): a Hub id, a folder, or a model; with an adapter already, or with `peft_config`.
-        args (`TrainingArguments`, *optional*): of the local Trainers. Steps and rounds are those of `fedsvd_config`.
+        args (`TrainingArguments`, *optional*): of the local Trainers. Steps and rounds are those of `fedsvd_config`;
+            `eval_strategy="steps"` evaluates every `eval_steps` rounds, `"epoch"` every round, `"no"` after the last.
         fedsvd_config ([`FedSVDConfig`]): of the federation.
         train_dataset (`dict[str, Dataset]` or `Dataset`): data by client; or one dataset and `client_column`.
         eval_dataset (*optional*): on the server.
@@ -120,7 +126,11 @@ class FedSVDTrainer:
         self.state.max_steps = fedsvd_config.rounds
         reporting = [] if self.args.report_to in ([], "none") else list(self.args.report_to)
         self._callbacks = CallbackHandler(
-            get_reporting_integration_callbacks(reporting), self.model, self.processing_class, None, None
+            [DefaultFlowCallback(), *get_reporting_integration_callbacks(reporting)],
+            self.model,
+            self.processing_class,
+            None,
+            None,
         )
 
     def _client(
@@ -129,6 +139,8 @@ class FedSVDTrainer:
         folder = Path(self.args.output_dir) / _STATE_FOLDER / "clients" / name
         args = copy.copy(self.args)
         args.report_to, args.push_to_hub, args.output_dir = [], False, str(folder)
+        if hasattr(args, "model_init_kwargs"):
+            args.model_init_kwargs = None  # the model is built already
         built_private = privacy is not None and issubclass(make, DPTrainerMixin)
         more = {"dp_config": privacy} if built_private else {}
         trainer = make(self.model, args=args, train_dataset=rows, eval_dataset=eval_dataset, **more, **kwargs)
@@ -160,7 +172,8 @@ class FedSVDTrainer:
                 "Resume it with train(resume_from_checkpoint=True), or use another output_dir."
             )
         evaluate = None if self.eval_dataset is None else lambda server: self.evaluate(log=False)
-        every = int(self.args.eval_steps or 1) if self.args.eval_strategy == "steps" else 1
+        rounds = self.fedsvd_config.rounds
+        every = {"no": rounds, "steps": int(self.args.eval_steps or 1)}.get(str(self.args.eval_strategy.value), 1)
         self._control = self._callbacks.on_train_begin(self.args, self.state, self._control)
         self.records += simulate_federation(
             self.server, self.clients, evaluate=evaluate, evaluate_every=every, output_dir=folder,
