@@ -14,6 +14,7 @@ from hfnoise.citations import DP_SGD_BIBTEX, FEDSVD_BIBTEX
 from hfnoise.privacy.hf_card import format_epsilon
 from hfnoise.trainers.private_mixin import DPTrainerMixin
 
+_TIMES = ("per_second", "runtime", "model_preparation_time")
 REPORT_FILE = "federation_report.json"
 _PAPERS = {
     "fedsvd": ("FedSVD", "2505.12805"),
@@ -82,7 +83,15 @@ def _card(trainer: Any, report: dict[str, Any], folder: Path) -> Any:
     }  # fmt: skip
     data = ModelCardData(
         library_name="peft",
-        tags=sorted({"hfnoise", "federated", config.aggregation, *([tags] if isinstance(tags, str) else tags)}),
+        tags=sorted(
+            {
+                "hfnoise",
+                "federated",
+                config.aggregation,
+                *_privacy_tags(report),
+                *([tags] if isinstance(tags, str) else tags),
+            }
+        ),
         **({"base_model": base, "base_model_relation": "adapter"} if base else {}),
         **({"datasets": [given["dataset_name"]]} if given.get("dataset_name") else {}),
         hfnoise=block,
@@ -110,6 +119,10 @@ def _card(trainer: Any, report: dict[str, Any], folder: Path) -> Any:
         versions=library_versions(),
         citation="\n\n".join([FEDSVD_BIBTEX, *([DP_SGD_BIBTEX] if trainer.is_private else [])]),
     )
+
+
+def _privacy_tags(report: dict[str, Any]) -> list[str]:
+    return ["differential-privacy", "dp-sgd"] if report["private"] else ["not-private"]
 
 
 def _weighs(trainer: Any) -> bool:
@@ -157,7 +170,5 @@ def _metric_rows(trainer: Any) -> list[tuple[str, str]]:
     for entry in reversed(trainer.state.log_history):
         found = {key: value for key, value in entry.items() if key.startswith("eval_") and not key.endswith(_TIMES)}
         if found:
-            return [
-                (key.removeprefix("eval_"), f"{value:.4f}") for key, value in found.items() if "runtime" not in key
-            ]
+            return [(key.removeprefix("eval_"), f"{value:.4f}") for key, value in found.items()]
     return []
