@@ -16,7 +16,7 @@ def python_blocks(name):
 
 PYTHON_BLOCKS = [
     block
-    for page in ("papers", "preference", "dr_dpo", "reasoning_traces", "privacy", "from_opacus")
+    for page in ("papers", "preference", "dr_dpo", "reasoning_traces", "privacy", "from_opacus", "fedsvd")
     for block in python_blocks(f"docs/{page}.md")
 ]
 # The same calls on less data. Calibrating the noise takes seconds, and its own tests are elsewhere.
@@ -30,6 +30,11 @@ SMALLER = {
     "target_epsilon=8,": "noise_multiplier=1.0,",
     "target_epsilon=3.0,": "noise_multiplier=1.0,",
     "expected_batch_size=128": "expected_batch_size=16",
+    "size=1200": "size=60",
+    "range(400 * n, 400 * n + 400)": "range(20 * n, 20 * n + 20)",
+    "per_device_train_batch_size=64": "per_device_train_batch_size=8",
+    "rounds=3, local_steps=2": "rounds=1, local_steps=1",
+    "target_epsilon=6)": "noise_multiplier=1.0)",
 }
 
 
