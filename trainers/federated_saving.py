@@ -48,8 +48,8 @@ def save_server(server: FedSVDServer, folder: Path) -> None:
         for name in server.names:
             tensors[f"lora_A|{name}"], tensors[f"lora_B|{name}"] = server._lora_A[name], server._lora_B[name]
         for number, residual in enumerate(server._residuals):
-            for name, part in residual.items():
-                tensors[f"residual_A|{number}|{name}"], tensors[f"residual_B|{number}|{name}"] = part
+            for name, factors in residual.items():
+                tensors[f"residual_A|{number}|{name}"], tensors[f"residual_B|{number}|{name}"] = factors
     for name, value in (server._average or {}).items():
         tensors[f"average|{name}"] = value
     content = {

@@ -113,7 +113,7 @@ class FedSVDServer:
         """
         self.rotate()
         config = self.config
-        known = {
+        known: dict[str, Any] = {
             "method": config.aggregation, "round": self.round, "base": self.base, "scalings": dict(self.scalings),
         }  # fmt: skip
         if config.aggregation != "fedsvd":
