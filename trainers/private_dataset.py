@@ -28,7 +28,8 @@ def given_train_dataset(classes: tuple[type, ...], args: tuple[Any, ...], kwargs
     if "train_dataset" in kwargs:
         return kwargs["train_dataset"]
     for one in classes:
-        signature = inspect.signature(one.__init__) if "__init__" in vars(one) else None
+        constructor = vars(one).get("__init__")  # its own, not an inherited one
+        signature = None if constructor is None else inspect.signature(constructor)
         if signature is not None and "train_dataset" in signature.parameters:
             return signature.bind_partial(None, *args, **kwargs).arguments.get("train_dataset")
     return None
