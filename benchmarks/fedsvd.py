@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers.utils import logging
+from transformers.utils import logging as hf_logging
 
 from hfnoise.benchmarks.fedsvd_runs import BASELINE, DELTA, METHODS, Outcome, Setup, run_federation
 from hfnoise.benchmarks.reporting import circumstances, markdown, mean_and_error, print_table, show, write_json
@@ -63,8 +63,8 @@ def baseline_of(name: str) -> str:
 def show_difference(values: Sequence[float]) -> str:
     """Return mean and standard error of paired differences, in points."""
     mean, error = mean_and_error(values)
-    # Rounding must not make a sign out of nothing.
-    return f"{100 * mean + 0.0:+.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
+    # Adding zero takes the sign from what is rounded to nothing.
+    return f"{round(100 * mean, 1) + 0.0:+.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
 
 
 def table(outcomes: dict[str, dict[str, list[Outcome]]], rates: dict[str, dict[str, float]]) -> tuple[Any, Any]:
@@ -159,6 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         earlier = json.loads(given.rates_from.read_text(encoding="utf-8"))
         rates, tried = earlier["learning_rates"], earlier["tuning"]
+        missing = [f"{name}, {one}" for name in given.methods for one in privacies if one not in rates.get(name, {})]
+        if missing:
+            raise UsageError(
+                f"{given.rates_from} has no learning rate of: {'; '.join(missing)}. Leave it out to tune."
+            )
     outcomes: dict[str, dict[str, list[Outcome]]] = {name: {one: [] for one in privacies} for name in given.methods}
     cells = [(seed, privacy, name) for seed in given.seeds for privacy in privacies for name in given.methods]
     for seed, privacy, name in tqdm(cells, desc="federations"):
@@ -185,10 +190,11 @@ def _be_quiet() -> None:
     import datasets
 
     torch.set_num_threads(1)
-    logging.set_verbosity_error()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     # Every private client says that its seed is no secret; here that is the point: runs must be the same again.
-    warnings.filterwarnings("ignore", message=".*NOT PRIVATE")
+    logging.getLogger("hfnoise").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":
