@@ -12,17 +12,18 @@ from hfnoise.privacy.ledger import LedgerEntry
 from hfnoise.trainers.federated_client import FedSVDClient
 from hfnoise.trainers.federated_config import FedSVDConfig
 from hfnoise.trainers.federated_flower_records import (
+    CONFIG,
+    FACTORS,
     METRICS,
     WEIGHT,
     message_from_records,
     require_flower,
     run_config_settings,
-    trained_arrays,
     update_to_records,
 )
 from hfnoise.trainers.federated_flower_state import ClientState, read_state, remember
 from hfnoise.trainers.federated_flower_strategy import CLIENT_ERROR
-from hfnoise.trainers.federated_message import FederationMessage, tensors_digest
+from hfnoise.trainers.federated_message import FederationMessage
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +83,12 @@ def fedsvd_client_app(
 
     @app.train()
     def train(message: Any, context: Any) -> Any:
-        return _answer(message, context, lambda *given: _trained(*given, context))
+        return _answer(message, context, lambda *given: _trained(*given, message.content[CONFIG][FACTORS], context))
 
     @app.evaluate()
     def evaluated(message: Any, context: Any) -> Any:
         if not evaluate:
-            reason = "this client does not evaluate: metrics of its data would leave it without noise (evaluate=False)."
+            reason = "this client does not evaluate: metrics of its data would leave it without noise."
             return flower.Message(flower.Error(CLIENT_ERROR, reason), reply_to=message)
         return _answer(message, context, lambda client, _, received: _evaluated(client, received))
 
@@ -145,15 +146,12 @@ def _client(
     return client, state
 
 
-def _trained(client: FedSVDClient, state: ClientState, message: FederationMessage, context: Any) -> Any:
-    config, rounds = client.config, client.participations
-    # Where B is zero the factors alone do not tell one federation from another.
-    start = (message.method, message.base, config.init_lora_A, config.federation_seed)
-    digest = f"{tensors_digest(trained_arrays(message))} {start}"
+def _trained(client: FedSVDClient, state: ClientState, message: FederationMessage, digest: str, context: Any) -> Any:
     if state.answers(message.round, digest):
         # The server did not get it, or was restarted. Sent again, it is the same release: nothing is charged.
         return state.answer
-    state.refuse_earlier(client.name, message.round)
+    state.refuse_other(client.name, message.round)
+    rounds = client.participations
     answer = None
     try:
         answer = update_to_records(client.step(message))

@@ -20,6 +20,7 @@ ARRAYS, CONFIG, METRICS, START = "arrays", "config", "metrics", "start"  # FedAv
 WEIGHT = "num-examples"
 # What a message is made of beside its arrays, in the ConfigRecord.
 _DESCRIPTION, _ROTATIONS, _UPDATE = "hfnoise-message", "hfnoise-rotations", "hfnoise-update"
+FACTORS = "hfnoise-factors"  # digest of the server's factors: the same however much of them a client is sent
 _UPDATE_FIELDS = ("client", "round", "scalings", "base", "examples", "participations", "epsilon", "delta")
 
 
@@ -70,8 +71,8 @@ def array_record(tensors: Mapping[str, Tensor]) -> Any:
     for name, value in tensors.items():
         if value.dtype != torch.float32:
             raise TypeError(
-                f"{name} is {value.dtype}: Flower averages NumPy arrays, and factors that are rounded to 16 bits leave "
-                "the subspace. Send float32: load the adapter in float32 (autocast_adapter_dtype=True)."
+                f"{name} is {value.dtype}: Flower averages NumPy arrays, and factors rounded to 16 bits leave the "
+                "subspace. Send float32: load the adapter in float32 (autocast_adapter_dtype=True)."
             )
     return app.ArrayRecord({name: app.Array(value.detach().cpu().numpy()) for name, value in tensors.items()})
 
@@ -94,11 +95,12 @@ def tensors_of(record: Any, what: str) -> dict[str, Tensor]:
 
 def trained_arrays(message: FederationMessage) -> dict[str, Tensor]:
     """Return what clients train and send back, under the same names: B, and with `"fedavg"` A."""
+    tensors = message.tensors()
     kinds = ("lora_A|", "lora_B|") if message.method == "fedavg" else ("lora_B|",)
-    return {name: value for name, value in message.tensors().items() if name.startswith(kinds)}
+    return {name: value for kind in kinds for name, value in tensors.items() if name.startswith(kind)}
 
 
-def message_to_records(message: FederationMessage, arrays: Any, config: Mapping[str, Any]) -> Any:
+def message_to_records(message: FederationMessage, config: Mapping[str, Any]) -> Any:
     """Return the RecordDict of a server's message.
 
     The factors that clients train are the one ArrayRecord, with the keys of the answer, as Flower's modifiers want
@@ -107,7 +109,6 @@ def message_to_records(message: FederationMessage, arrays: Any, config: Mapping[
 
     Args:
         message ([`FederationMessage`]): for one client.
-        arrays (`ArrayRecord`): of [`trained_arrays`], made once for all clients.
         config (`ConfigRecord`): Flower's, such as the number of its round.
     """
     app = require_flower()
@@ -116,7 +117,7 @@ def message_to_records(message: FederationMessage, arrays: Any, config: Mapping[
     rotations = {name: value.contiguous() for name, value in rest.items() if name.startswith("rotation|")}
     start = {name: value for name, value in rest.items() if name not in rotations}
     described = {**config, _DESCRIPTION: message.description(), _ROTATIONS: save(rotations) if rotations else b""}
-    records = {ARRAYS: arrays, CONFIG: app.ConfigRecord(described)}
+    records = {ARRAYS: array_record(trained), CONFIG: app.ConfigRecord(described)}
     if start:
         records[START] = array_record(start)
     return app.RecordDict(records)
@@ -130,7 +131,7 @@ def message_from_records(content: Any) -> FederationMessage:
         ValueError: if it is no message of a federation, or was cut.
     """
     if CONFIG not in content or _DESCRIPTION not in content[CONFIG] or ARRAYS not in content:
-        raise ValueError("this is no message of a hfnoise federation: start it by fedsvd_server_app or fedsvd_strategy.")
+        raise ValueError("this is no message of a hfnoise federation: start one by fedsvd_server_app.")
     config = content[CONFIG]
     tensors = tensors_of(content[ARRAYS], "the server's message")
     if START in content:
@@ -183,7 +184,7 @@ def update_from_records(content: Any) -> ClientUpdate:
             factors[kind][name] = value
         update = ClientUpdate(**{name: described[name] for name in _UPDATE_FIELDS}, **factors)
     except (KeyError, ValueError) as error:
-        raise ValueError(f"this is no answer of a hfnoise client ({error!r}): start it by fedsvd_client_app.") from None
+        raise ValueError(f"this is no answer of a client ({error!r}): start it by fedsvd_client_app.") from None
     if weight != (1 if update.examples is None else update.examples):
         raise ValueError(
             f"client {update.client!r} wants to be weighted by {weight}, and states {update.examples} examples: the "

@@ -42,8 +42,8 @@ class ClientState:
         round (`int`): of the last message that was trained on; -1 before the first.
         basis (`dict[str, int]`): how often the rows of a layer were refreshed.
         folded (`dict[str, int]`): how many updates were folded.
-        digest (`str`): of the factors in the message that `answer` answers; empty if it broke off.
-        answer_metrics (`dict`), answer_config (`dict`): of the answer.
+        digest (`str`): of the server's factors that `answer` answers; empty if the round broke off.
+        answer_metrics (`dict`), answer_config (`dict`), answer_keys (`list[str]`): of the answer, in its order.
         tensors (`dict[str, Tensor]`): rows, folded factors, factors of the answer.
     """
 
@@ -55,6 +55,7 @@ class ClientState:
     digest: str = ""
     answer_metrics: dict[str, float] = field(default_factory=dict)
     answer_config: dict[str, Any] = field(default_factory=dict)
+    answer_keys: list[str] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def answers(self, round: int, digest: str) -> bool:
@@ -65,7 +66,7 @@ class ClientState:
     def answer(self) -> Any:
         """The last answer, as a RecordDict."""
         app = require_flower()
-        arrays = {key.removeprefix(_ANSWER): value for key, value in self.tensors.items() if key.startswith(_ANSWER)}
+        arrays = {key: self.tensors[_ANSWER + key] for key in self.answer_keys}
         return app.RecordDict(
             {
                 ARRAYS: array_record(arrays),
@@ -74,13 +75,13 @@ class ClientState:
             }
         )
 
-    def refuse_earlier(self, name: str, round: int) -> None:
-        """Raise StaleRotationError for a message of an earlier round than the last."""
-        if round < self.round:
+    def refuse_other(self, name: str, round: int) -> None:
+        """Raise StaleRotationError for a message of an earlier round than the last, or other factors for that one."""
+        if round < self.round or (round == self.round and self.digest):
             raise StaleRotationError(
-                f"client {name!r} has trained in round {self.round}, and got a message of round {round}: it is stale, "
-                "or of another federation. Ask the server for its current message; give a new federation another "
-                "state-dir (the ledger stays)."
+                f"client {name!r} has answered round {self.round}, and got another message of round {round}: it is "
+                "stale, or of another federation. A second answer would be released and charged in addition. Ask the "
+                "server for its current message; give a new federation another state-dir (the ledger stays)."
             )
 
     def restore(self, client: FedSVDClient) -> None:
@@ -119,6 +120,7 @@ def remember(client: FedSVDClient, context: Any, digest: str, answer: Any) -> No
     if answer is not None:
         state.digest = digest
         state.answer_metrics, state.answer_config = dict(answer[METRICS]), dict(answer[CONFIG])
+        state.answer_keys = list(answer[ARRAYS])
         tensors |= {f"{_ANSWER}{key}": value for key, value in tensors_of(answer[ARRAYS], "the answer").items()}
     described = json.dumps({key: value for key, value in vars(state).items() if key != "tensors"})
     tensors["json"] = torch.frombuffer(bytearray(described.encode()), dtype=torch.uint8)

@@ -15,16 +15,16 @@ from hfnoise.trainers.federated_client import ParticipationError
 from hfnoise.trainers.federated_flower_records import (
     ARRAYS,
     CONFIG,
+    FACTORS,
     WEIGHT,
     array_record,
     message_to_records,
     require_flower,
     tensors_of,
-    trained_arrays,
     update_from_records,
 )
 from hfnoise.trainers.federated_local import SpentBudgetError
-from hfnoise.trainers.federated_message import ClientUpdate
+from hfnoise.trainers.federated_message import ClientUpdate, tensors_digest
 from hfnoise.trainers.federated_server import FedSVDServer
 from hfnoise.trainers.federated_simulation import RoundRecord
 
@@ -131,7 +131,11 @@ class _Rounds:
 
     def initial_arrays(self) -> Any:
         """Return the ArrayRecord to start from, `strategy.start(grid, strategy.initial_arrays())`."""
-        return array_record(trained_arrays(self.server.message()))
+        self.server.rotate()
+        both = self.server.config.aggregation == "fedavg"
+        factors = self.server.factors()
+        lora_A = {f"lora_A|{name}": one.lora_A for name, one in factors.items()} if both else {}
+        return array_record({**lora_A, **{f"lora_B|{name}": one.lora_B for name, one in factors.items()}})
 
     def take_average(self, arrays: Any) -> None:
         """Hand the average of the last round to the server, once; `configure_train` does it if nobody did."""
@@ -147,14 +151,12 @@ class _Rounds:
     def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Iterable[Any]:
         """Rotate, choose clients, and return a message for each."""
         self.take_average(arrays)
-        self.server.rotate()
-        sent = array_record(trained_arrays(self.server.message()))
         # In place: a wrapper that clips updates measures them from the object that it handed in here.
-        for name, array in sent.items():
+        for name, array in self.initial_arrays().items():
             arrays[name] = array
         self._asked = self._choose(grid)
-        config["server-round"] = server_round
-        messages = [self._message(node, sent, config, "train") for node in self._asked]
+        config["server-round"], config[FACTORS] = server_round, self._digest()
+        messages = [self._message(node, config, "train") for node in self._asked]
         logger.info("round %d: asked %d clients", self.server.round, len(messages))
         return messages
 
@@ -163,17 +165,24 @@ class _Rounds:
         self.take_average(arrays)
         if self.fraction_evaluate == 0.0:  # type: ignore[attr-defined]
             return []
-        sent = array_record(trained_arrays(self.server.message()))
+        self.server.rotate()
         nodes = [node for node in sorted(grid.get_node_ids()) if not self._missed.get(node)]
         count = min(len(nodes), max(1, round(len(nodes) * self.fraction_evaluate)))  # type: ignore[attr-defined]
-        config["server-round"] = server_round
-        return [self._message(node, sent, config, "evaluate") for node in self._draw(nodes, count, "evaluate")]
+        config["server-round"], config[FACTORS] = server_round, self._digest()
+        return [self._message(node, config, "evaluate") for node in self._draw(nodes, count, "evaluate")]
 
-    def _message(self, node: int, arrays: Any, config: Mapping[str, Any], kind: str) -> Any:
+    def _digest(self) -> str:
+        """Return what names the factors of a round: a client that is asked twice answers once."""
+        found: dict[str, Tensor] = {}
+        for name, factors in self.server.factors().items():
+            found[f"lora_A|{name}"], found[f"lora_B|{name}"] = factors
+        return tensors_digest(found)
+
+    def _message(self, node: int, config: Mapping[str, Any], kind: str) -> Any:
         message = self.server.message(self._held.get(node))
         if kind == "train":
             self._sent_bytes = max(self._sent_bytes, message.nbytes)
-        return require_flower().Message(message_to_records(message, arrays, config), node, kind)
+        return require_flower().Message(message_to_records(message, config), node, kind)
 
     def _choose(self, grid: Any) -> list[int]:
         """Return the nodes of this round: among those that are connected, not spent, and not silent just now."""
@@ -263,7 +272,9 @@ class _Rounds:
         """Flower averages entry by entry, so all must mean the same: ranks, scalings, finite numbers."""
         both = self.server.config.aggregation == "fedavg"
         if both != bool(update.lora_A):
-            raise ValueError(f"client {update.client!r} sent other factors than {self.server.config.aggregation!r} has.")
+            raise ValueError(
+                f"client {update.client!r} sent other factors than {self.server.config.aggregation!r} has."
+            )
         for name, (lora_A, lora_B) in self.server.factors().items():
             given = [(update.lora_B.get(name), lora_B), *([(update.lora_A.get(name), lora_A)] if both else [])]
             if any(value is None or value.shape != own.shape for value, own in given):
