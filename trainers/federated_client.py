@@ -148,6 +148,13 @@ class FedSVDClient:
         self._training.run(message.round)
         return self._update(message)
 
+    def take(self, message: FederationMessage) -> None:
+        """Put the server's factors into the model and train nothing, for an evaluation; raises as `step` does."""
+        self._refuse_other_base(message)
+        factors = self._take(message)
+        self.layers.fold(self._changes())
+        self.layers.write(self._own_part(factors, message))
+
     def _update(self, message: FederationMessage) -> ClientUpdate:
         trained = self.layers.read()
         both = self.config.aggregation not in TRAINS_ONLY_B

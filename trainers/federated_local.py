@@ -21,6 +21,10 @@ _ROUND_STRIDE = 1_000_003
 _ROUNDING = 1e-6
 
 
+class SpentBudgetError(ValueError):
+    """One more round would exceed a client's `target_epsilon`."""
+
+
 class LocalTraining:
     """Local steps of one Trainer, again and again: a new optimizer, schedule and data order for every round.
 
@@ -112,12 +116,12 @@ class LocalTraining:
         return composed_epsilon(mechanisms, self.trainer.target_delta, self._config.accountant)
 
     def require_budget(self) -> None:
-        """Raise ValueError if the steps of one more round exceed the budget, before anything is trained."""
+        """Raise SpentBudgetError if the steps of one more round exceed the budget, before anything is trained."""
         if self._config is None or self._config.target_epsilon is None:
             return
         after = self.epsilon(self.local_steps)
         if after is not None and after > self._config.target_epsilon * (1 + _ROUNDING):
-            raise ValueError(
+            raise SpentBudgetError(
                 f"target_epsilon={self._config.target_epsilon:g} is spent: after one more round of {self.local_steps} "
                 f"steps the ledger {str(self.trainer._ledger_file)!r} would stand at {after:.4g}. Other runs on these "
                 "data are on it too. Take this client out of the federation."

@@ -153,11 +153,11 @@ class FedSVDServer:
             ValueError: for no update, one of another round, two of one client, other layers, ranks that the method
                 does not take, or factors that are not finite. The state stays as it was.
         """
-        self._check(updates)
+        self.check(updates)
         weights = None if self.config.weighting == "uniform" else [update.examples for update in updates]
         if self.config.aggregation == "fedsvd":
             average = {name: self._average_of(name, updates, weights) for name in self.names}
-            self._count(updates)
+            self.count(updates)
             self.take_average(average)
             return
         results = {
@@ -173,7 +173,7 @@ class FedSVDServer:
             )
             for name in self.names
         }
-        self._count(updates)
+        self.count(updates)
         self._lora_A = {name: result.lora_A for name, result in results.items()}
         self._lora_B = {name: result.lora_B for name, result in results.items()}
         residuals = {name: result.residual for name, result in results.items() if result.residual is not None}
@@ -181,23 +181,46 @@ class FedSVDServer:
             self._residuals.append(residuals)
         self.round += 1
 
-    def take_average(self, lora_B: Mapping[str, Tensor]) -> None:
-        """Take an average of B that was made elsewhere (`"fedsvd"`), for the next `rotate()`.
+    def take_average(self, lora_B: Mapping[str, Tensor], lora_A: Mapping[str, Tensor] | None = None) -> None:
+        """Take an average that was made elsewhere, entry by entry: `"fedsvd"` (for the next `rotate()`), `"ffa"`.
+
+        Args:
+            lora_B (`dict[str, Tensor]`): of every layer, `(outputs, rank)`.
+            lora_A (`dict[str, Tensor]`, *optional*): of `"fedavg"`, which trains both factors.
 
         Raises:
-            ValueError: for another method, other layers, or while an average is waiting already.
+            ValueError: for another method, other layers or shapes, or while an average is waiting already.
         """
-        if self.config.aggregation != "fedsvd":
-            raise ValueError(f"take_average is of 'fedsvd'; {self.config.aggregation!r} needs aggregate(updates).")
-        if set(lora_B) != set(self.names):
+        method = self.config.aggregation
+        if method not in (*TRAINS_ONLY_B, "fedavg") or (lora_A is not None) != (method == "fedavg"):
             raise ValueError(
-                f"the average has other layers than the server: {sorted(set(lora_B) ^ set(self.names))[:3]}."
+                f"{method!r} does not take such an average: 'fedsvd' and 'ffa' take one of B, 'fedavg' of B and A; "
+                "'flora' and 'fedex' need aggregate(updates)."
             )
         if self._average is not None:
             raise ValueError("an average is waiting already: call rotate() (or message()) first.")
-        for name, value in lora_B.items():
-            self.rotations[name]._check_average(value)
-        self._average = {name: lora_B[name] for name in self.names}
+        held = self.factors()
+        for given, part in ((lora_B, "lora_B"), (lora_A, "lora_A")):
+            if given is None:
+                continue
+            if set(given) != set(self.names):
+                raise ValueError(
+                    f"the average has other layers than the server: {sorted(set(given) ^ set(self.names))[:3]}."
+                )
+            for name, value in given.items():
+                own = getattr(held[name], part)
+                if value.shape != own.shape or value.dtype != own.dtype or not bool(value.isfinite().all()):
+                    raise ValueError(
+                        f"the average {part} of layer {name!r} must be finite, {own.dtype} and of shape "
+                        f"{tuple(own.shape)}, got {value.dtype}, {tuple(value.shape)}."
+                    )
+        if method == "fedsvd":
+            self._average = {name: lora_B[name] for name in self.names}
+            return
+        self._lora_B = {name: lora_B[name] for name in self.names}
+        if lora_A is not None:
+            self._lora_A = {name: lora_A[name] for name in self.names}
+        self.round += 1
 
     def rotate(self) -> int:
         """Begin the next round if an average is waiting: rotate, and refresh if it is time; return the round."""
@@ -294,13 +317,15 @@ class FedSVDServer:
             [update.scalings[name] for update in updates], server_scaling=self.scalings[name],
         )  # fmt: skip
 
-    def _count(self, updates: Sequence[ClientUpdate]) -> None:
+    def count(self, updates: Sequence[ClientUpdate]) -> None:
+        """Remember what clients said of their participations and epsilons; `aggregate` does, engines call it."""
         for update in updates:
             self.participants[update.client] = Participation(
                 update.participations, update.epsilon, update.delta, update.examples, update.round
             )
 
-    def _check(self, updates: Sequence[ClientUpdate]) -> None:
+    def check(self, updates: Sequence[ClientUpdate]) -> None:
+        """Raise ValueError for answers that must not be averaged in this round; `aggregate` does, engines call it."""
         if not updates:
             raise ValueError("no client answered: there is nothing to average. Repeat the round.")
         names = [update.client for update in updates]
