@@ -32,7 +32,6 @@ _ROWS, _BATCH, _MICRO_BATCH = 6000, 256, 32
 _KINDS: dict[str, dict[str, Any] | None] = {
     "trl.SFTTrainer": None,
     "DPSFTTrainer": {},
-    "DPSFTTrainer, banded noise": {"noise": "banded", "bands": 4},
     "DPSFTTrainer, one unit at a time": {"grad_mode": "loop"},
 }
 
