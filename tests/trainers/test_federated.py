@@ -36,7 +36,7 @@ SLOW = pytest.mark.slow
     [
         {"aggregation": "fedsvd"},
         {"aggregation": "fedsvd", "subspace": "refresh", "refresh_every": 2},
-        {"aggregation": "fedex"},
+        pytest.param({"aggregation": "fedex"}, marks=SLOW),
         pytest.param({"aggregation": "ffa", "init_lora_A": "kaiming"}, marks=SLOW),
         pytest.param({"aggregation": "fedavg", "init_lora_A": "keep"}, marks=SLOW),
         pytest.param({"aggregation": "flora"}, marks=SLOW),
@@ -72,6 +72,7 @@ def test_federation_trains_exports_and_reloads(settings, make_federation, tiny_m
     assert again.report() == server.report()
 
 
+@pytest.mark.slow
 def test_fedsvd_is_ffa_with_orthonormal_rows_under_sgd(make_federation, tmp_path):
     """The theorem of docs/fedsvd.md through whole Trainers, clipping by norm included; see also the core's test."""
     runs = []
@@ -119,6 +120,7 @@ def test_message_travels_as_arrays_and_json(make_federation):
         FederationMessage.assemble(message.description(), dict(list(message.tensors().items())[1:]))
 
 
+@pytest.mark.slow
 def test_epsilon_is_that_of_the_ledger(make_federation):
     """Noise is calibrated to the cap; who took part less often has spent less, and nobody more than the target."""
     server, clients, _ = make_federation(
@@ -146,6 +148,7 @@ def test_client_refuses_a_round_beyond_its_cap(make_federation):
     assert all(torch.equal(before[name].lora_B, now.lora_B) for name, now in client.layers.read().items())
 
 
+@pytest.mark.slow
 def test_client_remembers_its_rounds_after_a_restart(make_federation):
     server, clients, _ = make_federation(clients=1, max_participations=1)
     clients[0].step(server.message(None))
@@ -206,6 +209,7 @@ def test_client_that_missed_a_refresh_gets_the_rows_anew(make_federation):
         assert torch.allclose(*folded, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_dropouts_leave_the_round_to_the_others(make_federation):
     server, clients, _ = make_federation(rounds=2)
     step = clients[1].step
@@ -222,6 +226,7 @@ def test_dropouts_leave_the_round_to_the_others(make_federation):
     assert records[1].answered == ["client0", "client1", "client2"]
 
 
+@pytest.mark.slow
 def test_different_ranks(make_federation, tmp_path):
     """A client of rank 1 holds the first direction of the server; "ffa" averages entries and refuses it."""
     server, clients, _ = make_federation(ranks=(2, 1, 2))

@@ -107,6 +107,7 @@ def test_values_of_a_column_stay_together():
         split_by_column(rows, "author", clients=6)
 
 
+@pytest.mark.slow
 def test_code_clients_own_packages():
     clients = code_clients(5, rows_per_client=300)
     assert [len(part) for part in clients.values()] == [300] * 5
