@@ -28,8 +28,10 @@ def version() -> str:
 
 quant = ["bitsandbytes>=0.50"]
 dp = ["dp-accounting>=0.6"]
-test_tools = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "beartype>=0.20"]
-test = [*test_tools, "Pillow>=10", "setuptools>=70", "wheel>=0.40", *quant, *dp]
+# The engine only: its simulation would bring Ray, and hfnoise has one of its own. Flower has no Python 3.10.
+flower = ['flwr>=1.41; python_version >= "3.11"']
+test = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "beartype>=0.20", "Pillow>=10", "setuptools>=70"]
+test += ["wheel>=0.40", *quant, *dp, *flower]
 
 setup(
     name="hfnoise",
@@ -69,7 +71,7 @@ setup(
     extras_require={
         "dp": dp,
         "quant": quant,
-        "flower": ["flwr>=1.20"],
+        "flower": flower,
         "track": ["trackio>=0.40"],
         "test": test,
         "dev": [*test, "ruff>=0.14", "mypy>=1.18", "build>=1.2"],

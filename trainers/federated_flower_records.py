@@ -36,8 +36,9 @@ def require_flower() -> ModuleType:
         import flwr.serverapp.strategy
     except ImportError as error:
         raise ImportError(
-            f"a federation over Flower needs Flower 1.21 or later ({error}): pip install 'hfnoise[flower]'. Without "
-            "it, hfnoise.simulate_federation runs the same federation in one process."
+            f"a federation over Flower needs Flower 1.41 or later, on Python 3.11 or later ({error}): "
+            "pip install 'hfnoise[flower]'. Without it, hfnoise.simulate_federation runs the same federation in one "
+            "process."
         ) from error
     return flwr.app
 
