@@ -191,7 +191,7 @@ def _plain(value: Tensor) -> Tensor:
 
 
 def _find(model: Any) -> list[LoraLayer]:
-    if not is_peft_model(model):
+    if not isinstance(model, nn.Module) or not is_peft_model(model):
         raise ValueError(
             f"a federation needs a PEFT model with a LoRA adapter, got {type(model).__name__}. Use "
             "peft.get_peft_model."
