@@ -82,7 +82,7 @@ class LoraLayers:
     @classmethod
     def of(cls, model: Any) -> LoraLayers:
         """Return the layers of a model, always the same object: clients may share a model."""
-        found = vars(model).get(_CACHE)
+        found = getattr(model, "__dict__", {}).get(_CACHE)  # its own: PEFT passes other names on to the base model
         if found is None:
             found = cls(model)
             object.__setattr__(model, _CACHE, found)
