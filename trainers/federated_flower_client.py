@@ -81,11 +81,12 @@ def fedsvd_client_app(
 
     app = ClientApp()
 
-    @app.train()
     def train(message: Any, context: Any) -> Any:
-        return _answer(message, context, lambda *given: _trained(*given, message.content[CONFIG][FACTORS], context))
+        def act(client: FedSVDClient, state: ClientState, received: FederationMessage) -> Any:
+            return _trained(client, state, received, message.content[CONFIG][FACTORS], context)
 
-    @app.evaluate()
+        return _answer(message, context, act)
+
     def evaluated(message: Any, context: Any) -> Any:
         if not evaluate:
             reason = "this client does not evaluate: metrics of its data would leave it without noise."
@@ -102,6 +103,8 @@ def fedsvd_client_app(
             reason = f"{type(error).__name__}: {error}"
             return flower.Message(flower.Error(CLIENT_ERROR, reason), reply_to=message)
 
+    app.train()(train)
+    app.evaluate()(evaluated)
     return app
 
 

@@ -131,7 +131,7 @@ def message_from_records(content: Any) -> FederationMessage:
         TypeError: for arrays that are not float32.
         ValueError: if it is no message of a federation, or was cut.
     """
-    if CONFIG not in content or _DESCRIPTION not in content[CONFIG] or ARRAYS not in content:
+    if not {CONFIG, ARRAYS} <= set(content) or not {_DESCRIPTION, FACTORS} <= set(content[CONFIG]):
         raise ValueError("this is no message of a hfnoise federation: start one by fedsvd_server_app.")
     config = content[CONFIG]
     tensors = tensors_of(content[ARRAYS], "the server's message")
@@ -183,7 +183,9 @@ def update_from_records(content: Any) -> ClientUpdate:
         for key, value in arrays.items():
             kind, _, name = key.partition("|")
             factors[kind][name] = value
-        update = ClientUpdate(**{name: described[name] for name in _UPDATE_FIELDS}, **factors)
+        update = ClientUpdate(
+            **{name: described[name] for name in _UPDATE_FIELDS}, lora_A=factors["lora_A"], lora_B=factors["lora_B"]
+        )
     except (KeyError, ValueError) as error:
         raise ValueError(f"this is no answer of a client ({error!r}): start it by fedsvd_client_app.") from None
     if weight != (1 if update.examples is None else update.examples):

@@ -80,7 +80,6 @@ def fedsvd_server_app(
 
     app = ServerApp()
 
-    @app.main()
     def main(grid: Any, context: Any) -> None:
         settings = context.run_config
         folder = output_dir if output_dir is not None else settings.get("output-dir")
@@ -100,6 +99,7 @@ def fedsvd_server_app(
         timeout = float(settings.get("round-timeout", 3600) if round_timeout is None else round_timeout)
         _Federation(server, strategy, Path(folder), evaluate).run(grid, timeout)
 
+    app.main()(main)
     return app
 
 

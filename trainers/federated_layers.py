@@ -191,7 +191,8 @@ def _plain(value: Tensor) -> Tensor:
 
 
 def _find(model: Any) -> list[LoraLayer]:
-    if not isinstance(model, nn.Module) or not is_peft_model(model):
+    has_adapter = isinstance(model, nn.Module) and is_peft_model(model)
+    if not has_adapter:
         raise ValueError(
             f"a federation needs a PEFT model with a LoRA adapter, got {type(model).__name__}. Use "
             "peft.get_peft_model."
