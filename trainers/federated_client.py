@@ -138,13 +138,13 @@ class FedSVDClient:
                 f"client {self.name!r} has taken part in {self.participations} rounds, the most that its noise is "
                 f"calibrated to (max_participations={self.cap}). One more would exceed its epsilon; leave it out."
             )
-        factors = self._take(message)
+        own = self._own_part(self._take(message), message)
         self._training.require_budget()
         self.record.noise_multiplier = self._training.noise_multiplier
         self.record.rounds.append(message.round)
         _write(self._file, self.record)  # before anything is trained: a round that breaks off has released something
         self.layers.fold(self._changes())
-        self.layers.write(self._own_part(factors, message))
+        self.layers.write(own)
         self._training.run(message.round)
         return self._update(message)
 
@@ -172,7 +172,7 @@ class FedSVDClient:
         )
 
     def _take(self, message: FederationMessage) -> dict[str, LoraFactors]:
-        """Check the message and return the server's factors; what the client holds changes only if all is right."""
+        """Check the message and return the server's factors; a layer that took one takes the same again."""
         held = sum(len(parts) for parts in self._folded.values()) // max(1, len(self._folded))
         if message.folded_since not in (0, held):
             raise StaleRotationError(
@@ -251,6 +251,12 @@ class FedSVDClient:
                 f"the server aggregates by {message.method!r}, and client {self.name!r} was set up for "
                 f"{self.config.aggregation!r}: it would train the wrong factors. Give both the same FedSVDConfig."
             )
+        start, own_start = (message.init_lora_A, message.federation_seed), _start(self.config)
+        if start != own_start:
+            raise ValueError(
+                f"the server's rows come from init_lora_A, federation_seed = {start}, those of client {self.name!r} "
+                f"from {own_start}: it would train B for other rows. Give both the same FedSVDConfig."
+            )
         missing = set(message.lora_B) ^ set(self.layers.names)
         if missing:
             raise ValueError(
@@ -277,6 +283,10 @@ class FedSVDClient:
         frozen = [layer.name for layer in self.layers if not layer.lora_B.requires_grad]
         if frozen:
             raise ValueError(f"lora_B of {frozen[0]!r} is frozen: the client would learn nothing. Make it trainable.")
+
+
+def _start(config: FedSVDConfig) -> tuple[str, int]:
+    return config.init_lora_A, config.federation_seed
 
 
 def _read(file: Path | None) -> ClientRecord:

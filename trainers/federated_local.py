@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from hfnoise.privacy.accounting import composed_epsilon
+from hfnoise.privacy.accounting import Mechanism, composed_epsilon
 from hfnoise.privacy.calibration import calibrate_noise_multiplier
 from hfnoise.trainers.private_mixin import DPTrainerMixin
 
@@ -108,8 +108,6 @@ class LocalTraining:
         """Return epsilon of everything on the client's ledger, and of some more steps; None without privacy."""
         if self._config is None:
             return None
-        from hfnoise.privacy.accounting import Mechanism
-
         mechanisms = list(self.trainer._ledger().mechanisms())
         if more_steps:
             mechanisms.append(Mechanism(self.trainer.sample_rate, float(self.noise_multiplier or 0.0), more_steps))

@@ -34,6 +34,7 @@ class FederationMessage:
         folded (`dict[str, list[LoraFactors]]`): what was added to the frozen weights since `folded_since`, in units of
             the weight (scaling included).
         folded_since (`int`): how many of these a client must hold already; 0 replaces all.
+        init_lora_A (`str`), federation_seed (`int`): what the first rows follow from; a client with others refuses.
     """
 
     method: str
@@ -46,6 +47,8 @@ class FederationMessage:
     start: dict[str, Tensor] = field(default_factory=dict)
     folded: dict[str, list[LoraFactors]] = field(default_factory=dict)
     folded_since: int = 0
+    init_lora_A: str = "orthonormal"
+    federation_seed: int = 0
 
     @property
     def floats(self) -> int:
@@ -75,7 +78,9 @@ class FederationMessage:
         return json.dumps(
             {
                 "method": self.method, "round": self.round, "base": self.base, "scalings": self.scalings,
-                "folded_since": self.folded_since, "folded": {name: len(parts) for name, parts in self.folded.items()},
+                "folded_since": self.folded_since, "init_lora_A": self.init_lora_A,
+                "federation_seed": self.federation_seed,
+                "folded": {name: len(parts) for name, parts in self.folded.items()},
                 "rotations": rotations,
             },
             sort_keys=True,

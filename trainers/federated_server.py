@@ -115,6 +115,7 @@ class FedSVDServer:
         config = self.config
         known: dict[str, Any] = {
             "method": config.aggregation, "round": self.round, "base": self.base, "scalings": dict(self.scalings),
+            "init_lora_A": config.init_lora_A, "federation_seed": config.federation_seed,
         }  # fmt: skip
         if config.aggregation != "fedsvd":
             sends_A = config.aggregation != "ffa" or (since is None and config.init_lora_A in ("keep", "w0_svd"))

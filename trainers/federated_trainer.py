@@ -221,7 +221,6 @@ class FedSVDTrainer:
         self.server.export_adapter(folder, rank)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
-        write_card_and_report(self, folder)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None

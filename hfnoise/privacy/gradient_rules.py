@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from hfnoise.privacy.expanded_leaf import CopyOfEachRow, ExpandedLayerNorm, ExpandedLinear, RowsOfUnits
 
 
-class RecordedForward:
+class RecordedForward(ABC):
     """The forward of a module while gradients are recorded; the stock one whenever they are not.
 
     It is put on the instance in the place of `forward` (or of `_old_forward`, see
@@ -35,8 +36,9 @@ class RecordedForward:
             return self.stock(*args, **kwargs)
         return self.record(self.rows, *args, **kwargs)
 
+    @abstractmethod
     def record(self, rows: RowsOfUnits, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
+        """Compute the forward with expanded leaves; a class for each kind of module does."""
 
     def value(self, name: str) -> Any:
         """Return a parameter's value without its gradient, or None."""
