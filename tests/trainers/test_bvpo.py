@@ -183,8 +183,8 @@ def test_online_share_settles_at_the_true_optimum():
     [
         (2, 2, {}),
         (1, 4, {"activation_checkpointing": True}),
-        (2, 2, {"precompute_ref_log_probs": True}),
-        (2, 2, {"prefix_sharing": True}),
+        pytest.param(2, 2, {"precompute_ref_log_probs": True}, marks=pytest.mark.slow),
+        pytest.param(2, 2, {"prefix_sharing": True}, marks=pytest.mark.slow),
         (4, 1, {"prefix_sharing": True, "precompute_ref_log_probs": True}),
     ],
 )

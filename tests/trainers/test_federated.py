@@ -236,6 +236,7 @@ def test_different_ranks(make_federation, tmp_path):
     assert clients[1].participations == 0, "nothing was trained, so nothing counts"
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_equals_uninterrupted(make_federation, tmp_path):
     dp = {"noise_multiplier": 1.0}
     server, clients, _ = make_federation(folder=tmp_path / "whole", dp=dp, clients_per_round=2)

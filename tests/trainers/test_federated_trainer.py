@@ -57,6 +57,7 @@ def test_trains_evaluates_and_saves_what_stock_peft_loads(make, tiny_model_path,
         assert torch.equal(stock(ids).logits, trainer.model.eval()(ids).logits)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(make, monkeypatch):
     whole = make("whole", dp={"noise_multiplier": 1.0}, eval=False)
     whole.train()

@@ -75,7 +75,7 @@ def test_two_processes(make_trainer, losses_of, pairs, two_processes):
     two_processes(train_and_compare, make_trainer, losses_of, pairs, losses_of(one))
 
 
-@pytest.mark.parametrize("loss_type", ["sym", "robust"])
+@pytest.mark.parametrize("loss_type", [pytest.param("sym", marks=pytest.mark.slow), "robust"])
 def test_killed_and_resumed_run_ends_in_the_same_weights(make_trainer, pairs, loss_type):
     settings = {
         "loss_type": loss_type, "flip_rate": 0.2, "max_steps": 6, "save_strategy": "steps", "save_steps": 2,

@@ -34,6 +34,12 @@ RUNS = {
     "lora": {"peft": True},
     "lora precomputed": {"peft": True, "precompute_ref_log_probs": True},
 }
+# One of each kind stays in the default suite.
+SLOW = {"label_smoothing", "f-divergence", "use_weighting", "precomputed", "checkpointing", "lora precomputed"}
+
+
+def marked(names):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
 
 
 def trained(trainer_class, config_class, model_path, tokenizer, pairs, arguments):
@@ -60,7 +66,7 @@ def assert_same(stock, ours):
     assert all(torch.equal(tensor, ours[2][name]) for name, tensor in stock[2].items())
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("settings", marked(SETTINGS))
 def test_settings(tiny_model_path, tokenizer, make_pairs, cpu_arguments, settings):
     of_trl, of_ours = SETTINGS[settings]
     pairs = make_pairs(16)
@@ -69,7 +75,7 @@ def test_settings(tiny_model_path, tokenizer, make_pairs, cpu_arguments, setting
     assert_same(stock, ours)
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", marked(RUNS))
 def test_ways_to_run(tiny_model_path, tokenizer, make_pairs, cpu_arguments, run):
     pairs = make_pairs(16)
     arguments = cpu_arguments | RUNS[run]

@@ -142,9 +142,9 @@ def test_a_row_longer_than_the_window_is_refused_when_it_comes():
 RUNS = {
     "precomputed": {"precompute_ref_log_probs": True},
     "checkpointing": {"activation_checkpointing": True, "loss_type": "sym"},
-    "lora": {"peft": True},
 }
 SLOW_RUNS = {
+    "lora": {"peft": True},
     "accumulation": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
     "ld_alpha": {"ld_alpha": 0.4},
     "lora precomputed": {"peft": True, "precompute_ref_log_probs": True},
@@ -214,6 +214,7 @@ def share_on_both(make_trainer, pairs, losses):
     assert sums[0] == sums[1]
 
 
+@pytest.mark.slow
 def test_two_processes(make_trainer, make_pairs, two_processes):
     pairs = make_pairs(16)
     one = trained(make_trainer, pairs, False, per_device_train_batch_size=4)

@@ -54,6 +54,7 @@ def noise_divided_by(number, monkeypatch):
     monkeypatch.setattr(private_step.PrivateStep, "finish", weak)
 
 
+@pytest.mark.slow
 def test_noise_that_each_of_eight_processes_would_add(audit, monkeypatch, tmp_path):
     noise_divided_by(8, monkeypatch)
     result = audit(guesses=25)

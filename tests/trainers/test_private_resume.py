@@ -27,7 +27,9 @@ def drop_checkpoints_after(folder, step):
             shutil.rmtree(path)
 
 
-@pytest.mark.parametrize("dp", [{}, {"noise": "banded", "bands": 2}], ids=["gaussian", "banded"])
+@pytest.mark.parametrize(
+    "dp", [{}, pytest.param({"noise": "banded", "bands": 2}, marks=pytest.mark.slow)], ids=["gaussian", "banded"]
+)
 def test_resume_is_a_replay(dp, make_private_trainer, trained_weights, tmp_path):
     settings = SAVING | ({"optim": "sgd"} if dp else {})
     dp = dp | {"unsafe_seed": None, "secret_file": str(tmp_path / "secret"), "expected_batch_size": 4}

@@ -27,14 +27,17 @@ def test_leaves_equal_the_loop_over_units(trainer_class, make_private_trainer, t
     assert (trained_weights(leaf) - start).norm() > 0.1
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("reentrant", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_checkpointing_changes_nothing(reentrant, make_private_trainer, trained_weights):
     plain = run(make_private_trainer())
     settings = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}}
     assert torch.equal(trained_weights(plain), trained_weights(run(make_private_trainer(**settings))))
 
 
-@pytest.mark.parametrize("clipping", ["flat", "auto", "per_layer"])
+@pytest.mark.parametrize(
+    "clipping",
+    ["flat", pytest.param("auto", marks=pytest.mark.slow), pytest.param("per_layer", marks=pytest.mark.slow)],
+)
 def test_split_into_micro_batches(clipping, make_private_trainer, trained_weights):
     dp = {"clipping": clipping, "accumulation_dtype": "float64", "clip_norm": 0.3, "expected_batch_size": 8}
     large = run(make_private_trainer(dp=dp | {"micro_batch_size": 8}, per_device_train_batch_size=8))
@@ -42,6 +45,7 @@ def test_split_into_micro_batches(clipping, make_private_trainer, trained_weight
     torch.testing.assert_close(trained_weights(large), trained_weights(small), **ROUNDING)
 
 
+@pytest.mark.slow
 def test_batch_of_pasted_arguments(make_private_trainer, trained_weights):
     trainer = make_private_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=3)
     assert trainer.expected_batch_size == 6 and trainer.args.gradient_accumulation_steps == 1
@@ -181,6 +185,7 @@ def test_make_private_refuses_and_leaves_the_trainer_alone(make_trainer):
         make_private(trainer, DPConfig(target_epsilon=3))
 
 
+@pytest.mark.slow
 def test_a_second_training_goes_on_from_the_first(make_private_trainer, tmp_path):
     """Its weights hold the steps of both."""
     dp = {"unsafe_seed": None, "secret_file": str(tmp_path / "secret"), "accountant": "rdp"}

@@ -47,6 +47,7 @@ def test_what_may_be_logged():
     )
 
 
+@pytest.mark.slow
 def test_private_learning_from_noisy_labels(make_trainer, make_pairs, trained_weights):
     """Two kinds of noise at once: a robust loss on flipped labels, and privacy."""
     adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
@@ -59,6 +60,7 @@ def test_private_learning_from_noisy_labels(make_trainer, make_pairs, trained_we
     torch.testing.assert_close(*trained, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_reward_model(tiny_model_path, tokenizer, make_pairs, cpu_arguments):
     from trl import RewardConfig, RewardTrainer
 

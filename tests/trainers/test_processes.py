@@ -42,10 +42,12 @@ def skip_on_both(make_trainer, pairs, losses, weights):
     assert totals[0] == totals[1]
 
 
+@pytest.mark.slow
 def test_nan_on_one_process_stops_both(make_trainer, make_pairs, two_processes):
     two_processes(raise_on_both, make_trainer, make_pairs(20))
 
 
+@pytest.mark.slow
 def test_nan_on_one_process_skips_the_step_on_both(make_trainer, make_pairs, losses_of, two_processes):
     one = make_trainer(
         NoiseDPOTrainer, NoiseDPOConfig, make_pairs(20), on_nan_log_probs="skip",
@@ -65,6 +67,7 @@ def precomputed_on_both(make_trainer, pairs, expected):
     trainer.train()
 
 
+@pytest.mark.slow
 def test_a_precomputed_reference_of_a_dataset_in_memory(make_trainer, make_pairs, two_processes):
     one = make_trainer(NoiseDPOTrainer, NoiseDPOConfig, make_pairs(19), **SETTINGS)
     expected = {name: list(one.train_dataset[name]) for name in ("ref_chosen_logps", "ref_rejected_logps")}

@@ -95,6 +95,7 @@ def test_audited_pairs_are_preferred(make_trainer, make_pairs):
     assert (estimate.method, estimate.count, estimate.flip_rate) == ("audit", 100, 0.2)
 
 
+@pytest.mark.slow
 def test_annotators_get_a_rate_each(make_trainer, make_pairs):
     def noisy(count, seed):
         who = ["careful", "careless"] * (count // 2)

@@ -48,6 +48,7 @@ def test_columns_reach_their_pairs(make_trainer, make_stream, make_pairs, losses
     assert evaluation["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stream_of_held_out_pairs_gives_an_estimate(make_trainer, make_stream):
     trainer = make_trainer(RobustDPOTrainer, RobustDPOConfig, make_stream(), make_stream(8))
     trainer.train()

@@ -68,6 +68,7 @@ def test_every_sample_is_counted(pairs):
     assert report["think"]["no_difference"] + report["nothink"]["no_difference"] >= len(SUMS) - len(pairs)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_and_the_batch_size_does_not(model, pairs):
     assert make(model, batch_size=7).to_list() == pairs.to_list()
     assert make(model, SUMS[::-1]).to_list() == pairs.to_list()[::-1]

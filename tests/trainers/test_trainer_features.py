@@ -41,7 +41,7 @@ def test_neutral_settings_equal_trl_to_the_bit(make_trainer, make_pairs, losses_
     assert_equal_runs(*made, losses_of)
 
 
-@pytest.mark.parametrize("kind", PROMPT_LEARNING)
+@pytest.mark.parametrize("kind", ["prompt", pytest.param("prefix", marks=pytest.mark.slow)])
 def test_prompt_learning_equals_trl_to_the_bit(make_trainer, make_pairs, losses_of, kind):
     made = []
     for trainer_class, config_class in ((DPOTrainer, DPOConfig), (NoiseDPOTrainer, NoiseDPOConfig)):
@@ -90,6 +90,7 @@ def test_own_collator_sees_what_it_sees_in_trl(
     assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_several_evaluation_datasets_and_the_best_model(make_trainer, make_pairs):
     settings = {
         "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3,
@@ -137,7 +138,7 @@ def test_compute_metrics(tiny_model_path, tokenizer, cpu_arguments, make_pairs):
     assert found[0]["eval_loss"] == pytest.approx(found[1]["eval_loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("streaming", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_resume_in_the_middle_of_an_epoch(make_trainer, make_pairs, caplog, streaming):
     # 7 steps of 4 pairs in 2 micro-batches each: 26 pairs are 6 whole steps and a short one.
     settings = {

@@ -103,6 +103,7 @@ def test_neutral_settings_equal_trl_to_the_bit(make_vision_trainer, losses_of):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in stock.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_robust_loss_trains_the_vision_tower(make_vision_trainer, losses_of):
     trainer = make_vision_trainer(RobustDPOTrainer, RobustDPOConfig, max_steps=6)
     assert trainer.args.loss_type == ["sym"]
@@ -140,6 +141,7 @@ def test_rates_reach_their_pairs_and_pixels_reach_the_model(make_vision_trainer)
     assert (trainer.pair_margins(pairs.map(repainted)) - margins).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_nan_names_the_pair(make_vision_trainer):
     pairs = make_vision_pairs()
     trainer = make_vision_trainer(NoiseDPOTrainer, NoiseDPOConfig, pairs, loss_type="sym", learning_rate=0.0)
