@@ -83,8 +83,7 @@ class FedSVDClient:
         self._file = None if state_dir is None else Path(state_dir) / STATE_FILE
         self.record = _merged(_read(self._file), ClientRecord(**(record or {})))
         self._training = LocalTraining(trainer, config.local_steps, self.cap, self.record.noise_multiplier)
-        if self._file is not None:
-            self._training.keep_ledger(self._file.with_name("ledger.json"))
+        self._training.keep_ledger(None if self._file is None else self._file.with_name("ledger.json"))
         self.layers = LoraLayers.of(trainer.model)
         self._refuse_trainable_A()
         self._rotations: dict[str, LoraRotation] = {}
