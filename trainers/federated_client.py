@@ -90,6 +90,7 @@ class FedSVDClient:
         self._lora_A: dict[str, Tensor] = {}
         self._folded: dict[str, list[LoraFactors]] = {}
         self.last_round: int | None = None  # of the last message that was taken in
+        self._answered: int | None = None  # of the last that was trained on to the end
 
     @property
     def trainer(self) -> Any:
@@ -127,7 +128,7 @@ class FedSVDClient:
             ValueError: for layers, scalings or a base that are not the client's; for a spent budget.
         """
         self._refuse_other_base(message)
-        if message.round in self.record.rounds and message.round == self.last_round:
+        if message.round == self._answered:
             raise StaleRotationError(
                 f"client {self.name!r} has answered round {message.round} already: a second answer would be released "
                 "and charged in addition. Ask for the next round."
@@ -145,6 +146,7 @@ class FedSVDClient:
         self.layers.fold(self._changes())
         self.layers.write(own)
         self._training.run(message.round)
+        self._answered = message.round
         return self._update(message)
 
     def take(self, message: FederationMessage) -> None:
@@ -172,8 +174,13 @@ class FedSVDClient:
 
     def _take(self, message: FederationMessage) -> dict[str, LoraFactors]:
         """Check the message and return the server's factors; a layer that took one takes the same again."""
-        held = sum(len(parts) for parts in self._folded.values()) // max(1, len(self._folded))
-        if message.folded_since not in (0, held):
+        if self.last_round is not None and message.round < self.last_round:
+            raise StaleRotationError(
+                f"client {self.name!r} holds round {self.last_round} already, and got a message of round "
+                f"{message.round}. Ask the server for its current message."
+            )
+        held = max((len(parts) for parts in self._folded.values()), default=0)
+        if message.folded_since > held:
             raise StaleRotationError(
                 f"client {self.name!r} holds {held} folded updates and got those after {message.folded_since}: it "
                 "missed a round. Ask the server for message(since=None)."
@@ -189,9 +196,11 @@ class FedSVDClient:
                     raise ValueError(f"layer {name!r}: the server's factors must be finite and float32.")
             self._lora_A = dict(rows)
             factors = {name: LoraFactors(rows[name], message.lora_B[name]) for name in message.lora_B}
-            for name, parts in message.folded.items():
-                before = self._folded.get(name, []) if message.folded_since else []
-                self._folded[name] = [*before, *parts]
+            # Those after `folded_since` are replaced, not added: the same message may come twice.
+            self._folded = {
+                name: [*self._folded.get(name, [])[: message.folded_since], *message.folded.get(name, [])]
+                for name in message.lora_B
+            }
         self.last_round = message.round
         return factors
 

@@ -3,11 +3,11 @@
 import pytest
 from transformers import TrainerCallback
 
-from hfnoise import ClientDropout, DPConfig, FedSVDClient, simulate_federation
-from hfnoise.privacy import compute_epsilon
-from hfnoise.trainers.federated_client import STATE_FILE
+from hfnoise import ClientDropout, simulate_federation
+from hfnoise.privacy import StaleRotationError, compute_epsilon
 
 
+@pytest.mark.slow
 def test_epsilon_of_a_known_seed_is_that_of_all_rounds_without_a_folder(make_federation):
     """A Trainer with unsafe_seed empties its ledger when it starts; a client starts it in every round."""
     dp = {"noise_multiplier": 1.0, "target_delta": 1e-3}
@@ -25,3 +25,67 @@ def test_banded_noise_cannot_keep_a_budget_over_rounds(make_federation):
         make_federation(clients=1, steps=4, dp={"target_epsilon": 6.0, "noise": "banded", "bands": 2})
     _, clients, _ = make_federation(clients=1, steps=4, dp={"noise_multiplier": 1.0, "noise": "banded", "bands": 2})
     assert clients[0].trainer.dp_config.bands == 2
+
+
+class DropsOut(TrainerCallback):
+    """Breaks the first training off after its first step."""
+
+    done = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not self.done:
+            self.done = True
+            raise ClientDropout("lost power")
+
+
+def test_round_that_broke_off_is_tried_again_and_counts(make_federation):
+    server, (client,), _ = make_federation(clients=1, steps=1, rounds=1, max_participations=2)
+    client.trainer.add_callback(DropsOut())
+    (record,) = simulate_federation(server, [client], progress=False)
+    assert record.answered == ["client0"] and client.participations == 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"subspace": "refresh", "refresh_every": 1},
+        pytest.param({"aggregation": "fedex"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_same_message_may_come_twice(settings, make_federation):
+    """For an evaluation and then for the training, or after a round that broke off; with updates folded in it."""
+    server, (client,), _ = make_federation(clients=1, steps=1, **settings)
+    for _ in range(3):
+        message = server.message(client.last_round)
+        client.take(message)
+        server.aggregate([client.step(message)])
+        server.rotate()
+    folded = len(client._folded["model.layers.0.self_attn.q_proj"])
+    assert folded == 2, "each update once"
+    with pytest.raises(StaleRotationError, match="answered round 2 already"):
+        client.step(message)
+
+
+@pytest.mark.slow
+def test_stale_message_of_any_method_is_refused(make_federation):
+    server, (client, other), _ = make_federation(clients=2, steps=1, aggregation="ffa")
+    old = server.message(None)
+    for _ in range(2):
+        server.aggregate([client.step(server.message(client.last_round))])
+    with pytest.raises(StaleRotationError, match="holds round 1 already, and got a message of round 0"):
+        client.step(old)
+    assert client.participations == 2
+
+
+@pytest.mark.slow
+def test_client_that_has_spent_its_budget_leaves_the_others_alone(make_federation, caplog):
+    """The noise was calibrated to one round; then a round was added, which the cap follows and the budget does not."""
+    dp = {"target_epsilon": 6.0, "target_delta": 1e-3}
+    server, clients, _ = make_federation(clients=2, steps=1, rounds=1, dp=dp)
+    clients[0].step(server.message(None))
+    server, clients, _ = make_federation(clients=2, steps=1, rounds=2, dp=dp)
+    records = simulate_federation(server, clients, progress=False)
+    assert [record.answered for record in records] == [["client1"], ["client1"]]
+    assert "client0 takes no further part from round 0 on: target_epsilon=6 is spent" in caplog.text
+    assert clients[0].participations == 1, "nothing was trained"
