@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -184,6 +186,23 @@ def freeze_lora_A(model: Any) -> Any:
     for layer in LoraLayers(model):
         layer.lora_A.requires_grad_(False)
     return model
+
+
+def exported_parts(model: Any) -> tuple[Any, dict[str, Tensor]]:
+    """Return the adapter's configuration and the weights that it saves beside the factors: frozen heads.
+
+    `modules_to_save` of the configuration are those that the model has: for classifiers PEFT lists names on trial.
+
+    Args:
+        model: a PEFT model with one LoRA adapter.
+    """
+    adapter = model.active_adapters[0]
+    config = copy.deepcopy(model.peft_config[adapter])
+    saved = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    heads = {name: value.detach().cpu().clone() for name, value in saved.items() if ".lora_" not in name}
+    if config.modules_to_save:
+        config.modules_to_save = [one for one in config.modules_to_save if any(one in name for name in heads)] or None
+    return config, heads
 
 
 def _plain(value: Tensor) -> Tensor:

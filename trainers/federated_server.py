@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfnoise.privacy.hf_lora_export import save_lora_adapter
+from hfnoise.privacy.hf_lora_export import check_adapter_config, save_lora_adapter
 from hfnoise.privacy.lora_aggregation import aggregate_lora, average_lora_B
 from hfnoise.privacy.lora_export import export_factors
 from hfnoise.privacy.lora_factors import LoraFactors, stack_factors
 from hfnoise.privacy.lora_state import LoraRotation
 from hfnoise.trainers.federated_config import TRAINS_ONLY_B, FedSVDConfig
-from hfnoise.trainers.federated_layers import LoraLayers
+from hfnoise.trainers.federated_layers import LoraLayers, exported_parts
 from hfnoise.trainers.federated_message import ClientUpdate, FederationMessage
 from hfnoise.trainers.federated_saving import load_server, save_server
 from hfnoise.trainers.federated_start import layer_seed, start_rows
@@ -57,7 +57,8 @@ class FedSVDServer:
         config ([`FedSVDConfig`]): of the federation.
 
     Raises:
-        TypeError, ValueError: for a model without a plain LoRA adapter, or a quantised base where updates are folded.
+        TypeError, ValueError: for a model without a plain LoRA adapter, one that could not be exported as such, or a
+            quantised base where updates are folded.
 
     Example:
         >>> from hfnoise import FedSVDConfig, FedSVDServer
@@ -72,7 +73,8 @@ class FedSVDServer:
             raise TypeError(f"config must be a FedSVDConfig, got {type(config).__name__}.")
         layers = LoraLayers.of(model)
         self.config, self.base, self.scalings = config, layers.fingerprint(), layers.scalings
-        self._adapter_config = next(iter(model.peft_config.values()))
+        self._adapter_config, self._heads = exported_parts(model)
+        check_adapter_config(self._adapter_config, self._heads)  # now, not after the last round
         if config.aggregation in ("flora", "fedex") or config.subspace == "refresh":
             quantized = [layer for layer in layers if layer.is_quantized]
             if quantized:
@@ -284,7 +286,9 @@ class FedSVDServer:
             smaller = min(factors.lora_B.shape[0], factors.lora_A.shape[1])
             # More directions than the matrix has are no gain: this truncation leaves nothing out.
             whole[name] = factors.truncated(smaller)[0] if factors.rank > smaller else factors
-        return save_lora_adapter(folder, whole, self._adapter_config, self.scalings, rank=rank)
+        return save_lora_adapter(
+            folder, whole, self._adapter_config, self.scalings, rank=rank, extra_state=self._heads
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write the whole state, from which a restarted server goes on as before; whole or not at all."""

@@ -1,0 +1,44 @@
+"""What a federation exports: heads that were frozen, and refusals at once instead of after the last round."""
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from hfnoise import FedSVDConfig, FedSVDServer
+
+
+def test_frozen_head_of_a_classifier_is_exported(tiny_model_path, tmp_path):
+    """PEFT lists 'classifier' and 'score' for every classifier; this one has a score, drawn at random."""
+    classifier = AutoModelForSequenceClassification.from_pretrained(tiny_model_path, num_labels=3)
+    model = get_peft_model(classifier, LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj"]))
+    for name, value in model.named_parameters():
+        value.requires_grad_("lora_B" in name)
+    server = FedSVDServer(model, FedSVDConfig())
+    server.take_average({name: torch.randn_like(one.lora_B) for name, one in server.factors().items()})
+    server.rotate()
+    server.export_adapter(tmp_path)
+
+    another_head = AutoModelForSequenceClassification.from_pretrained(tiny_model_path, num_labels=3)
+    loaded = PeftModel.from_pretrained(another_head, tmp_path).eval()
+    ids = torch.arange(2, 10)[None]
+    with torch.no_grad():
+        assert torch.allclose(loaded(ids).logits, server.apply_to(model).eval()(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wording"),
+    [
+        ({"alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"}, "aLoRA is active after these tokens only"),
+        ({"trainable_token_indices": [1]}, "trained tokens are not among the factors"),
+        ({"layer_replication": [(0, 2), (0, 1)]}, "replicated layers change the base model"),
+    ],
+    ids=lambda given: str(given)[:16],
+)
+def test_adapters_that_cannot_be_exported_are_refused_at_once(settings, wording, tiny_model_path):
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_path)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], **settings))
+    for name, value in model.named_parameters():
+        value.requires_grad_("lora_B" in name)
+    with pytest.raises(ValueError, match=wording):
+        FedSVDServer(model, FedSVDConfig())
