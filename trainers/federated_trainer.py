@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from datasets import Dataset
 from peft import PeftConfig, get_peft_model
@@ -19,7 +21,7 @@ from transformers.trainer_callback import (
     PrinterCallback,
     ProgressCallback,
 )
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import IntervalStrategy, TrainOutput
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import create_model_from_path
 
@@ -97,6 +99,7 @@ class FedSVDTrainer:
         data = _by_client(train_dataset, client_column)
         privacy = _privacy_by_client(dp_config, list(data), fedsvd_config)
         self.args = copy.copy(args) if args is not None else SFTConfig("fedsvd")
+        _refuse_secrets_inside(self.args.output_dir, privacy or {})
         if self.args.world_size > 1:
             raise ValueError(
                 f"FedSVDTrainer runs the whole federation in one process, and here are {self.args.world_size}: they "
@@ -136,9 +139,11 @@ class FedSVDTrainer:
     def _client(
         self, name: str, rows: Dataset, make: Any, privacy: DPConfig | None, eval_dataset: Any, kwargs: dict[str, Any]
     ) -> FedSVDClient:
-        folder = Path(self.args.output_dir) / _STATE_FOLDER / "clients" / name
+        # Names come from a column of the data: "a/../b" is a name here, not a path.
+        folder = Path(self.args.output_dir) / _STATE_FOLDER / "clients" / quote(name, safe=" ").replace("..", "%2E%2E")
         args = copy.copy(self.args)
         args.report_to, args.push_to_hub, args.output_dir = [], False, str(folder)
+        args.eval_strategy = IntervalStrategy.NO  # the server's adapter is evaluated, on the rounds
         if hasattr(args, "model_init_kwargs"):
             args.model_init_kwargs = None  # the model is built already
         built_private = privacy is not None and issubclass(make, DPTrainerMixin)
@@ -172,8 +177,7 @@ class FedSVDTrainer:
                 "Resume it with train(resume_from_checkpoint=True), or use another output_dir."
             )
         evaluate = None if self.eval_dataset is None else lambda server: self.evaluate(log=False)
-        rounds = self.fedsvd_config.rounds
-        every = {"no": rounds, "steps": int(self.args.eval_steps or 1)}.get(str(self.args.eval_strategy.value), 1)
+        every = _rounds_between_evaluations(self.args, self.fedsvd_config.rounds)
         self._control = self._callbacks.on_train_begin(self.args, self.state, self._control)
         self.records += simulate_federation(
             self.server, self.clients, evaluate=evaluate, evaluate_every=every, output_dir=folder,
@@ -261,6 +265,28 @@ class FedSVDTrainer:
         entry = {**entry, "round": self.state.global_step}
         self.state.log_history.append({**entry, "step": self.state.global_step})
         self._control = self._callbacks.on_log(self.args, self.state, self._control, entry)
+
+
+def _rounds_between_evaluations(args: TrainingArguments, rounds: int) -> int:
+    steps = args.eval_steps or 1
+    if 0 < steps < 1:  # a share of all steps, as of a Trainer; here they are rounds
+        steps = math.ceil(steps * rounds)
+    return {"no": rounds, "steps": int(steps)}.get(str(args.eval_strategy.value), 1)
+
+
+def _refuse_secrets_inside(output_dir: str | None, privacy: Mapping[str, DPConfig]) -> None:
+    """A local Trainer looks at its own folder only, and `push_to_hub` uploads the one above all of them."""
+    output = Path(output_dir or ".").expanduser().resolve()
+    for name, config in privacy.items():
+        for what in ("secret_file", "ledger_file"):
+            given = getattr(config, what)
+            if given is not None and config.unsafe_seed is None:
+                if output in Path(given).expanduser().resolve().parents:
+                    raise ValueError(
+                        f"{what}={str(given)!r} of client {name!r} lies in output_dir={output_dir!r}, which is shared "
+                        "and pushed: with the secret anybody can subtract the noise, and without the ledger nobody "
+                        "knows what was spent. Put it elsewhere."
+                    )
 
 
 def _by_client(given: Any, column: str | None) -> dict[str, Dataset]:
