@@ -50,8 +50,9 @@ class FedSVDClient:
     Formal guarantee: with a private Trainer, what the client sends is (epsilon, delta)-differentially private towards
     everybody, the server included, with the epsilon of its own ledger: the noise is added before anything leaves, and
     it takes part in at most `max_participations` rounds, to which the noise is calibrated. Nothing is gained from the
-    server's choice of clients, which the server knows. Not covered: the number of examples, unless
-    `weighting="uniform"`, and the rounds in which it took part.
+    server's choice of clients, which the server knows. Not covered: the rounds in which it took part, and the number of
+    examples; with `weighting="uniform"` it is not sent, and whoever knows the batch size and the noise can still
+    estimate it from epsilon.
 
     Args:
         name (`str`): its name in reports.
@@ -112,6 +113,16 @@ class FedSVDClient:
         """Of a private client; None without privacy."""
         return self._training.noise_multiplier
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether its noise follows from a budget, and so from its number of examples."""
+        return self._training.is_private and self._training.trainer.dp_config.noise_multiplier is None
+
+    @property
+    def delta(self) -> float | None:
+        """Of a private client, as stated to others: where n_k is hidden, one that does not follow from it."""
+        return self._training.delta if self.config.weighting == "examples" else self._training.stated_delta
+
     def epsilon(self) -> float | None:
         """Return epsilon of everything released of this client's data, from its ledger; None without privacy."""
         return self._training.epsilon()
@@ -168,7 +179,7 @@ class FedSVDClient:
             examples=self.examples if self.config.weighting == "examples" else None,
             participations=self.participations,
             epsilon=self.epsilon(),
-            delta=self._training.delta,
+            delta=self.delta,
             base=self.layers.fingerprint(),
         )
 

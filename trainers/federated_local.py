@@ -19,6 +19,8 @@ from hfnoise.trainers.private_mixin import DPTrainerMixin
 _ROUND_STRIDE = 1_000_003
 # A budget holds if it is exceeded by no more than the root search of the calibration may leave.
 _ROUNDING = 1e-6
+# Of DPConfig.
+_LARGEST_DEFAULT_DELTA = 1e-5
 
 
 class SpentBudgetError(ValueError):
@@ -86,21 +88,38 @@ class LocalTraining:
         return float(self.trainer.target_delta) if self.is_private else None
 
     @property
+    def stated_delta(self) -> float | None:
+        """A delta that tells nothing of the number of units, and at which the same epsilon holds a fortiori.
+
+        The default, min(1e-5, 1 / (10 units)), is the number of units of whoever has more than 10,000.
+        """
+        if self._config is None or self._config.target_delta is not None:
+            return self.delta
+        return max(_LARGEST_DEFAULT_DELTA, float(self.trainer.target_delta))
+
+    @property
     def noise_multiplier(self) -> float | None:
-        """Of a private client: given, or calibrated to its budget and all rounds that it may take part in."""
+        """Of a private client: given, or calibrated to its budget and all rounds that it may take part in.
+
+        Raises:
+            SpentBudgetError: if other runs on the same data have left nothing of the budget.
+        """
         if self._config is None:
             return None
         if self._config.noise_multiplier is not None:
             return float(self._config.noise_multiplier)
         if self._noise_multiplier is None:
-            self._noise_multiplier = calibrate_noise_multiplier(
-                self._config.target_epsilon,
-                self.trainer.target_delta,
-                self.trainer.sample_rate,
-                self.local_steps * self.participations,
-                spent=tuple(self.trainer._ledger().mechanisms()),
-                accountant=self._config.accountant,
-            )
+            try:
+                self._noise_multiplier = calibrate_noise_multiplier(
+                    self._config.target_epsilon,
+                    self.trainer.target_delta,
+                    self.trainer.sample_rate,
+                    self.local_steps * self.participations,
+                    spent=tuple(self.trainer._ledger().mechanisms()),
+                    accountant=self._config.accountant,
+                )
+            except ValueError as error:  # other runs on these data have left nothing
+                raise SpentBudgetError(f"{error} The ledger is {str(self.trainer._ledger_file)!r}.") from error
         return self._noise_multiplier
 
     def keep_ledger(self, file: Path | None = None) -> None:

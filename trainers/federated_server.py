@@ -17,7 +17,7 @@ from hfnoise.privacy.lora_factors import LoraFactors, stack_factors
 from hfnoise.privacy.lora_state import LoraRotation
 from hfnoise.trainers.federated_config import TRAINS_ONLY_B, FedSVDConfig
 from hfnoise.trainers.federated_layers import LoraLayers, exported_parts
-from hfnoise.trainers.federated_message import ClientUpdate, FederationMessage
+from hfnoise.trainers.federated_message import ClientUpdate, FederationMessage, refuse_statements
 from hfnoise.trainers.federated_saving import load_server, save_server
 from hfnoise.trainers.federated_start import layer_seed, start_rows
 
@@ -353,12 +353,7 @@ class FedSVDServer:
                     f"client {update.client!r} trained on another base (shapes or quantisation differ): its factors "
                     "are updates of other weights. Drop it, or load the same base everywhere."
                 )
-            if self.config.weighting == "examples" and not update.examples:
-                raise ValueError(
-                    f"client {update.client!r} gives {update.examples!r} as its number of examples, and "
-                    "weighting='examples' averages by it. Clients without examples stay out; if numbers are to stay "
-                    "hidden, use weighting='uniform' for all."
-                )
+            refuse_statements(update, self.names, self.config.weighting)
             if self.config.aggregation in TRAINS_ONLY_B and update.lora_A:
                 raise ValueError(
                     f"client {update.client!r} sent lora_A, which {self.config.aggregation!r} keeps frozen: it "

@@ -1,10 +1,13 @@
 """What happens between rounds: one ledger over all of them, a round that broke off, a budget that ends early."""
 
+from dataclasses import replace
+
 import pytest
 from transformers import TrainerCallback
 
 from hfnoise import ClientDropout, simulate_federation
 from hfnoise.privacy import StaleRotationError, compute_epsilon
+from hfnoise.privacy.ledger import LedgerEntry
 
 
 @pytest.mark.slow
@@ -89,3 +92,28 @@ def test_client_that_has_spent_its_budget_leaves_the_others_alone(make_federatio
     assert [record.answered for record in records] == [["client1"], ["client1"]]
     assert "client0 takes no further part from round 0 on: target_epsilon=6 is spent" in caplog.text
     assert clients[0].participations == 1, "nothing was trained"
+
+
+def test_hidden_numbers_of_examples_are_in_no_answer(make_federation):
+    """The default delta of more than 10,000 units is 1 / (10 units); 1e-5 holds as well and tells nothing."""
+    dp = {"noise_multiplier": 1.0, "accountant": "rdp"}
+    server, (client,), _ = make_federation(clients=1, steps=1, dp=dp, weighting="uniform")
+    client.trainer.target_delta = 1 / (10 * 34_567)
+    update = client.step(server.message(None))
+    assert update.examples is None and update.delta == 1e-5
+    with pytest.raises(ValueError, match="weighting='uniform' hides them"):
+        server.aggregate([replace(update, examples=12)])
+    server.aggregate([update])
+    assert server.report()["clients"]["client0"]["examples"] is None
+
+
+@pytest.mark.slow
+def test_client_whose_data_have_no_budget_left_leaves_the_others_alone(make_federation, caplog):
+    """Another run has spent it before the federation; that client was never calibrated."""
+    dp = {"target_epsilon": 6.0, "target_delta": 1e-3}
+    server, clients, _ = make_federation(clients=2, steps=1, rounds=2, dp=dp)
+    entry = LedgerEntry("earlier", sample_rate=0.5, noise_multiplier=0.3, steps=9)
+    clients[0].trainer._ledger().charge(entry)
+    records = simulate_federation(server, clients, progress=False)
+    assert [record.answered for record in records] == [["client1"], ["client1"]]
+    assert "client0 takes no further part from round 0 on" in caplog.text

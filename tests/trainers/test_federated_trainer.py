@@ -120,3 +120,13 @@ def test_evaluates_every_share_of_the_rounds(make):
     trainer = make(args={"eval_strategy": "steps", "eval_steps": 0.5}, config={"rounds": 4, "max_participations": 4})
     trainer.train()
     assert ["eval_loss" in record.metrics for record in trainer.records] == [False, True, False, True]
+
+
+@pytest.mark.slow
+def test_card_of_hidden_numbers_tells_nothing_that_follows_from_them(make, tmp_path):
+    trainer = make(dp={"target_epsilon": 6.0}, config={"weighting": "uniform"}, eval=False)
+    trainer.train()
+    trainer.save_model()
+    report = json.loads((tmp_path / "out" / "federation_report.json").read_text())
+    assert all(one["examples"] is None and one["noise_multiplier"] is None for one in report["clients"].values())
+    assert "can estimate them from epsilon" in (tmp_path / "out" / "README.md").read_text()
