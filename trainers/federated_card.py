@@ -30,7 +30,9 @@ _NOT_COVERED = (
     "in which rounds a client took part, which the server knows: nothing is gained from its choice of clients",
     "the pretrained weights",
 )
-_HIDDEN = "the numbers of examples: they were not sent, and whoever knows batch size and noise can estimate them from epsilon"
+_HIDDEN = (
+    "the numbers of examples: they were not sent, but can be estimated from epsilon by whoever knows batch and noise"
+)
 
 
 def federation_report(trainer: Any) -> dict[str, Any]:

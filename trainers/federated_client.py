@@ -22,6 +22,7 @@ from hfnoise.trainers.federated_message import ClientUpdate, FederationMessage
 from hfnoise.trainers.federated_start import start_rows
 
 STATE_FILE = "federated_client.json"
+_UNKNOWN_ROUND = -1
 
 
 class ParticipationError(ValueError):
@@ -50,8 +51,8 @@ class FedSVDClient:
     Formal guarantee: with a private Trainer, what the client sends is (epsilon, delta)-differentially private towards
     everybody, the server included, with the epsilon of its own ledger: the noise is added before anything leaves, and
     it takes part in at most `max_participations` rounds, to which the noise is calibrated. Nothing is gained from the
-    server's choice of clients, which the server knows. Not covered: the rounds in which it took part, and the number of
-    examples; with `weighting="uniform"` it is not sent, and whoever knows the batch size and the noise can still
+    server's choice of clients, which the server knows. Not covered: the rounds in which it took part, and the number
+    of examples; with `weighting="uniform"` it is not sent, and whoever knows the batch size and the noise can still
     estimate it from epsilon.
 
     Args:
@@ -126,6 +127,11 @@ class FedSVDClient:
     def epsilon(self) -> float | None:
         """Return epsilon of everything released of this client's data, from its ledger; None without privacy."""
         return self._training.epsilon()
+
+    def recall(self, participations: int) -> None:
+        """Count at least so many rounds: what the server of a resumed federation knows of a client that forgot."""
+        unknown = participations - self.participations
+        self.record.rounds.extend([_UNKNOWN_ROUND] * max(0, unknown))
 
     def step(self, message: FederationMessage) -> ClientUpdate:
         """Take part in a round: check the message, train, and return the factors.

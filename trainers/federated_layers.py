@@ -17,6 +17,8 @@ from transformers.pytorch_utils import Conv1D
 from hfnoise.privacy.lora_factors import LoraFactors
 
 _CACHE = "_hfnoise_lora_layers"
+# PEFT subtracts the first B A from the base weights, or quantises them.
+_CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,13 @@ def _find(model: Any) -> list[LoraLayer]:
         raise ValueError(f"a federation averages LoRA factors; the adapter is of the type {config.peft_type}.")
     if getattr(config, "use_dora", False):
         raise ValueError("use_dora=True: magnitudes are no part of B A and are not averaged. Use plain LoRA.")
+    start = str(config.init_lora_weights).lower()
+    if start.startswith(_CHANGES_BASE):
+        raise ValueError(
+            f"init_lora_weights={config.init_lora_weights!r} has taken the first factors out of the base weights, and "
+            "a federation starts from others: the model would have lost them. Use init_lora_weights=True, and for "
+            "singular vectors of the base FedSVDConfig(init_lora_A='w0_svd')."
+        )
     root = model.get_base_model()
     layers = [
         LoraLayer(name, module, adapter)

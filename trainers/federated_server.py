@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from hfnoise.trainers.federated_layers import LoraLayers, exported_parts
 from hfnoise.trainers.federated_message import ClientUpdate, FederationMessage, refuse_statements
 from hfnoise.trainers.federated_saving import load_server, save_server
 from hfnoise.trainers.federated_start import layer_seed, start_rows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,11 @@ class FedSVDServer:
             lora_A = {name: factors.lora_A for name, factors in given.items()}
             lora_B = {name: factors.lora_B for name, factors in given.items()}
         else:
+            if any(bool(factors.lora_B.any()) for factors in given.values()):
+                logger.warning(
+                    "the adapter is trained already (B is not zero), and the federation starts a new one: "
+                    "init_lora_A=%r. To go on from it, use init_lora_A='keep'.", config.init_lora_A,
+                )  # fmt: skip
             lora_A = start_rows(layers, config, lora_B)
         self.round = 0
         self.participants: dict[str, Participation] = {}

@@ -113,6 +113,9 @@ def simulate_federation(
     config = server.config
     if resume and output_dir is not None and (Path(output_dir) / STATE_FILE).exists():
         server.load(output_dir)
+        for name, known in server.participants.items():
+            if name in by_name:  # of two counts the larger is the safe one
+                by_name[name].recall(known.participations)
     records: list[RoundRecord] = []
     spent: set[str] = set()
     bar = tqdm(total=config.rounds, initial=server.rotate(), desc="Rounds", disable=not progress)

@@ -159,18 +159,28 @@ class FedSVDTrainer:
         """Run the rounds; the server's state is saved after each, clients remember theirs.
 
         Args:
-            resume_from_checkpoint (`bool` or `str`, *optional*): True goes on from the state in `output_dir`, a path
-                from the state of another folder.
+            resume_from_checkpoint (`bool` or `str`, *optional*): True (or "true", of a command line) goes on from the
+                state in `output_dir`, a path from the state in another folder.
 
         Returns:
             `TrainOutput`: rounds, no loss (clients' losses are theirs), metrics of the last evaluation and epsilon.
 
         Raises:
-            ValueError: if there is a state of an earlier run and `resume_from_checkpoint` does not say what to do.
+            ValueError: if there is a state of an earlier run and `resume_from_checkpoint` does not say what to do, or
+                none in the folder that it names.
         """
         folder = Path(self.args.output_dir) / _STATE_FOLDER
-        if isinstance(resume_from_checkpoint, str):
+        if str(resume_from_checkpoint).lower() in ("true", "false"):
+            resume_from_checkpoint = str(resume_from_checkpoint).lower() == "true"
+        if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint:
             folder = Path(resume_from_checkpoint)
+            if not (folder / STATE_FILE).exists() and (folder / _STATE_FOLDER / STATE_FILE).exists():
+                folder = folder / _STATE_FOLDER
+            if not (folder / STATE_FILE).exists():
+                raise ValueError(
+                    f"there is no {STATE_FILE} in {str(folder)!r}: no federation was saved there. Name the output_dir "
+                    "of an earlier run, or leave resume_from_checkpoint out."
+                )
         if not resume_from_checkpoint and (folder / STATE_FILE).exists():
             raise ValueError(
                 f"{str(folder)!r} holds the state of an earlier federation, whose clients remember their rounds. "
@@ -185,6 +195,7 @@ class FedSVDTrainer:
         )  # fmt: skip
         self._control = self._callbacks.on_train_end(self.args, self.state, self._control)
         self.server.apply_to(self.model)
+        self.state.global_step = self.server.rotate()
         metrics: dict[str, Any] = {} if not self.records else dict(self.records[-1].metrics)
         if self.epsilon() is not None:
             metrics["privacy/epsilon"] = self.epsilon()

@@ -117,3 +117,16 @@ def test_client_whose_data_have_no_budget_left_leaves_the_others_alone(make_fede
     records = simulate_federation(server, clients, progress=False)
     assert [record.answered for record in records] == [["client1"], ["client1"]]
     assert "client0 takes no further part from round 0 on" in caplog.text
+
+
+def test_client_without_a_folder_is_told_of_its_rounds_by_the_server(make_federation, tmp_path):
+    server, clients, _ = make_federation(clients=1, steps=1, rounds=2, folder=False)
+
+    def stop(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate_federation(server, clients, progress=False, output_dir=tmp_path, on_round=stop)
+    server, (client,), _ = make_federation(clients=1, steps=1, rounds=2, folder=False)
+    simulate_federation(server, [client], progress=False, output_dir=tmp_path, resume=True)
+    assert client.participations == client.cap == 2

@@ -31,6 +31,8 @@ def test_frozen_head_of_a_classifier_is_exported(tiny_model_path, tmp_path):
     [
         ({"alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"}, "aLoRA is active after these tokens only"),
         ({"trainable_token_indices": [1]}, "trained tokens are not among the factors"),
+        ({"init_lora_weights": "pissa"}, "has taken the first factors out of the base weights"),
+        ({"init_lora_weights": "olora"}, "has taken the first factors out of the base weights"),
         ({"layer_replication": [(0, 2), (0, 1)]}, "replicated layers change the base model"),
     ],
     ids=lambda given: str(given)[:16],
@@ -42,3 +44,17 @@ def test_adapters_that_cannot_be_exported_are_refused_at_once(settings, wording,
         value.requires_grad_("lora_B" in name)
     with pytest.raises(ValueError, match=wording):
         FedSVDServer(model, FedSVDConfig())
+
+
+def test_trained_adapter_is_not_dropped_in_silence(tiny_model_path, caplog):
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_path)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+    FedSVDServer(model, FedSVDConfig())
+    assert "trained already" not in caplog.text
+    for name, value in model.named_parameters():
+        if "lora_B" in name:
+            value.data.fill_(0.1)
+    FedSVDServer(model, FedSVDConfig(init_lora_A="keep"))
+    assert "trained already" not in caplog.text
+    FedSVDServer(model, FedSVDConfig())
+    assert "use init_lora_A='keep'" in caplog.text

@@ -75,6 +75,10 @@ def test_resumed_equals_uninterrupted(make, monkeypatch):
         resumed.train()
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 2
+    finished = make("parts", dp={"noise_multiplier": 1.0}, eval=False)
+    assert finished.train(resume_from_checkpoint="true").global_step == 2, "from a command line it is a string"
+    with pytest.raises(ValueError, match="there is no federation.safetensors in"):
+        make("elsewhere", eval=False).train(resume_from_checkpoint="nowhere")
     for name, factors in whole.server.factors().items():
         assert torch.equal(factors.lora_B, resumed.server.factors()[name].lora_B)
 
@@ -129,4 +133,4 @@ def test_card_of_hidden_numbers_tells_nothing_that_follows_from_them(make, tmp_p
     trainer.save_model()
     report = json.loads((tmp_path / "out" / "federation_report.json").read_text())
     assert all(one["examples"] is None and one["noise_multiplier"] is None for one in report["clients"].values())
-    assert "can estimate them from epsilon" in (tmp_path / "out" / "README.md").read_text()
+    assert "can be estimated from epsilon" in (tmp_path / "out" / "README.md").read_text()
