@@ -17,6 +17,9 @@ from transformers.pytorch_utils import Conv1D
 from hfnoise.privacy.lora_factors import LoraFactors
 
 _CACHE = "_hfnoise_lora_layers"
+# How bitsandbytes, GPTQ, AWQ and the like say what they have done, on the layer or its weight; where it is stored, and
+# in what it computes, may differ between clients.
+_QUANTIZATION = ("quant_type", "blocksize", "compress_statistics", "bits", "w_bit", "group_size")
 # PEFT subtracts the first B A from the base weights, or quantises them.
 _CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
@@ -59,14 +62,22 @@ class LoraLayer:
 
     @property
     def kind(self) -> str:
-        """What the frozen weight is: class of the layer below and whether it is quantised."""
-        return type(self.module.get_base_layer()).__name__
+        """What the frozen weight is: class of the layer below, and how it is quantised, as far as that says so."""
+        base = self.module.get_base_layer()
+        weight = getattr(base, "weight", None)
+        holders = (base, weight)
+        found = {name: getattr(one, name) for name in _QUANTIZATION for one in holders if hasattr(one, name)}
+        details = [f"{name}={value}" for name, value in found.items() if isinstance(value, (bool, int, str))]
+        return " ".join([type(base).__name__, *(details if self.is_quantized else [])])
 
     @property
     def is_quantized(self) -> bool:
         """Whether the frozen weight is no plain floating matrix."""
         base = self.module.get_base_layer()
-        return type(base) not in (nn.Linear, Conv1D) or not base.weight.is_floating_point()
+        plain = (
+            type(base) in (nn.Linear, Conv1D) and type(base.weight.data) is Tensor
+        )  # torchao has tensors of its own
+        return not plain or base.weight.dtype.itemsize < 2 or not base.weight.is_floating_point()
 
 
 class LoraLayers:

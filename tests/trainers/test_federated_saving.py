@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from hfnoise import FedSVDConfig, FedSVDServer
 
@@ -58,3 +58,18 @@ def test_trained_adapter_is_not_dropped_in_silence(tiny_model_path, caplog):
     assert "trained already" not in caplog.text
     FedSVDServer(model, FedSVDConfig())
     assert "use init_lora_A='keep'" in caplog.text
+
+
+@pytest.mark.slow
+def test_same_class_of_layer_with_another_quantisation_is_another_base(tiny_model_path):
+    pytest.importorskip("bitsandbytes")
+
+    def fingerprint(**settings):
+        quantization = BitsAndBytesConfig(load_in_4bit=True, **settings) if settings else None
+        base = AutoModelForCausalLM.from_pretrained(tiny_model_path, quantization_config=quantization)
+        model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+        return FedSVDServer(model, FedSVDConfig()).base
+
+    normal = fingerprint(bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    assert normal == fingerprint(bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    assert len({normal, fingerprint(bnb_4bit_quant_type="fp4"), fingerprint()}) == 3
