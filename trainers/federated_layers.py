@@ -20,6 +20,8 @@ _CACHE = "_hfnoise_lora_layers"
 # How bitsandbytes, GPTQ, AWQ and the like say what they have done, on the layer or its weight; where it is stored, and
 # in what it computes, may differ between clients.
 _QUANTIZATION = ("quant_type", "blocksize", "compress_statistics", "bits", "w_bit", "group_size")
+# Of classifiers, as PEFT knows them.
+_HEADS = ("classifier", "score")
 # PEFT subtracts the first B A from the base weights, or quantises them.
 _CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
@@ -204,7 +206,9 @@ def freeze_lora_A(model: Any) -> Any:
 def exported_parts(model: Any) -> tuple[Any, dict[str, Tensor]]:
     """Return the adapter's configuration and the weights that it saves beside the factors: frozen heads.
 
-    `modules_to_save` of the configuration are those that the model has: for classifiers PEFT lists names on trial.
+    `modules_to_save` of the configuration are those that the model has: for classifiers PEFT lists names on trial. A
+    classifier's frozen head is saved even if the configuration does not name it: drawn at random, as in
+    arXiv 2505.12805, it is in no other file, and the adapter is worth nothing without it.
 
     Args:
         model: a PEFT model with one LoRA adapter.
@@ -213,6 +217,16 @@ def exported_parts(model: Any) -> tuple[Any, dict[str, Tensor]]:
     config = copy.deepcopy(model.peft_config[adapter])
     saved = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     heads = {name: value.detach().cpu().clone() for name, value in saved.items() if ".lora_" not in name}
+    base = model.get_base_model()
+    if not config.modules_to_save and type(base).__name__.endswith("ForSequenceClassification"):
+        for name in _HEADS:
+            head = getattr(base, name, None)
+            if isinstance(head, nn.Module) and not any(".lora_" in key for key in head.state_dict()):
+                config.modules_to_save = [name]
+                heads |= {
+                    f"base_model.model.{name}.{key}": value.detach().cpu().clone()
+                    for key, value in head.state_dict().items()
+                }
     if config.modules_to_save:
         config.modules_to_save = [one for one in config.modules_to_save if any(one in name for name in heads)] or None
     return config, heads

@@ -247,19 +247,40 @@ class FedSVDTrainer:
         self._card_values = {name: value for name, value in given.items() if value}
         write_card_and_report(self, Path(self.args.output_dir))
 
-    def push_to_hub(self, commit_message: str = "Federated LoRA adapter", **kwargs: Any) -> Any:
-        """Save, and upload adapter, report and card; nothing of the clients' folders."""
+    def push_to_hub(
+        self,
+        commit_message: str = "Federated LoRA adapter",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **card: Any,
+    ) -> Any:
+        """Save, and upload adapter, report and card; nothing of the clients' folders.
+
+        Args:
+            commit_message (`str`): of the commit.
+            blocking (`bool`, defaults to `True`): whether to wait until all is uploaded.
+            token (`str`, *optional*): of the Hub; `args.hub_token` by default.
+            revision (`str`, *optional*): branch; `args.hub_revision` by default.
+            **card: `model_name`, `dataset_name`, `tags`, of the card.
+
+        Raises:
+            TypeError: for other names.
+        """
         from huggingface_hub import HfApi
 
-        if kwargs.get("dataset_name"):
-            self.create_model_card(dataset_name=kwargs["dataset_name"])
+        if card:
+            self.create_model_card(**card)
         self.save_model()
-        api = HfApi(token=self.args.hub_token)
+        api = HfApi(token=token or self.args.hub_token)
         name = self.args.hub_model_id or Path(self.args.output_dir).name
         repo = api.create_repo(name, private=self.args.hub_private_repo, exist_ok=True)
+        branch = revision or getattr(self.args, "hub_revision", None)
+        if branch is not None:
+            api.create_branch(repo.repo_id, branch=branch, exist_ok=True)
         return api.upload_folder(
-            repo_id=repo.repo_id, folder_path=self.args.output_dir, commit_message=commit_message,
-            ignore_patterns=[f"{_STATE_FOLDER}/*", "runs/*", "checkpoint-*"],
+            repo_id=repo.repo_id, folder_path=self.args.output_dir, commit_message=commit_message, revision=branch,
+            run_as_future=not blocking, ignore_patterns=[f"{_STATE_FOLDER}/*", "runs/*", "checkpoint-*"],
         )  # fmt: skip
 
     _card_values: dict[str, Any] = {}

@@ -8,10 +8,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from hfnoise import FedSVDConfig, FedSVDServer
 
 
-def test_frozen_head_of_a_classifier_is_exported(tiny_model_path, tmp_path):
+@pytest.mark.parametrize("settings", [{"task_type": "SEQ_CLS"}, {}], ids=str)
+def test_frozen_head_of_a_classifier_is_exported(settings, tiny_model_path, tmp_path):
     """PEFT lists 'classifier' and 'score' for every classifier; this one has a score, drawn at random."""
     classifier = AutoModelForSequenceClassification.from_pretrained(tiny_model_path, num_labels=3)
-    model = get_peft_model(classifier, LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj"]))
+    model = get_peft_model(classifier, LoraConfig(r=2, target_modules=["q_proj"], **settings))
     for name, value in model.named_parameters():
         value.requires_grad_("lora_B" in name)
     server = FedSVDServer(model, FedSVDConfig())
