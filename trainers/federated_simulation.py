@@ -94,7 +94,8 @@ def simulate_federation(
         `list[RoundRecord]`: of the rounds that were run by this call.
 
     Raises:
-        ValueError: for no clients, two of one name, `evaluate_every` below 1, or a round that nobody answers.
+        ValueError: for no clients, two of one name, `evaluate_every` below 1, `resume` without
+            `output_dir`, or a round that nobody answers.
 
     Example:
         >>> from hfnoise import simulate_federation
@@ -110,6 +111,8 @@ def simulate_federation(
         raise ValueError(f"clients need names of their own, got {[client.name for client in clients]}.")
     if isinstance(evaluate_every, bool) or not isinstance(evaluate_every, int) or evaluate_every < 1:
         raise ValueError(f"evaluate_every must be a whole number of at least 1, got {evaluate_every!r}.")
+    if resume and output_dir is None:
+        raise ValueError("resume=True needs output_dir, where the state of the server was saved.")
     config = server.config
     if resume and output_dir is not None and (Path(output_dir) / STATE_FILE).exists():
         server.load(output_dir)

@@ -130,3 +130,12 @@ def test_client_without_a_folder_is_told_of_its_rounds_by_the_server(make_federa
     server, (client,), _ = make_federation(clients=1, steps=1, rounds=2, folder=False)
     simulate_federation(server, [client], progress=False, output_dir=tmp_path, resume=True)
     assert client.participations == client.cap == 2
+
+
+def test_arguments_of_the_simulation_are_checked_before_a_round(make_federation):
+    server, clients, _ = make_federation(clients=1)
+    with pytest.raises(ValueError, match="evaluate_every must be a whole number of at least 1, got 0"):
+        simulate_federation(server, clients, evaluate=lambda server: {}, evaluate_every=0)
+    with pytest.raises(ValueError, match="resume=True needs output_dir"):
+        simulate_federation(server, clients, resume=True)
+    assert clients[0].participations == 0
