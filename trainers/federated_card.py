@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 from hfnoise.cards import command_line, embedded_name, hub_name, library_versions, render_card
 from hfnoise.citations import DP_SGD_BIBTEX, FEDSVD_BIBTEX
 from hfnoise.privacy.hf_card import format_epsilon
+from hfnoise.trainers.federated_local import SpentBudgetError
 from hfnoise.trainers.private_mixin import DPTrainerMixin
 
 _TIMES = ("per_second", "runtime", "model_preparation_time")
@@ -29,6 +30,9 @@ _NOT_COVERED = (
     "in which rounds a client took part, which the server knows: nothing is gained from its choice of clients",
     "the pretrained weights",
 )
+_HIDDEN = (
+    "the numbers of examples: they were not sent, but can be estimated from epsilon by whoever knows batch and noise"
+)
 
 
 def federation_report(trainer: Any) -> dict[str, Any]:
@@ -45,18 +49,28 @@ def federation_report(trainer: Any) -> dict[str, Any]:
             "participations": client.participations,
             "max_participations": client.cap,
             "epsilon": client.epsilon(),
-            "delta": float(client.trainer.target_delta) if private else None,
-            "noise_multiplier": client.noise_multiplier,
+            "delta": client.delta,
+            "noise_multiplier": _noise_multiplier(client),
             "secret_noise": private and client.trainer.dp_config.unsafe_seed is None,
         }
     report = {**trainer.server.report(), "clients": clients, "epsilon": trainer.epsilon()}
     report["private"] = trainer.is_private and all(one["secret_noise"] for one in clients.values())
     report["not_covered"] = [
         *_NOT_COVERED,
-        *(["the numbers of examples, by which clients are weighted"] if _weighs(trainer) else []),
+        "the numbers of examples, by which clients are weighted" if _weighs(trainer) else _HIDDEN,
     ]
     report["statement"] = _statement(trainer, report)
     return report
+
+
+def _noise_multiplier(client: Any) -> float | None:
+    """Return what may be said of it: one that was calibrated follows from the number of examples."""
+    if client.config.weighting == "uniform" and client.is_calibrated:
+        return None
+    try:
+        return None if client.noise_multiplier is None else float(client.noise_multiplier)
+    except SpentBudgetError:  # it has none, and took no part
+        return None
 
 
 def write_card_and_report(trainer: Any, folder: Path) -> None:

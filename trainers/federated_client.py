@@ -22,6 +22,7 @@ from hfnoise.trainers.federated_message import ClientUpdate, FederationMessage
 from hfnoise.trainers.federated_start import start_rows
 
 STATE_FILE = "federated_client.json"
+_UNKNOWN_ROUND = -1
 
 
 class ParticipationError(ValueError):
@@ -50,8 +51,9 @@ class FedSVDClient:
     Formal guarantee: with a private Trainer, what the client sends is (epsilon, delta)-differentially private towards
     everybody, the server included, with the epsilon of its own ledger: the noise is added before anything leaves, and
     it takes part in at most `max_participations` rounds, to which the noise is calibrated. Nothing is gained from the
-    server's choice of clients, which the server knows. Not covered: the number of examples, unless
-    `weighting="uniform"`, and the rounds in which it took part.
+    server's choice of clients, which the server knows. Not covered: the rounds in which it took part, and the number
+    of examples; with `weighting="uniform"` it is not sent, and whoever knows the batch size and the noise can still
+    estimate it from epsilon.
 
     Args:
         name (`str`): its name in reports.
@@ -83,14 +85,14 @@ class FedSVDClient:
         self._file = None if state_dir is None else Path(state_dir) / STATE_FILE
         self.record = _merged(_read(self._file), ClientRecord(**(record or {})))
         self._training = LocalTraining(trainer, config.local_steps, self.cap, self.record.noise_multiplier)
-        if self._file is not None:
-            self._training.keep_ledger(self._file.with_name("ledger.json"))
+        self._training.keep_ledger(None if self._file is None else self._file.with_name("ledger.json"))
         self.layers = LoraLayers.of(trainer.model)
         self._refuse_trainable_A()
         self._rotations: dict[str, LoraRotation] = {}
         self._lora_A: dict[str, Tensor] = {}
         self._folded: dict[str, list[LoraFactors]] = {}
         self.last_round: int | None = None  # of the last message that was taken in
+        self._answered: int | None = None  # of the last that was trained on to the end
 
     @property
     def trainer(self) -> Any:
@@ -112,9 +114,24 @@ class FedSVDClient:
         """Of a private client; None without privacy."""
         return self._training.noise_multiplier
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether its noise follows from a budget, and so from its number of examples."""
+        return self._training.is_private and self._training.trainer.dp_config.noise_multiplier is None
+
+    @property
+    def delta(self) -> float | None:
+        """Of a private client, as stated to others: where n_k is hidden, one that does not follow from it."""
+        return self._training.delta if self.config.weighting == "examples" else self._training.stated_delta
+
     def epsilon(self) -> float | None:
         """Return epsilon of everything released of this client's data, from its ledger; None without privacy."""
         return self._training.epsilon()
+
+    def recall(self, participations: int) -> None:
+        """Count at least so many rounds: what the server of a resumed federation knows of a client that forgot."""
+        unknown = participations - self.participations
+        self.record.rounds.extend([_UNKNOWN_ROUND] * max(0, unknown))
 
     def step(self, message: FederationMessage) -> ClientUpdate:
         """Take part in a round: check the message, train, and return the factors.
@@ -128,7 +145,7 @@ class FedSVDClient:
             ValueError: for layers, scalings or a base that are not the client's; for a spent budget.
         """
         self._refuse_other_base(message)
-        if message.round in self.record.rounds and message.round == self.last_round:
+        if message.round == self._answered:
             raise StaleRotationError(
                 f"client {self.name!r} has answered round {message.round} already: a second answer would be released "
                 "and charged in addition. Ask for the next round."
@@ -146,6 +163,7 @@ class FedSVDClient:
         self.layers.fold(self._changes())
         self.layers.write(own)
         self._training.run(message.round)
+        self._answered = message.round
         return self._update(message)
 
     def take(self, message: FederationMessage) -> None:
@@ -167,14 +185,19 @@ class FedSVDClient:
             examples=self.examples if self.config.weighting == "examples" else None,
             participations=self.participations,
             epsilon=self.epsilon(),
-            delta=self._training.delta,
+            delta=self.delta,
             base=self.layers.fingerprint(),
         )
 
     def _take(self, message: FederationMessage) -> dict[str, LoraFactors]:
         """Check the message and return the server's factors; a layer that took one takes the same again."""
-        held = sum(len(parts) for parts in self._folded.values()) // max(1, len(self._folded))
-        if message.folded_since not in (0, held):
+        if self.last_round is not None and message.round < self.last_round:
+            raise StaleRotationError(
+                f"client {self.name!r} holds round {self.last_round} already, and got a message of round "
+                f"{message.round}. Ask the server for its current message."
+            )
+        held = max((len(parts) for parts in self._folded.values()), default=0)
+        if message.folded_since > held:
             raise StaleRotationError(
                 f"client {self.name!r} holds {held} folded updates and got those after {message.folded_since}: it "
                 "missed a round. Ask the server for message(since=None)."
@@ -190,9 +213,11 @@ class FedSVDClient:
                     raise ValueError(f"layer {name!r}: the server's factors must be finite and float32.")
             self._lora_A = dict(rows)
             factors = {name: LoraFactors(rows[name], message.lora_B[name]) for name in message.lora_B}
-            for name, parts in message.folded.items():
-                before = self._folded.get(name, []) if message.folded_since else []
-                self._folded[name] = [*before, *parts]
+            # Those after `folded_since` are replaced, not added: the same message may come twice.
+            self._folded = {
+                name: [*self._folded.get(name, [])[: message.folded_since], *message.folded.get(name, [])]
+                for name in message.lora_B
+            }
         self.last_round = message.round
         return factors
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,11 @@ def _client(
         )
     folder = context.node_config.get("state-dir")
     state = read_state(context, folder)
+    with _errors_stay_here("building the Trainer"):
+        trainer = make_trainer(context)
     client = FedSVDClient(
         client_name(context),
-        make_trainer(context),
+        trainer,
         config,
         clients=int(clients or 1),
         state_dir=None if folder is None else str(folder),
@@ -159,15 +162,35 @@ def _trained(client: FedSVDClient, state: ClientState, message: FederationMessag
     try:
         answer = update_to_records(client.step(message))
         return answer
+    except Exception as error:
+        if client.participations == rounds:  # refused by our own checks, before any row was looked at
+            raise
+        raise _kept_here("training", error) from error
     finally:
         if client.participations > rounds:  # a round that broke off may have released something, and counts
             remember(client, context, digest, answer)
 
 
+@contextmanager
+def _errors_stay_here(doing: str) -> Iterator[None]:
+    """What goes wrong on private rows may quote them, and the reason of an error is sent to the server."""
+    try:
+        yield
+    except Exception as error:
+        raise _kept_here(doing, error) from error
+
+
+def _kept_here(doing: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{doing} failed with {type(error).__name__}; what it says may quote data and stays in the client's log."
+    )
+
+
 def _evaluated(client: FedSVDClient, message: FederationMessage) -> Any:
     """Evaluate on the server's factors; the client's state stays as it was."""
     client.take(message)
-    found = client.trainer.evaluate()
+    with _errors_stay_here("evaluating"):
+        found = client.trainer.evaluate()
     metrics = {key: float(value) for key, value in found.items() if isinstance(value, (int, float))}
     examples = client.examples if client.config.weighting == "examples" else 1
     flower = require_flower()

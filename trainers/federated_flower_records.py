@@ -151,18 +151,11 @@ def update_to_records(update: ClientUpdate) -> Any:
     app = require_flower()
     arrays = {f"lora_B|{name}": value for name, value in update.lora_B.items()}
     arrays = {**{f"lora_A|{name}": value for name, value in update.lora_A.items()}, **arrays}
-    metrics = {
-        WEIGHT: 1 if update.examples is None else update.examples,
-        "epsilon": math.inf if update.epsilon is None else update.epsilon,
-        "delta": 0.0 if update.delta is None else update.delta,
-        "participations": update.participations,
-        "round": update.round,
-    }
     described = {name: getattr(update, name) for name in _UPDATE_FIELDS}
     return app.RecordDict(
         {
             ARRAYS: array_record(arrays),
-            METRICS: app.MetricRecord(metrics),
+            METRICS: app.MetricRecord(_metrics(update)),
             CONFIG: app.ConfigRecord({_UPDATE: json.dumps(described)}),
         }
     )
@@ -173,12 +166,11 @@ def update_from_records(content: Any) -> ClientUpdate:
 
     Raises:
         TypeError: for arrays that are not float32.
-        ValueError: if it is none, or the weight that FedAvg would use is not the stated number of examples.
+        ValueError: if it is none, or its metrics, such as the weight that FedAvg would use, are not what it states.
     """
     try:
         described = json.loads(content[CONFIG][_UPDATE])
         arrays, metrics = tensors_of(content[ARRAYS], "an answer"), content[METRICS]
-        weight = metrics[WEIGHT]
         factors: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
         for key, value in arrays.items():
             kind, _, name = key.partition("|")
@@ -188,9 +180,19 @@ def update_from_records(content: Any) -> ClientUpdate:
         )
     except (KeyError, ValueError) as error:
         raise ValueError(f"this is no answer of a client ({error!r}): start it by fedsvd_client_app.") from None
-    if weight != (1 if update.examples is None else update.examples):
+    if set(content) != {ARRAYS, METRICS, CONFIG} or dict(metrics) != _metrics(update):
         raise ValueError(
-            f"client {update.client!r} wants to be weighted by {weight}, and states {update.examples} examples: the "
-            "average would not be what the report says."
+            f"client {update.client!r} states {_metrics(update)}, and sent the metrics {dict(metrics)}, in "
+            f"{sorted(content)}: the average would not be what the report says, or FedAvg would refuse all answers."
         )
     return update
+
+
+def _metrics(update: ClientUpdate) -> dict[str, float]:
+    return {
+        WEIGHT: 1 if update.examples is None else update.examples,
+        "epsilon": math.inf if update.epsilon is None else update.epsilon,
+        "delta": 0.0 if update.delta is None else update.delta,
+        "participations": update.participations,
+        "round": update.round,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +10,20 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hfnoise.privacy.lora_factors import LoraFactors
 
 _CACHE = "_hfnoise_lora_layers"
+# How bitsandbytes, GPTQ, AWQ and the like say what they have done, on the layer or its weight; where it is stored, and
+# in what it computes, may differ between clients.
+_QUANTIZATION = ("quant_type", "blocksize", "compress_statistics", "bits", "w_bit", "group_size")
+# Of classifiers, as PEFT knows them.
+_HEADS = ("classifier", "score")
+# PEFT subtracts the first B A from the base weights, or quantises them.
+_CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 @dataclass(frozen=True)
@@ -55,14 +64,22 @@ class LoraLayer:
 
     @property
     def kind(self) -> str:
-        """What the frozen weight is: class of the layer below and whether it is quantised."""
-        return type(self.module.get_base_layer()).__name__
+        """What the frozen weight is: class of the layer below, and how it is quantised, as far as that says so."""
+        base = self.module.get_base_layer()
+        weight = getattr(base, "weight", None)
+        holders = (base, weight)
+        found = {name: getattr(one, name) for name in _QUANTIZATION for one in holders if hasattr(one, name)}
+        details = [f"{name}={value}" for name, value in found.items() if isinstance(value, (bool, int, str))]
+        return " ".join([type(base).__name__, *(details if self.is_quantized else [])])
 
     @property
     def is_quantized(self) -> bool:
         """Whether the frozen weight is no plain floating matrix."""
         base = self.module.get_base_layer()
-        return type(base) not in (nn.Linear, Conv1D) or not base.weight.is_floating_point()
+        plain = (
+            type(base) in (nn.Linear, Conv1D) and type(base.weight.data) is Tensor
+        )  # torchao has tensors of its own
+        return not plain or base.weight.dtype.itemsize < 2 or not base.weight.is_floating_point()
 
 
 class LoraLayers:
@@ -186,6 +203,35 @@ def freeze_lora_A(model: Any) -> Any:
     return model
 
 
+def exported_parts(model: Any) -> tuple[Any, dict[str, Tensor]]:
+    """Return the adapter's configuration and the weights that it saves beside the factors: frozen heads.
+
+    `modules_to_save` of the configuration are those that the model has: for classifiers PEFT lists names on trial. A
+    classifier's frozen head is saved even if the configuration does not name it: drawn at random, as in
+    arXiv 2505.12805, it is in no other file, and the adapter is worth nothing without it.
+
+    Args:
+        model: a PEFT model with one LoRA adapter.
+    """
+    adapter = model.active_adapters[0]
+    config = copy.deepcopy(model.peft_config[adapter])
+    saved = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    heads = {name: value.detach().cpu().clone() for name, value in saved.items() if ".lora_" not in name}
+    base = model.get_base_model()
+    if not config.modules_to_save and type(base).__name__.endswith("ForSequenceClassification"):
+        for name in _HEADS:
+            head = getattr(base, name, None)
+            if isinstance(head, nn.Module) and not any(".lora_" in key for key in head.state_dict()):
+                config.modules_to_save = [name]
+                heads |= {
+                    f"base_model.model.{name}.{key}": value.detach().cpu().clone()
+                    for key, value in head.state_dict().items()
+                }
+    if config.modules_to_save:
+        config.modules_to_save = [one for one in config.modules_to_save if any(one in name for name in heads)] or None
+    return config, heads
+
+
 def _plain(value: Tensor) -> Tensor:
     return value.detach().to("cpu", torch.float32, copy=True)
 
@@ -205,6 +251,13 @@ def _find(model: Any) -> list[LoraLayer]:
         raise ValueError(f"a federation averages LoRA factors; the adapter is of the type {config.peft_type}.")
     if getattr(config, "use_dora", False):
         raise ValueError("use_dora=True: magnitudes are no part of B A and are not averaged. Use plain LoRA.")
+    start = str(config.init_lora_weights).lower()
+    if start.startswith(_CHANGES_BASE):
+        raise ValueError(
+            f"init_lora_weights={config.init_lora_weights!r} has taken the first factors out of the base weights, and "
+            "a federation starts from others: the model would have lost them. Use init_lora_weights=True, and for "
+            "singular vectors of the base FedSVDConfig(init_lora_A='w0_svd')."
+        )
     root = model.get_base_model()
     layers = [
         LoraLayer(name, module, adapter)

@@ -19,6 +19,8 @@ from hfnoise.trainers.private_mixin import DPTrainerMixin
 _ROUND_STRIDE = 1_000_003
 # A budget holds if it is exceeded by no more than the root search of the calibration may leave.
 _ROUNDING = 1e-6
+# Of DPConfig.
+_LARGEST_DEFAULT_DELTA = 1e-5
 
 
 class SpentBudgetError(ValueError):
@@ -64,6 +66,11 @@ class LocalTraining:
         self._seed = trainer.args.seed
         self._config = trainer.dp_config if self.is_private else None
         self._noise_multiplier = noise_multiplier
+        self._refuse_bands()
+        # The Trainer alone would begin an unsafe ledger anew in every round, and epsilon would be that of the last.
+        self._has_passing_ledger = (
+            self._config is not None and self._config.unsafe_seed is not None and self._config.ledger_file is None
+        )
 
     @property
     def is_private(self) -> bool:
@@ -81,28 +88,54 @@ class LocalTraining:
         return float(self.trainer.target_delta) if self.is_private else None
 
     @property
+    def stated_delta(self) -> float | None:
+        """A delta that tells nothing of the number of units, and at which the same epsilon holds a fortiori.
+
+        The default, min(1e-5, 1 / (10 units)), is the number of units of whoever has more than 10,000.
+        """
+        if self._config is None or self._config.target_delta is not None:
+            return self.delta
+        return max(_LARGEST_DEFAULT_DELTA, float(self.trainer.target_delta))
+
+    @property
     def noise_multiplier(self) -> float | None:
-        """Of a private client: given, or calibrated to its budget and all rounds that it may take part in."""
+        """Of a private client: given, or calibrated to its budget and all rounds that it may take part in.
+
+        Raises:
+            SpentBudgetError: if other runs on the same data have left nothing of the budget.
+        """
         if self._config is None:
             return None
         if self._config.noise_multiplier is not None:
             return float(self._config.noise_multiplier)
         if self._noise_multiplier is None:
-            self._noise_multiplier = calibrate_noise_multiplier(
-                self._config.target_epsilon,
-                self.trainer.target_delta,
-                self.trainer.sample_rate,
-                self.local_steps * self.participations,
-                spent=tuple(self.trainer._ledger().mechanisms()),
-                accountant=self._config.accountant,
-            )
+            try:
+                self._noise_multiplier = calibrate_noise_multiplier(
+                    self._config.target_epsilon,
+                    self.trainer.target_delta,
+                    self.trainer.sample_rate,
+                    self.local_steps * self.participations,
+                    spent=tuple(self.trainer._ledger().mechanisms()),
+                    accountant=self._config.accountant,
+                )
+            except ValueError as error:  # other runs on these data have left nothing
+                raise SpentBudgetError(f"{error} The ledger is {str(self.trainer._ledger_file)!r}.") from error
         return self._noise_multiplier
 
-    def keep_ledger(self, file: Path) -> None:
-        """Write the ledger of a Trainer with `unsafe_seed` into a file that lasts; real secrets have their own."""
-        if self._config is not None and self._config.unsafe_seed is not None and self._config.ledger_file is None:
-            self._config = replace(self._config, ledger_file=str(file))
-            self.trainer.dp_config, self.trainer._ledger_file = self._config, file
+    def keep_ledger(self, file: Path | None = None) -> None:
+        """Write the ledger of a Trainer with `unsafe_seed` into a file that lasts; real secrets have their own.
+
+        Args:
+            file (`Path`, *optional*): it goes on from what is there; by default the Trainer's own, emptied now, for
+                as long as this object lives.
+        """
+        if self._config is None or not self._has_passing_ledger:
+            return
+        if file is None:
+            file = self.trainer._ledger_file
+            file.unlink(missing_ok=True)
+        self._config = replace(self._config, ledger_file=str(file))
+        self.trainer.dp_config, self.trainer._ledger_file = self._config, file
 
     def epsilon(self, more_steps: int = 0) -> float | None:
         """Return epsilon of everything on the client's ledger, and of some more steps; None without privacy."""
@@ -123,6 +156,16 @@ class LocalTraining:
                 f"target_epsilon={self._config.target_epsilon:g} is spent: after one more round of {self.local_steps} "
                 f"steps the ledger {str(self.trainer._ledger_file)!r} would stand at {after:.4g}. Other runs on these "
                 "data are on it too. Take this client out of the federation."
+            )
+
+    def _refuse_bands(self) -> None:
+        config = self._config
+        if config is not None and config.noise == "banded" and config.target_epsilon is not None:
+            raise ValueError(
+                "noise='banded' begins anew in every round, with bands of its own, and target_epsilon cannot be kept "
+                "over rounds with it: the noise of a federation is calibrated to all rounds together. Use "
+                "noise='gaussian'; or give noise_multiplier and a number of bands, the ledger then says what it comes "
+                "to."
             )
 
     def run(self, round: int) -> None:

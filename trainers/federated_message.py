@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,6 +155,39 @@ class ClientUpdate:
     def nbytes(self) -> int:
         """Bytes of the arrays that are sent."""
         return sum(value.numel() * value.element_size() for value in (*self.lora_A.values(), *self.lora_B.values()))
+
+
+def refuse_statements(update: ClientUpdate, layers: Sequence[str], weighting: str) -> None:
+    """Raise ValueError for numbers beside the factors of an answer that no average or report could use.
+
+    Args:
+        update ([`ClientUpdate`]): of a client, who may have sent anything.
+        layers (`Sequence[str]`): of the server.
+        weighting (`str`): `"examples"` or `"uniform"`.
+    """
+    who = f"client {update.client!r}"
+    if weighting == "examples" and not _positive(update.examples):
+        raise ValueError(
+            f"{who} gives {update.examples!r} as its number of examples, and weighting='examples' averages by it. "
+            "Clients without examples stay out; if numbers are to stay hidden, use weighting='uniform' for all."
+        )
+    if weighting == "uniform" and update.examples is not None:
+        raise ValueError(
+            f"{who} gives its number of examples, and weighting='uniform' hides them: it was set up for another "
+            "federation, and would be weighted by it where others are not. Give it the server's FedSVDConfig."
+        )
+    if set(update.scalings) != set(layers) or not all(map(_positive, update.scalings.values())):
+        raise ValueError(f"{who} must give a scaling (alpha / r) above 0 for each layer, got {update.scalings}.")
+    for what in ("epsilon", "delta"):
+        value = getattr(update, what)
+        if value is not None and value != 0 and not (_positive(value) or value == math.inf):
+            raise ValueError(f"{who} gives {what}={value!r}: it is a number of at least 0, or None without privacy.")
+    if not _positive(update.participations):
+        raise ValueError(f"{who} gives {update.participations!r} as the number of rounds in which it took part.")
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

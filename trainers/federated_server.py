@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfnoise.privacy.hf_lora_export import save_lora_adapter
+from hfnoise.privacy.hf_lora_export import check_adapter_config, save_lora_adapter
 from hfnoise.privacy.lora_aggregation import aggregate_lora, average_lora_B
 from hfnoise.privacy.lora_export import export_factors
 from hfnoise.privacy.lora_factors import LoraFactors, stack_factors
 from hfnoise.privacy.lora_state import LoraRotation
 from hfnoise.trainers.federated_config import TRAINS_ONLY_B, FedSVDConfig
-from hfnoise.trainers.federated_layers import LoraLayers
-from hfnoise.trainers.federated_message import ClientUpdate, FederationMessage
+from hfnoise.trainers.federated_layers import LoraLayers, exported_parts
+from hfnoise.trainers.federated_message import ClientUpdate, FederationMessage, refuse_statements
 from hfnoise.trainers.federated_saving import load_server, save_server
 from hfnoise.trainers.federated_start import layer_seed, start_rows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class FedSVDServer:
         config ([`FedSVDConfig`]): of the federation.
 
     Raises:
-        TypeError, ValueError: for a model without a plain LoRA adapter, or a quantised base where updates are folded.
+        TypeError, ValueError: for a model without a plain LoRA adapter, one that could not be exported as such, or a
+            quantised base where updates are folded.
 
     Example:
         >>> from hfnoise import FedSVDConfig, FedSVDServer
@@ -72,7 +76,8 @@ class FedSVDServer:
             raise TypeError(f"config must be a FedSVDConfig, got {type(config).__name__}.")
         layers = LoraLayers.of(model)
         self.config, self.base, self.scalings = config, layers.fingerprint(), layers.scalings
-        self._adapter_config = next(iter(model.peft_config.values()))
+        self._adapter_config, self._heads = exported_parts(model)
+        check_adapter_config(self._adapter_config, self._heads)  # now, not after the last round
         if config.aggregation in ("flora", "fedex") or config.subspace == "refresh":
             quantized = [layer for layer in layers if layer.is_quantized]
             if quantized:
@@ -87,6 +92,11 @@ class FedSVDServer:
             lora_A = {name: factors.lora_A for name, factors in given.items()}
             lora_B = {name: factors.lora_B for name, factors in given.items()}
         else:
+            if any(bool(factors.lora_B.any()) for factors in given.values()):
+                logger.warning(
+                    "the adapter is trained already (B is not zero), and the federation starts a new one: "
+                    "init_lora_A=%r. To go on from it, use init_lora_A='keep'.", config.init_lora_A,
+                )  # fmt: skip
             lora_A = start_rows(layers, config, lora_B)
         self.round = 0
         self.participants: dict[str, Participation] = {}
@@ -284,7 +294,9 @@ class FedSVDServer:
             smaller = min(factors.lora_B.shape[0], factors.lora_A.shape[1])
             # More directions than the matrix has are no gain: this truncation leaves nothing out.
             whole[name] = factors.truncated(smaller)[0] if factors.rank > smaller else factors
-        return save_lora_adapter(folder, whole, self._adapter_config, self.scalings, rank=rank)
+        return save_lora_adapter(
+            folder, whole, self._adapter_config, self.scalings, rank=rank, extra_state=self._heads
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write the whole state, from which a restarted server goes on as before; whole or not at all."""
@@ -349,12 +361,7 @@ class FedSVDServer:
                     f"client {update.client!r} trained on another base (shapes or quantisation differ): its factors "
                     "are updates of other weights. Drop it, or load the same base everywhere."
                 )
-            if self.config.weighting == "examples" and not update.examples:
-                raise ValueError(
-                    f"client {update.client!r} gives {update.examples!r} as its number of examples, and "
-                    "weighting='examples' averages by it. Clients without examples stay out; if numbers are to stay "
-                    "hidden, use weighting='uniform' for all."
-                )
+            refuse_statements(update, self.names, self.config.weighting)
             if self.config.aggregation in TRAINS_ONLY_B and update.lora_A:
                 raise ValueError(
                     f"client {update.client!r} sent lora_A, which {self.config.aggregation!r} keeps frozen: it "

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from hfnoise.trainers.federated_client import FedSVDClient
+from hfnoise.trainers.federated_local import SpentBudgetError
 from hfnoise.trainers.federated_message import ClientUpdate
 from hfnoise.trainers.federated_saving import STATE_FILE
 from hfnoise.trainers.federated_server import FedSVDServer
@@ -72,7 +73,8 @@ def simulate_federation(
 
     Clients are drawn for every round by the public `federation_seed`, among those that have not reached their cap. A
     client that raises [`ClientDropout`] or `ConnectionError` is left out of the round; a round that nobody answers is
-    tried again with others, at most as often as there are clients. When all have reached their caps it ends early.
+    tried again with others, at most as often as there are clients. A client whose budget is spent, by other runs on
+    its data or because rounds were added, is not asked again. When all have reached their caps it ends early.
 
     Formal guarantee: that of every client, see [`FedSVDClient`]; the simulation adds nothing. Caps hold however
     clients are drawn.
@@ -92,7 +94,8 @@ def simulate_federation(
         `list[RoundRecord]`: of the rounds that were run by this call.
 
     Raises:
-        ValueError: for no clients, two of one name, or a round that nobody answers.
+        ValueError: for no clients, two of one name, `evaluate_every` below 1, `resume` without
+            `output_dir`, or a round that nobody answers.
 
     Example:
         >>> from hfnoise import simulate_federation
@@ -106,18 +109,26 @@ def simulate_federation(
     by_name = {client.name: client for client in clients}
     if len(by_name) < len(clients):
         raise ValueError(f"clients need names of their own, got {[client.name for client in clients]}.")
+    if isinstance(evaluate_every, bool) or not isinstance(evaluate_every, int) or evaluate_every < 1:
+        raise ValueError(f"evaluate_every must be a whole number of at least 1, got {evaluate_every!r}.")
+    if resume and output_dir is None:
+        raise ValueError("resume=True needs output_dir, where the state of the server was saved.")
     config = server.config
     if resume and output_dir is not None and (Path(output_dir) / STATE_FILE).exists():
         server.load(output_dir)
+        for name, known in server.participants.items():
+            if name in by_name:  # of two counts the larger is the safe one
+                by_name[name].recall(known.participations)
     records: list[RoundRecord] = []
+    spent: set[str] = set()
     bar = tqdm(total=config.rounds, initial=server.rotate(), desc="Rounds", disable=not progress)
     while server.rotate() < config.rounds:
         round = server.round
-        chosen, updates, sent = _one_round(server, by_name, config.sampled(len(clients)))
+        chosen, updates, sent = _one_round(server, by_name, config.sampled(len(clients)), spent)
         if not updates:
             logger.warning(
                 "the federation ends after %d of %d rounds: every client has taken part as often as its noise is "
-                "calibrated to (rounds that broke off count).", round, config.rounds,
+                "calibrated to (rounds that broke off count), or has spent its budget.", round, config.rounds,
             )  # fmt: skip
             break
         server.aggregate(updates)
@@ -170,11 +181,14 @@ def choose_clients(left: dict[str, int], wanted: int, rounds: int, draw: random.
 
 
 def _one_round(
-    server: FedSVDServer, clients: dict[str, FedSVDClient], wanted: int
+    server: FedSVDServer, clients: dict[str, FedSVDClient], wanted: int, spent: set[str]
 ) -> tuple[list[str], list[ClientUpdate], int]:
-    """Return who was asked, who answered, and the most bytes that one of them was sent; nobody, if none may."""
+    """Return who was asked, who answered, and the most bytes that one of them was sent; nobody, if none may.
+
+    Clients that say that their budget is spent are added to `spent`.
+    """
     for attempt in range(len(clients) + 1):
-        left = {name: client.cap - client.participations for name, client in clients.items()}
+        left = {name: one.cap - one.participations for name, one in clients.items() if name not in spent}
         draw = random.Random(f"{server.config.federation_seed}/{server.round}/{attempt}")
         chosen = choose_clients(left, wanted, server.config.rounds - server.round, draw)
         if not chosen:
@@ -187,6 +201,9 @@ def _one_round(
                 updates.append(clients[name].step(message))
             except (ClientDropout, ConnectionError) as error:
                 logger.warning("client %s dropped out of round %d: %s", name, server.round, error)
+            except SpentBudgetError as error:
+                spent.add(name)
+                logger.warning("client %s takes no further part from round %d on: %s", name, server.round, error)
         if updates:
             return chosen, updates, sent
     raise ValueError(f"round {server.round}: no client answered in {len(clients) + 1} attempts.")

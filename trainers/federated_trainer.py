@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from datasets import Dataset
 from peft import PeftConfig, get_peft_model
@@ -19,7 +21,7 @@ from transformers.trainer_callback import (
     PrinterCallback,
     ProgressCallback,
 )
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import IntervalStrategy, TrainOutput
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import create_model_from_path
 
@@ -97,6 +99,7 @@ class FedSVDTrainer:
         data = _by_client(train_dataset, client_column)
         privacy = _privacy_by_client(dp_config, list(data), fedsvd_config)
         self.args = copy.copy(args) if args is not None else SFTConfig("fedsvd")
+        _refuse_secrets_inside(self.args.output_dir, privacy or {})
         if self.args.world_size > 1:
             raise ValueError(
                 f"FedSVDTrainer runs the whole federation in one process, and here are {self.args.world_size}: they "
@@ -136,9 +139,11 @@ class FedSVDTrainer:
     def _client(
         self, name: str, rows: Dataset, make: Any, privacy: DPConfig | None, eval_dataset: Any, kwargs: dict[str, Any]
     ) -> FedSVDClient:
-        folder = Path(self.args.output_dir) / _STATE_FOLDER / "clients" / name
+        # Names come from a column of the data: "a/../b" is a name here, not a path.
+        folder = Path(self.args.output_dir) / _STATE_FOLDER / "clients" / quote(name, safe=" ").replace("..", "%2E%2E")
         args = copy.copy(self.args)
         args.report_to, args.push_to_hub, args.output_dir = [], False, str(folder)
+        args.eval_strategy = IntervalStrategy.NO  # the server's adapter is evaluated, on the rounds
         if hasattr(args, "model_init_kwargs"):
             args.model_init_kwargs = None  # the model is built already
         built_private = privacy is not None and issubclass(make, DPTrainerMixin)
@@ -154,26 +159,35 @@ class FedSVDTrainer:
         """Run the rounds; the server's state is saved after each, clients remember theirs.
 
         Args:
-            resume_from_checkpoint (`bool` or `str`, *optional*): True goes on from the state in `output_dir`, a path
-                from the state of another folder.
+            resume_from_checkpoint (`bool` or `str`, *optional*): True (or "true", of a command line) goes on from the
+                state in `output_dir`, a path from the state in another folder.
 
         Returns:
             `TrainOutput`: rounds, no loss (clients' losses are theirs), metrics of the last evaluation and epsilon.
 
         Raises:
-            ValueError: if there is a state of an earlier run and `resume_from_checkpoint` does not say what to do.
+            ValueError: if there is a state of an earlier run and `resume_from_checkpoint` does not say what to do, or
+                none in the folder that it names.
         """
         folder = Path(self.args.output_dir) / _STATE_FOLDER
-        if isinstance(resume_from_checkpoint, str):
+        if str(resume_from_checkpoint).lower() in ("true", "false"):
+            resume_from_checkpoint = str(resume_from_checkpoint).lower() == "true"
+        if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint:
             folder = Path(resume_from_checkpoint)
+            if not (folder / STATE_FILE).exists() and (folder / _STATE_FOLDER / STATE_FILE).exists():
+                folder = folder / _STATE_FOLDER
+            if not (folder / STATE_FILE).exists():
+                raise ValueError(
+                    f"there is no {STATE_FILE} in {str(folder)!r}: no federation was saved there. Name the output_dir "
+                    "of an earlier run, or leave resume_from_checkpoint out."
+                )
         if not resume_from_checkpoint and (folder / STATE_FILE).exists():
             raise ValueError(
                 f"{str(folder)!r} holds the state of an earlier federation, whose clients remember their rounds. "
                 "Resume it with train(resume_from_checkpoint=True), or use another output_dir."
             )
         evaluate = None if self.eval_dataset is None else lambda server: self.evaluate(log=False)
-        rounds = self.fedsvd_config.rounds
-        every = {"no": rounds, "steps": int(self.args.eval_steps or 1)}.get(str(self.args.eval_strategy.value), 1)
+        every = _rounds_between_evaluations(self.args, self.fedsvd_config.rounds)
         self._control = self._callbacks.on_train_begin(self.args, self.state, self._control)
         self.records += simulate_federation(
             self.server, self.clients, evaluate=evaluate, evaluate_every=every, output_dir=folder,
@@ -181,6 +195,7 @@ class FedSVDTrainer:
         )  # fmt: skip
         self._control = self._callbacks.on_train_end(self.args, self.state, self._control)
         self.server.apply_to(self.model)
+        self.state.global_step = self.server.rotate()
         metrics: dict[str, Any] = {} if not self.records else dict(self.records[-1].metrics)
         if self.epsilon() is not None:
             metrics["privacy/epsilon"] = self.epsilon()
@@ -232,19 +247,40 @@ class FedSVDTrainer:
         self._card_values = {name: value for name, value in given.items() if value}
         write_card_and_report(self, Path(self.args.output_dir))
 
-    def push_to_hub(self, commit_message: str = "Federated LoRA adapter", **kwargs: Any) -> Any:
-        """Save, and upload adapter, report and card; nothing of the clients' folders."""
+    def push_to_hub(
+        self,
+        commit_message: str = "Federated LoRA adapter",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **card: Any,
+    ) -> Any:
+        """Save, and upload adapter, report and card; nothing of the clients' folders.
+
+        Args:
+            commit_message (`str`): of the commit.
+            blocking (`bool`, defaults to `True`): whether to wait until all is uploaded.
+            token (`str`, *optional*): of the Hub; `args.hub_token` by default.
+            revision (`str`, *optional*): branch; `args.hub_revision` by default.
+            **card: `model_name`, `dataset_name`, `tags`, of the card.
+
+        Raises:
+            TypeError: for other names.
+        """
         from huggingface_hub import HfApi
 
-        if kwargs.get("dataset_name"):
-            self.create_model_card(dataset_name=kwargs["dataset_name"])
+        if card:
+            self.create_model_card(**card)
         self.save_model()
-        api = HfApi(token=self.args.hub_token)
+        api = HfApi(token=token or self.args.hub_token)
         name = self.args.hub_model_id or Path(self.args.output_dir).name
         repo = api.create_repo(name, private=self.args.hub_private_repo, exist_ok=True)
+        branch = revision or getattr(self.args, "hub_revision", None)
+        if branch is not None:
+            api.create_branch(repo.repo_id, branch=branch, exist_ok=True)
         return api.upload_folder(
-            repo_id=repo.repo_id, folder_path=self.args.output_dir, commit_message=commit_message,
-            ignore_patterns=[f"{_STATE_FOLDER}/*", "runs/*", "checkpoint-*"],
+            repo_id=repo.repo_id, folder_path=self.args.output_dir, commit_message=commit_message, revision=branch,
+            run_as_future=not blocking, ignore_patterns=[f"{_STATE_FOLDER}/*", "runs/*", "checkpoint-*"],
         )  # fmt: skip
 
     _card_values: dict[str, Any] = {}
@@ -261,6 +297,28 @@ class FedSVDTrainer:
         entry = {**entry, "round": self.state.global_step}
         self.state.log_history.append({**entry, "step": self.state.global_step})
         self._control = self._callbacks.on_log(self.args, self.state, self._control, entry)
+
+
+def _rounds_between_evaluations(args: TrainingArguments, rounds: int) -> int:
+    steps = args.eval_steps or 1
+    if 0 < steps < 1:  # a share of all steps, as of a Trainer; here they are rounds
+        steps = math.ceil(steps * rounds)
+    return {"no": rounds, "steps": int(steps)}.get(str(args.eval_strategy.value), 1)
+
+
+def _refuse_secrets_inside(output_dir: str | None, privacy: Mapping[str, DPConfig]) -> None:
+    """A local Trainer looks at its own folder only, and `push_to_hub` uploads the one above all of them."""
+    output = Path(output_dir or ".").expanduser().resolve()
+    for name, config in privacy.items():
+        for what in ("secret_file", "ledger_file"):
+            given = getattr(config, what)
+            if given is not None and config.unsafe_seed is None:
+                if output in Path(given).expanduser().resolve().parents:
+                    raise ValueError(
+                        f"{what}={str(given)!r} of client {name!r} lies in output_dir={output_dir!r}, which is shared "
+                        "and pushed: with the secret anybody can subtract the noise, and without the ledger nobody "
+                        "knows what was spent. Put it elsewhere."
+                    )
 
 
 def _by_client(given: Any, column: str | None) -> dict[str, Dataset]:

@@ -77,7 +77,7 @@ def save_lora_adapter(
         >>> LoraConfig.from_pretrained("adapter").lora_alpha
         4
     """
-    _check_config(config, extra_state)
+    check_adapter_config(config, extra_state)
     layers = {name.removeprefix(_PREFIX): LoraFactors(*pair) for name, pair in factors.items()}
     if not layers:
         raise ValueError("there are no factors to write.")
@@ -131,7 +131,17 @@ def _whole(alpha: float) -> int | float:
     return round(alpha) if abs(alpha - round(alpha)) <= 1e-12 * alpha else alpha
 
 
-def _check_config(config: LoraConfig, extra_state: Mapping[str, Tensor] | None) -> None:
+def check_adapter_config(config: LoraConfig, extra_state: Mapping[str, Tensor] | None = None) -> None:
+    """Raise ValueError for settings under which an adapter is more than factors and `extra_state`.
+
+    Example:
+        >>> from peft import LoraConfig
+        >>> from hfnoise.privacy.hf_lora_export import check_adapter_config
+        >>> check_adapter_config(LoraConfig(use_dora=True))
+        Traceback (most recent call last):
+        ...
+        ValueError: cannot write a plain adapter with use_dora=True: DoRA has a magnitude per output, which...
+    """
     for name, why in _REFUSED.items():
         if getattr(config, name, None):
             raise ValueError(f"cannot write a plain adapter with {name}={getattr(config, name)!r}: {why}.")

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfnoise.privacy.lora_clients import LoraClients, read_clients, same_names
+from hfnoise.privacy.lora_clients import LoraClients, read_clients, same_names, scaling_of_layer
 from hfnoise.privacy.lora_factors import LoraA, LoraB, LoraFactors, stack_factors
 from hfnoise.privacy.lora_rotation import rotate_lora
 
@@ -63,9 +63,9 @@ def aggregate_lora(
     client_lora_A: Sequence[Mapping[str, Tensor]] | None,
     client_lora_B: Sequence[Mapping[str, Tensor]],
     weights: Sequence[float] | Tensor | None = None,
-    scaling: float | Sequence[float] = 1.0,
+    scaling: float | Sequence[float] | Mapping[str, float] | Sequence[Mapping[str, float]] = 1.0,
     *,
-    server_scaling: float | None = None,
+    server_scaling: float | Mapping[str, float] | None = None,
     residual_rank: int | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, AggregatedLora]: ...
@@ -125,8 +125,9 @@ def aggregate_lora(  # type: ignore[no-untyped-def]
         client_lora_B (sequence of `torch.Tensor` or of `dict`, or a tensor): after local training, not differences.
         weights (sequence of `float`, *optional*): n_k > 0, such as numbers of examples. None, for clients that hide
             them: all alike.
-        scaling (`float` or sequence of `float`, defaults to `1.0`): alpha / r of the clients, or of each of them.
-        server_scaling (`float`, *optional*): of the server's layer; needed if the clients' differ.
+        scaling (`float` or sequence of `float`, defaults to `1.0`): alpha / r of the clients, or of each of them; of
+            factors in dicts also a `dict` by layer, or one for each client (`rank_pattern`, `alpha_pattern`).
+        server_scaling (`float` or `dict` by layer, *optional*): of the server's layer; needed if the clients' differ.
         residual_rank (`int`, *optional*): of the residual of `"flora"` and `"fedex"`, which is truncated to it; must
             not exceed what the residual has. Default: exact, in factors of rank sum r_k.
         generator (`torch.Generator`, *optional*): to draw A anew for `"flora"`, uniform in +-1 / sqrt(inputs) as PEFT.
@@ -155,7 +156,7 @@ def aggregate_lora(  # type: ignore[no-untyped-def]
         raise ValueError(f"residual_rank={residual_rank} belongs to 'flora' and 'fedex'; {method!r} has no residual.")
     if generator is not None and method != "flora":
         raise ValueError(f"generator belongs to 'flora', which may draw A anew; {method!r} draws nothing.")
-    options = {"server_scaling": server_scaling, "residual_rank": residual_rank, "generator": generator}
+    options = {"residual_rank": residual_rank, "generator": generator}
     if isinstance(lora_A, Mapping):
         same_names(lora_A, lora_B, client_lora_A, client_lora_B)
         return {
@@ -166,7 +167,8 @@ def aggregate_lora(  # type: ignore[no-untyped-def]
                 None if client_lora_A is None else [client[name] for client in client_lora_A],
                 [client[name] for client in client_lora_B],
                 weights,
-                scaling,
+                scaling_of_layer(scaling, name),
+                server_scaling=scaling_of_layer(server_scaling, name),
                 **options,
             )
             for name in lora_A

@@ -170,7 +170,15 @@ def read_shares(weights: Sequence[float] | Tensor | None, clients: int) -> list[
     """
     if weights is None:
         return [1 / clients] * clients
-    sizes = [float(size) for size in weights]
+    try:
+        sizes = [] if isinstance(weights, Mapping) else [float(size) for size in weights]
+    except (TypeError, ValueError):
+        sizes = []
+    if not sizes:
+        raise ValueError(
+            f"weights must be a sequence of numbers n_k, in the order of the {clients} clients, got {weights!r}; or "
+            "None, for clients that hide them."
+        )
     if len(sizes) != clients:
         raise ValueError(f"weights has {len(sizes)} entries for {clients} clients; give one n_k for each, or None.")
     for client, size in enumerate(sizes):
@@ -205,6 +213,26 @@ def _read_scalings(
         if not 0 < value < math.inf:
             raise ValueError(f"scaling (alpha / r) must be a finite number above 0, got {value}.")
     return scalings, float(server_scaling)
+
+
+def scaling_of_layer(scaling: Any, layer: str) -> Any:
+    """Return what `scaling` says of a layer: it may be by layer, for all clients or for each of them.
+
+    Raises:
+        ValueError: if a dict of scalings lacks the layer.
+
+    Example:
+        >>> from hfnoise.privacy.lora_clients import scaling_of_layer
+        >>> scaling_of_layer([{"q_proj": 2.0}, {"q_proj": 1.0}], "q_proj"), scaling_of_layer(3.0, "q_proj")
+        ([2.0, 1.0], 3.0)
+    """
+    if isinstance(scaling, Mapping):
+        if layer not in scaling:
+            raise ValueError(f"scaling is by layer, {sorted(scaling)[:_SHOWN]}, and lacks {layer!r}. Give all layers.")
+        return scaling[layer]
+    if isinstance(scaling, Sequence) and scaling and all(isinstance(each, Mapping) for each in scaling):
+        return [scaling_of_layer(each, layer) for each in scaling]
+    return scaling
 
 
 def same_names(

@@ -211,3 +211,23 @@ def test_other_layers_are_refused():
         aggregate_lora("fedsvd", {}, {}, None, [{}])
     with pytest.raises(ValueError, match="no client"):
         aggregate_lora("fedsvd", *server, None, [])
+
+
+def test_scalings_by_layer():
+    """Layers of another rank or alpha (rank_pattern) have another scaling, and so may each client."""
+    A, B, one = torch.eye(1, 2), torch.zeros(2, 1), torch.ones(2, 1)
+    layers, client = {"q": A, "v": A}, {"q": one, "v": one}
+    given = ("flora", layers, {"q": B, "v": B}, [layers, layers], [client, client], None)
+    out = aggregate_lora(*given, {"q": 2.0, "v": 4.0})
+    assert [float(out[name].residual.dense()[0, 0]) for name in "qv"] == [2.0, 4.0]
+    out = aggregate_lora(*given, [{"q": 2.0, "v": 4.0}, {"q": 4.0, "v": 0.5}], server_scaling={"q": 1.0, "v": 1.0})
+    assert [float(out[name].residual.dense()[0, 0]) for name in "qv"] == [3.0, 2.25]
+    with pytest.raises(ValueError, match="scaling is by layer, \\['q'\\], and lacks 'v'"):
+        aggregate_lora(*given, {"q": 2.0})
+
+
+@pytest.mark.parametrize("weights", [3, {"a": 1, "b": 2}, ["a", "b"]], ids=str)
+def test_weights_that_are_no_numbers_by_client(weights):
+    A, B = torch.eye(1, 2), torch.zeros(2, 1)
+    with pytest.raises(ValueError, match="weights must be a sequence of numbers n_k"):
+        aggregate_lora("ffa", A, B, None, [B, B], weights)

@@ -83,7 +83,10 @@ def trained_weights():
 
 @pytest.fixture
 def make_federation(tiny_model_path, tokenizer, cpu_arguments, make_texts, tmp_path):
-    """Return `make(config settings, clients, dp, rank, folder)`: a server, its clients, and the model they share."""
+    """Return `make(config settings, clients, dp, rank, folder)`: a server, its clients, and the model they share.
+
+    Without a folder (`False`) clients forget their rounds when they end.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -108,7 +111,7 @@ def make_federation(tiny_model_path, tokenizer, cpu_arguments, make_texts, tmp_p
             common = {"args": SFTConfig(**arguments), "train_dataset": rows, "processing_class": tokenizer}
             privacy = None if dp is None else DPConfig(**{"unsafe_seed": number} | dp)
             trainer = SFTTrainer(model, **common) if dp is None else DPSFTTrainer(model, dp_config=privacy, **common)
-            state = (folder or tmp_path) / f"client{number}"
+            state = None if folder is False else (folder or tmp_path) / f"client{number}"
             made.append(FedSVDClient(f"client{number}", trainer, config, clients=clients, state_dir=state))
         return FedSVDServer(server_model, config), made, server_model
 

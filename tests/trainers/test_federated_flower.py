@@ -228,7 +228,20 @@ def broken_layers(content):
     del content["arrays"][next(iter(content["arrays"]))]
 
 
-DAMAGES = (broken_nan, broken_weight, broken_round, broken_dtype, broken_layers, RecordDict.clear)
+def broken_scalings(content):
+    content["config"]["hfnoise-update"] = json.dumps(
+        json.loads(content["config"]["hfnoise-update"]) | {"scalings": {}}
+    )
+
+
+def broken_metrics(content):
+    content["metrics"]["loss"] = 1.0
+
+
+DAMAGES = (
+    broken_nan, broken_weight, broken_round, broken_dtype, broken_layers, broken_scalings, broken_metrics,
+    RecordDict.clear,
+)  # fmt: skip
 
 
 def test_bad_answers_are_left_out(world, caplog):

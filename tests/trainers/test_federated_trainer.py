@@ -15,10 +15,11 @@ CLIENTS = ("alice", "bob")
 
 @pytest.fixture
 def make(tiny_model_path, tokenizer, cpu_arguments, make_texts, tmp_path):
-    def make(folder="out", dp=None, rows=24, config=None, eval=True, **settings):
+    def make(folder="out", dp=None, rows=24, config=None, eval=True, args=None, clients=CLIENTS, **settings):
         arguments = {name: value for name, value in cpu_arguments.items() if name != "beta"}
         arguments |= {"per_device_train_batch_size": 4, "learning_rate": 0.05, "output_dir": str(tmp_path / folder)}
-        names = [CLIENTS[number % 2] for number in range(rows)]
+        arguments |= args or {}
+        names = [clients[number % 2] for number in range(rows)]
         return FedSVDTrainer(
             tiny_model_path,
             args=SFTConfig(**arguments),
@@ -27,9 +28,8 @@ def make(tiny_model_path, tokenizer, cpu_arguments, make_texts, tmp_path):
             client_column="owner",
             eval_dataset=make_texts(4) if eval else None,
             processing_class=tokenizer,
-            dp_config=None if dp is None else DPConfig(**{"unsafe_seed": 1} | dp),
+            **{"dp_config": None if dp is None else DPConfig(**{"unsafe_seed": 1} | dp)} | settings,
             peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"]),
-            **settings,
         )
 
     return make
@@ -76,6 +76,10 @@ def test_resumed_equals_uninterrupted(make, monkeypatch):
         resumed.train()
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 2
+    finished = make("parts", dp={"noise_multiplier": 1.0}, eval=False)
+    assert finished.train(resume_from_checkpoint="true").global_step == 2, "from a command line it is a string"
+    with pytest.raises(ValueError, match="there is no federation.safetensors in"):
+        make("elsewhere", eval=False).train(resume_from_checkpoint="nowhere")
     for name, factors in whole.server.factors().items():
         assert torch.equal(factors.lora_B, resumed.server.factors()[name].lora_B)
 
@@ -101,6 +105,33 @@ def test_refuses(make, tmp_path, make_texts):
         FedSVDTrainer(
             "a", fedsvd_config=FedSVDConfig(), train_dataset={"a": make_texts(2), "b": make_texts(2).select([])}
         )
+    inside = DPConfig(noise_multiplier=1.0, secret_file=str(tmp_path / "out" / "alice"))
+    with pytest.raises(ValueError, match="secret_file=.* of client 'alice' lies in output_dir"):
+        make(dp_config={"alice": inside, "bob": DPConfig(noise_multiplier=1.0)})
     trainer = make(eval=False)
     with pytest.raises(ValueError, match="there is no eval_dataset"):
         trainer.evaluate()
+
+
+def test_names_of_clients_are_no_paths(make, tmp_path):
+    trainer = make(clients=("../../../elsewhere", "bob"), eval=False)
+    inside = tmp_path / "out" / "federation" / "clients"
+    for client in trainer.clients:
+        assert client._file.resolve().parent.parent == inside.resolve()
+
+
+def test_evaluates_every_share_of_the_rounds(make):
+    """Below 1, eval_steps of TrainingArguments is a share; it was cut to 0 rounds."""
+    trainer = make(args={"eval_strategy": "steps", "eval_steps": 0.5}, config={"rounds": 4, "max_participations": 4})
+    trainer.train()
+    assert ["eval_loss" in record.metrics for record in trainer.records] == [False, True, False, True]
+
+
+@pytest.mark.slow
+def test_card_of_hidden_numbers_tells_nothing_that_follows_from_them(make, tmp_path):
+    trainer = make(dp={"target_epsilon": 6.0}, config={"weighting": "uniform"}, eval=False)
+    trainer.train()
+    trainer.save_model()
+    report = json.loads((tmp_path / "out" / "federation_report.json").read_text())
+    assert all(one["examples"] is None and one["noise_multiplier"] is None for one in report["clients"].values())
+    assert "can be estimated from epsilon" in (tmp_path / "out" / "README.md").read_text()
