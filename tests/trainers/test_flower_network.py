@@ -125,7 +125,6 @@ def network(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.soak  # minutes; the same messages are tested in process
 def test_template_survives_a_killed_node_and_a_killed_server(network, tmp_path):
     report_file = tmp_path / "out" / "federation_report.json"
 
