@@ -165,7 +165,7 @@ def rotate_groups(x: Tensor, group: int) -> Tensor:
     """
     if group == 1:
         return x
-    with _without_autocast(x.device.type):
+    with without_autocast(x.device.type):
         if group <= _DIRECT_GROUP or x.device.type != "cpu":
             return (x.reshape(-1, group) @ _matrix(group, x)).view(x.shape)
         # H_outer (x) H_inner is the Hadamard matrix of the product: entry (i, j) of a group lies at i * inner + j.
@@ -175,7 +175,7 @@ def rotate_groups(x: Tensor, group: int) -> Tensor:
         return (mixed.view(-1, inner) @ _matrix(inner, x)).view(x.shape)
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
