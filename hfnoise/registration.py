@@ -22,8 +22,7 @@ class Hook:
     target: str
 
 
-# Preference training registers nothing: its Trainers are used directly. Later methods add their rows here.
-HOOKS: tuple[Hook, ...] = ()
+HOOKS: tuple[Hook, ...] = (Hook("transformers.quantizers.auto", "hfnoise.quantization.hf_transformers"),)
 
 _failures: dict[str, Exception] = {}
 

@@ -207,7 +207,9 @@ def _weight_rows(layer: nn.Module, weight: Tensor) -> QuantizedRows:
 
 def _lsq_forward(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     quantization: LinearQuantization = layer.quantization  # type: ignore[assignment]
-    weight = lsq_quantize(weight, _lsq_step(layer.weight_step, weight, quantization.weight_bits), quantization.weight_bits)  # type: ignore[arg-type]  # noqa: E501
+    weight = lsq_quantize(
+        weight, _lsq_step(layer.weight_step, weight, quantization.weight_bits), quantization.weight_bits
+    )  # type: ignore[arg-type]  # noqa: E501
     if quantization.activation_bits is not None:
         step = _lsq_step(layer.activation_step, x, quantization.activation_bits)  # type: ignore[arg-type]
         x = lsq_quantize(x, step, quantization.activation_bits)

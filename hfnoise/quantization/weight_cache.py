@@ -58,7 +58,11 @@ def cached_weights(model: Module | None = None) -> Iterator[None]:
     """
     if model is not None:
         for name, parameter in model.named_parameters():
-            if hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id") or hasattr(parameter, "_is_flat_param"):
+            if (
+                hasattr(parameter, "device_mesh")
+                or hasattr(parameter, "ds_id")
+                or hasattr(parameter, "_is_flat_param")
+            ):
                 raise ValueError(
                     f"{name} is sharded (FSDP or ZeRO-3): what is cached of it would be another rank's. Leave "
                     "cached_weights out; weights are then quantised in every forward."

@@ -1,0 +1,153 @@
+"""QuestPackedLinear: a linear layer whose weight is stored at its bits, for inference and for adapters on top."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hfnoise.quantization.activation_sharing import quantized_activation
+from hfnoise.quantization.codes import decode, encode
+from hfnoise.quantization.linear import LinearQuantization, describe, output_dtype
+from hfnoise.quantization.linear_function import QuantizedLinear, QuantizedRows, points_from_codes
+from hfnoise.quantization.packing import pack, packed_length, unpack
+from hfnoise.quantization.row_quantizer import row_quantizer
+from hfnoise.quantization.weight_cache import weights_version
+
+
+class QuestPackedLinear(nn.Module):
+    """A linear layer with packed weights: what a [`QuestLinear`] computes, to the last bit, at 1 to 8 bits a weight.
+
+    Version 1 of the format: `weight` is uint8 of shape `(1, out_features, bytes of a row)`, codes of the rotated weight
+    as [`hfnoise.quantization.pack`] writes them; `weight_scale` is the step of each row in float32. The leading 1
+    keeps stock code, which knows nothing of this, from loading 8-bit codes as a float weight of the same shape.
+
+    The weight takes no gradient, the input does, so adapters on top can be trained.
+
+    Args:
+        in_features (`int`): K.
+        out_features (`int`): N.
+        bias (`bool`, defaults to `True`): a float bias.
+        device, dtype: of the bias.
+        quantization ([`LinearQuantization`]): how; estimator `"lsq"` has no packed form.
+
+    Raises:
+        ValueError: for settings that are not allowed.
+
+    Example:
+        >>> from hfnoise.quantization import LinearQuantization, QuestPackedLinear
+        >>> layer = QuestPackedLinear(64, 8, quantization=LinearQuantization(weight_bits=1, activation_bits=1))
+        >>> tuple(layer.weight.shape), tuple(layer.weight_scale.shape)
+        ((1, 8, 8), (8,))
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        quantization: LinearQuantization = LinearQuantization(),  # noqa: B008  (immutable)
+        transposed: bool = False,
+    ) -> None:
+        super().__init__()
+        quantization.check()
+        if quantization.estimator == "lsq":
+            raise ValueError("estimator 'lsq' has no packed form; train with 'quest' to pack.")
+        self.in_features, self.out_features = in_features, out_features
+        self.quantization, self.transposed = quantization, transposed
+        row = packed_length(in_features, quantization.weight_bits)
+        self.register_buffer("weight", torch.zeros(1, out_features, row, dtype=torch.uint8, device=device))
+        self.register_buffer("weight_scale", torch.zeros(out_features, dtype=torch.float32, device=device))
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+        self.cached: tuple[Any, Any] | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the layer's output in the dtype of `input` (that of autocast under autocast)."""
+        quantization = self.quantization
+        if quantization.activation_bits is None:
+            return functional.linear(input, self._kept(lambda: self.float_weight(input.dtype), input.dtype), self.bias)
+        settings = row_quantizer(input, *quantization.of(quantization.activation_bits))
+        points, codes, step = quantized_activation(input, settings)
+        rows = self._kept(lambda: self._rows(points.dtype), points.dtype)
+        levels = quantization.activation_levels(), quantization.weight_levels()
+        output = QuantizedLinear.apply(  # type: ignore[no-untyped-call]
+            points, codes, step, None, self.bias, *rows, levels, 1, output_dtype(input)
+        )
+        return output.view(*input.shape[:-1], -1)  # type: ignore[no-any-return]
+
+    def codes(self) -> Tensor:
+        """Return the codes, uint8 of shape `(out_features, in_features)`, of the rotated weight."""
+        return unpack(self.weight[0], self.quantization.weight_bits, self.in_features)
+
+    def float_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the weight that the codes stand for, out of the rotated space, `(out_features, in_features)`."""
+        quantization = self.quantization
+        return decode(
+            self.codes(),
+            self.weight_scale[:, None],
+            quantization.weight_bits,
+            quantization.hadamard_group,
+            dtype=dtype,
+        )
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Quantise and pack a float weight of shape `(out_features, in_features)`."""
+        packed, scale = pack_weight(weight, self.quantization)
+        self.weight, self.weight_scale = packed, scale
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"{describe(self.quantization)}"
+        )
+
+    def _rows(self, dtype: torch.dtype) -> QuantizedRows:
+        codes = self.codes()
+        points = points_from_codes(codes, self.quantization.weight_levels(), dtype)
+        return QuantizedRows(points, codes, self.weight_scale[:, None].to(dtype), None)
+
+    def _kept(self, make: Any, dtype: torch.dtype) -> Any:
+        """Return what `make` returns; inside of `cached_weights` it is called once."""
+        version = weights_version()
+        key = (version, dtype, self.weight.data_ptr() if version is not None else None)
+        if version is not None and self.cached is not None and self.cached[0] == key:
+            return self.cached[1]
+        value = make()
+        self.cached = None if version is None else (key, value)
+        return value
+
+
+def pack_weight(weight: Tensor, quantization: LinearQuantization) -> tuple[Tensor, Tensor]:
+    """Return a float weight as the two tensors of a [`QuestPackedLinear`].
+
+    Args:
+        weight (`torch.Tensor` of shape `(out_features, in_features)`, floating; float64 is rounded to float32).
+        quantization ([`LinearQuantization`]).
+
+    Returns:
+        `tuple`: uint8 of shape `(1, out_features, bytes of a row)`, and float32 of shape `(out_features,)`.
+
+    Raises:
+        ValueError: if the weight has NaN or infinite entries, or another number of dimensions.
+
+    Example:
+        >>> import torch
+        >>> from hfnoise.quantization import LinearQuantization, pack_weight
+        >>> packed, scale = pack_weight(torch.tensor([[1.0, -1.0]]), LinearQuantization(1, 1, hadamard_group=None))
+        >>> packed.tolist()
+        [[[1]]]
+    """
+    if weight.ndim != 2:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; a linear layer's has two dimensions.")
+    weight = weight.detach()
+    codes, scale, _ = encode(
+        weight.float() if weight.dtype == torch.float64 else weight, *quantization.of(quantization.weight_bits)
+    )
+    return pack(codes, quantization.weight_bits)[None], scale[:, 0].contiguous()
