@@ -15,8 +15,8 @@ _ATTRIBUTE = "_hfnoise_quantized"
 def quantized_activation(x: Tensor, settings: RowQuantizer) -> tuple[Tensor, Tensor, Tensor]:
     """Return points, codes and step of the rows of `x`, those of an earlier call for the same tensor if there was one.
 
-    Nothing is shared for a leaf that takes a gradient (its result would hold it alive, and it the result), for a tensor
-    that was changed in place since, or while a graph is traced or compiled.
+    Nothing is shared for a leaf that takes a gradient (its result would hold it alive, and it the result), for a
+    tensor that was changed in place since, or while a graph is traced or compiled.
 
     Args:
         x (`torch.Tensor` of shape `(..., length)`, floating).

@@ -29,8 +29,8 @@ class QuestConfig(QuantizationConfigMixin):
 
     Args:
         weight_bits (`int` or `float`, *optional*): of weights: 1, 1.58 (ternary), 2 to 8. Default 4.
-        activation_bits (`int` or `float`, *optional*): of the inputs of linear layers, from the same list; `None`: they
-            are not quantised. Default 4 if nothing is given, `None` if `weight_bits` is.
+        activation_bits (`int` or `float`, *optional*): of the inputs of linear layers, from the same list; `None`:
+            they are not quantised. Default 4 if nothing is given, `None` if `weight_bits` is.
         bits (`int` or `float`, *optional*): sets both.
         trust_factor (`float`, *optional*): entries beyond it times the outermost level have no gradient. `None`: 1.30
             at 1 bit, half a step beyond the outermost level otherwise (`hfnoise.quantization.grid_for`).
@@ -77,7 +77,7 @@ class QuestConfig(QuantizationConfigMixin):
             raise ValueError(f"version is {version!r}; it is a whole number, {FORMAT_VERSION} for this hfnoise.")
         if version > FORMAT_VERSION:
             raise ValueError(
-                f"The checkpoint has version {version} of the quest format; this hfnoise reads up to {FORMAT_VERSION}. "
+                f"The checkpoint has version {version} of the format; this hfnoise reads up to {FORMAT_VERSION}. "
                 "Update it: pip install -U hfnoise."
             )
         if unknown:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hfnoise.quantization.hf_config import QuestConfig
-from hfnoise.quantization.hf_layers import linear_quantization, quantize_layers, stock_layer
+from hfnoise.quantization.hf_layers import quantize_layers, stock_layer
 from hfnoise.quantization.linear import LinearQuantization, float_weight
 from hfnoise.quantization.packed_linear import QuestPackedLinear, pack_weight
 
@@ -53,8 +53,8 @@ def prepare_qat(model: Any, config: QuestConfig) -> Any:
 def export_packed(model: Any) -> Any:
     """Pack the master weights of a model in place, at their bits; return the model.
 
-    It computes what it computed in training, to the last bit. `save_pretrained` and `push_to_hub` then write the packed
-    form, which `from_pretrained` reads after `import hfnoise`; stock transformers refuses it.
+    It computes what it computed in training, to the last bit. `save_pretrained` and `push_to_hub` then write the
+    packed form, which `from_pretrained` reads after `import hfnoise`; stock transformers refuses it.
 
     Args:
         model (`torch.nn.Module`): one with layers of a [`hfnoise.QuestConfig`].
@@ -107,8 +107,9 @@ def export_packed(model: Any) -> Any:
 def dequantize(model: Any, dtype: torch.dtype | None = None, weight_only: bool = False) -> Any:
     """Put stock layers with float weights in the place of quantised ones, in place; return the model.
 
-    The weights are those of the grid, so with `activation_bits=None` the model computes what it computed before, to the
-    last bit, and stock transformers loads it. With quantised activations it cannot: stock layers do not round them.
+    The weights are those of the grid, so with `activation_bits=None` the model computes what it computed before, to
+    the last bit, and stock transformers loads it. With quantised activations it cannot: stock layers do not round
+    them.
 
     Args:
         model (`torch.nn.Module`): with master or packed weights.
@@ -119,7 +120,8 @@ def dequantize(model: Any, dtype: torch.dtype | None = None, weight_only: bool =
         `torch.nn.Module`: the model, with no quantization configuration.
 
     Raises:
-        ValueError: if nothing is quantised, or activations are and `weight_only` is not given. Nothing is changed then.
+        ValueError: if nothing is quantised, or activations are and `weight_only` is not given. Nothing is changed
+        then.
 
     Example:
         >>> from torch import nn
@@ -133,8 +135,9 @@ def dequantize(model: Any, dtype: torch.dtype | None = None, weight_only: bool =
     rounded = [name for name, (_, quantization) in layers.items() if quantization.activation_bits is not None]
     if rounded and not weight_only:
         raise ValueError(
-            f"{len(rounded)} layers quantise their inputs ({rounded[0]}, ...), and stock layers do not: the float model "
-            "would compute something else. Keep the packed form (export_packed), or give weight_only=True to accept it."
+            f"{len(rounded)} layers quantise their inputs ({rounded[0]}, ...), and stock layers do not: the float "
+            "model would compute something else. Keep the packed form (export_packed), or accept that by "
+            "weight_only=True."
         )
     default = getattr(model, "dtype", None)
     with torch.no_grad():
@@ -220,13 +223,10 @@ def forget_quantizer(model: Any) -> Any:
     if "is_quantized" in vars(model):
         model.is_quantized = False
     for module in model.modules():
+        config = getattr(module, "config", None)
         # Code of flash attention asks whether the attribute is there, not what it says.
-        if (
-            "_is_quantized" in vars(getattr(module, "config", object()))
-            if hasattr(getattr(module, "config", None), "__dict__")
-            else False
-        ):  # noqa: E501
-            del module.config._is_quantized
+        if config is not None and "_is_quantized" in getattr(config, "__dict__", {}):
+            del config._is_quantized
     return model
 
 

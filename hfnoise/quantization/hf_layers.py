@@ -80,9 +80,10 @@ def layers_to_convert(model: nn.Module, config: QuestConfig) -> tuple[dict[str, 
     wanted = config.modules_to_not_convert or []
     unmatched = [one for one in wanted if all(should_convert_module(name, [one]) for name, _ in model.named_modules())]
     if unmatched:
+        offered = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise ValueError(
             f"modules_to_not_convert names {', '.join(map(repr, unmatched))}, which matches no module of "
-            f"{type(model).__name__}. Its linear layers: {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}."
+            f"{type(model).__name__}. Its linear layers: {offered}."
         )
     chosen, skipped = {}, {}
     for name, module in linear.items():

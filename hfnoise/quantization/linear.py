@@ -58,8 +58,8 @@ class LinearQuantization(NamedTuple):
 class QuestLinear(nn.Linear):
     """A linear layer whose weight, and by `activation_bits` whose input, is on a grid in every forward (QuEST).
 
-    The weight stays a float Parameter, trained by any optimizer and saved under its stock name. With quantised inputs the
-    product is exact integer arithmetic (`hfnoise/quantization/linear_function.py`), so the packed layer computes
+    The weight stays a float Parameter, trained by any optimizer and saved under its stock name. With quantised inputs
+    the product is exact integer arithmetic (`hfnoise/quantization/linear_function.py`), so the packed layer computes
     the same to the last bit. Without (`activation_bits=None`) the quantised weight is rotated back and the layer is a
     stock one with that weight: what [`hfnoise.dequantize`] writes computes the same to the last bit too.
 

@@ -103,9 +103,9 @@ def masked_and_rotated(gradient: Tensor, mask: Tensor | None, group: int) -> Ten
 class QuantizeActivation(torch.autograd.Function):
     """Rows of inputs on the grid, once for all layers that read them (query, key and value; gate and up).
 
-    Returns `points`, `codes`, `step`. The gradient that comes back for `points` is taken as that of the quantised value
-    points * step, of which the step is a constant: [`QuantizedLinear`] sends it so, and autograd adds up what the
-    layers send, before one mask and one rotation.
+    Returns `points`, `codes`, `step`. The gradient that comes back for `points` is taken as that of the quantised
+    value points * step, of which the step is a constant: [`QuantizedLinear`] sends it so, and autograd adds up what
+    the layers send, before one mask and one rotation.
     """
 
     @staticmethod
@@ -180,8 +180,8 @@ class QuantizedLinear(torch.autograd.Function):
 def exact_product(points_x: Tensor, points_w: Tensor, levels: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """Return points_x points_w^T; computed in `dtype`, whose rounding comes after the sum, returned in float32.
 
-    Half-integers up to 127.5 are exact in every dtype. float16 ends at 65504, so there the inputs are divided by a power
-    of two, which is exact, and the sum multiplied by it.
+    Half-integers up to 127.5 are exact in every dtype. float16 ends at 65504, so there the inputs are divided by a
+    power of two, which is exact, and the sum multiplied by it.
 
     Example:
         >>> import torch

@@ -20,9 +20,10 @@ from hfnoise.quantization.weight_cache import weights_version
 class QuestPackedLinear(nn.Module):
     """A linear layer with packed weights: what a [`QuestLinear`] computes, to the last bit, at 1 to 8 bits a weight.
 
-    Version 1 of the format: `weight` is uint8 of shape `(1, out_features, bytes of a row)`, codes of the rotated weight
-    as [`hfnoise.quantization.pack`] writes them; `weight_scale` is the step of each row in float32. The leading 1
-    keeps stock code, which knows nothing of this, from loading 8-bit codes as a float weight of the same shape.
+    Version 1 of the format: `weight` is uint8 of shape `(1, out_features, bytes of a row)`, codes of the rotated
+    weight as [`hfnoise.quantization.pack`] writes them; `weight_scale` is the step of each row in float32. The
+    leading 1 keeps stock code, which knows nothing of this, from loading 8-bit codes as a float weight of the same
+    shape.
 
     The weight takes no gradient, the input does, so adapters on top can be trained.
 

@@ -41,8 +41,8 @@ def forget_quantized_weights(*_: Any, **__: Any) -> None:
 def cached_weights(model: Module | None = None) -> Iterator[None]:
     """Quantise every weight once, not in every forward, until an optimizer steps.
 
-    Inside, weights change by optimizers and `load_state_dict` only, or [`forget_quantized_weights`] is called. A weight
-    takes 6 bytes an entry more (4 of levels, 1 of codes, 1 of the mask), which are freed at the end.
+    Inside, weights change by optimizers and `load_state_dict` only, or [`forget_quantized_weights`] is called. A
+    weight takes 6 bytes an entry more (4 of levels, 1 of codes, 1 of the mask), which are freed at the end.
 
     Args:
         model (`torch.nn.Module`, *optional*): refused if its weights are sharded: FSDP and ZeRO-3 gather them anew.
