@@ -22,7 +22,10 @@ class Hook:
     target: str
 
 
-HOOKS: tuple[Hook, ...] = (Hook("transformers.quantizers.auto", "hfnoise.quantization.hf_transformers"),)
+HOOKS: tuple[Hook, ...] = (
+    Hook("transformers.quantizers.auto", "hfnoise.quantization.hf_transformers"),
+    Hook("peft.tuners.lora.model", "hfnoise.quantization.hf_peft"),
+)
 
 _failures: dict[str, Exception] = {}
 

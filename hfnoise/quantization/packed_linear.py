@@ -17,7 +17,7 @@ from hfnoise.quantization.row_quantizer import row_quantizer
 from hfnoise.quantization.weight_cache import weights_version
 
 
-class QuestPackedLinear(nn.Module):
+class QuestPackedLinear(nn.Linear):
     """A linear layer with packed weights: what a [`QuestLinear`] computes, to the last bit, at 1 to 8 bits a weight.
 
     Version 1 of the format: `weight` is uint8 of shape `(1, out_features, bytes of a row)`, codes of the rotated
@@ -44,7 +44,7 @@ class QuestPackedLinear(nn.Module):
         ((1, 8, 8), (8,))
     """
 
-    weight: Tensor
+    weight: Tensor  # type: ignore[assignment]
     weight_scale: Tensor
 
     def __init__(
@@ -57,7 +57,8 @@ class QuestPackedLinear(nn.Module):
         quantization: LinearQuantization = LinearQuantization(),  # noqa: B008  (immutable)
         transposed: bool = False,
     ) -> None:
-        super().__init__()
+        # An nn.Linear by class, since libraries choose layers by it (PEFT's "all-linear"); not by its float weight.
+        nn.Module.__init__(self)
         quantization.check()
         if quantization.estimator == "lsq":
             raise ValueError("estimator 'lsq' has no packed form; train with 'quest' to pack.")
