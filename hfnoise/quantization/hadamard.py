@@ -152,10 +152,11 @@ def computing_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def rotate_groups(x: Tensor, group: int) -> Tensor:
+def rotate_groups(x: Tensor, group: int, out: Tensor | None = None) -> Tensor:
     """Return `x` rotated in groups of `group`, a power of two that divides its rows: a new tensor unless it is 1.
 
-    Unchecked, in the dtype of `x`: for [`hadamard_rotate`] and the estimators.
+    Unchecked, in the dtype of `x`: for [`hadamard_rotate`] and the estimators. The result is written to `out`, if
+    given, which is contiguous and not `x`.
 
     Example:
         >>> import torch
@@ -164,15 +165,18 @@ def rotate_groups(x: Tensor, group: int) -> Tensor:
         [1.41421..., 0.0]
     """
     if group == 1:
-        return x
+        return x if out is None else out.copy_(x)
     with _without_autocast(x.device.type):
-        if group <= _DIRECT_GROUP or x.device.type != "cpu":
-            return (x.reshape(-1, group) @ _matrix(group, x)).view(x.shape)
-        # H_outer (x) H_inner is the Hadamard matrix of the product: entry (i, j) of a group lies at i * inner + j.
-        outer = 1 << ((group.bit_length() - 1) // 2)
-        inner = group // outer
-        mixed = torch.matmul(_matrix(outer, x), x.reshape(-1, outer, inner))
-        return (mixed.view(-1, inner) @ _matrix(inner, x)).view(x.shape)
+        inner, mixed = group, x
+        if group > _DIRECT_GROUP and x.device.type == "cpu":
+            # H_outer (x) H_inner is the Hadamard matrix of the product: entry (i, j) of a group lies at i * inner + j.
+            outer = 1 << ((group.bit_length() - 1) // 2)
+            inner = group // outer
+            mixed = torch.matmul(_matrix(outer, x), x.reshape(-1, outer, inner))
+        if out is None:
+            return torch.mm(mixed.reshape(-1, inner), _matrix(inner, x)).view(x.shape)
+        torch.mm(mixed.reshape(-1, inner), _matrix(inner, x), out=out.view(-1, inner))
+        return out
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
