@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hfnoise.quantization.grids import grid_for
-from hfnoise.quantization.hadamard import hadamard_rotate
+from hfnoise.quantization.hadamard import hadamard_rotate, without_autocast
 from hfnoise.quantization.row_quantizer import grid_blocks, row_quantizer, row_steps
 
 
@@ -61,10 +61,11 @@ def encode(
     mask = torch.ones_like(codes, dtype=torch.bool)
     scale = row_steps(flat, settings)
     _check_scale(scale, flat)
-    for block in grid_blocks(flat, scale, settings):
-        codes[block.rows].copy_(block.points.add_((settings.levels - 1) / 2))
-        if block.mask is not None:
-            mask[block.rows].copy_(block.mask)
+    with without_autocast(x.device.type):
+        for rows, points, trusted in grid_blocks(flat, scale, settings):
+            codes[rows].copy_(points.add_((settings.levels - 1) / 2))
+            if trusted is not None:
+                mask[rows].copy_(trusted)
     return Encoded(codes.view(x.shape), scale.view(*x.shape[:-1], 1), mask.view(x.shape))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hfnoise.quantization.hadamard import computing_dtype, rotate_groups
+from hfnoise.quantization.hadamard import computing_dtype, rotate_into, without_autocast
 from hfnoise.quantization.row_quantizer import RowQuantizer, grid_blocks, row_blocks, row_quantizer, row_steps
 
 
@@ -36,17 +36,14 @@ class QuestFunction(torch.autograd.Function):
         quantized = torch.empty_like(flat, memory_format=torch.contiguous_format)
         masked = trusted_steps is not None or trust_radius is not None
         mask = torch.empty_like(quantized, dtype=torch.bool) if masked else None
-        for rows, points, trusted in grid_blocks(flat, step, settings):
-            if points.shape == flat.shape:  # one block: nothing to be put together
-                quantized = points.mul_(step).to(x.dtype)
-                mask = None if trusted is None else trusted.bool()
-                break
-            if x.dtype == points.dtype:
-                torch.mul(points, step[rows], out=quantized[rows])
-            else:
-                quantized[rows].copy_(points.mul_(step[rows]))
-            if mask is not None and trusted is not None:
-                mask[rows].copy_(trusted)
+        out = quantized if quantized.dtype == step.dtype else None
+        with without_autocast(x.device.type):
+            for rows, points, trusted in grid_blocks(flat, step, settings, out):
+                points.mul_(step[rows])
+                if out is None:
+                    quantized[rows].copy_(points)
+                if mask is not None and trusted is not None:
+                    mask[rows].copy_(trusted)
         return quantized.view(x.shape), None if mask is None else mask.view(x.shape)
 
     @staticmethod
@@ -71,14 +68,15 @@ class QuestFunction(torch.autograd.Function):
         inside = computing_dtype(flat.dtype)
         gradient = torch.empty_like(flat, dtype=inside, memory_format=torch.contiguous_format)
         blocks = row_blocks(flat)
-        for rows in blocks:
-            block = flat[rows].to(inside)
-            if mask is not None:
-                block = block * mask[rows]
-            if len(blocks) == 1:
-                gradient = rotate_groups(block, ctx.group)
-            else:
-                rotate_groups(block, ctx.group, out=gradient[rows])
+        trusted, scratch = torch.empty_like(gradient[blocks[0]]), torch.empty_like(gradient[blocks[0]])
+        with without_autocast(flat.device.type):
+            for rows in blocks:
+                block, result = flat[rows].to(inside).contiguous(), gradient[rows]
+                if mask is not None:
+                    product = result if ctx.group == 1 else trusted[: len(result)]
+                    block = torch.mul(block, mask[rows], out=product)
+                if ctx.group > 1:
+                    rotate_into(result, block, ctx.group, scratch[: len(result)])
         gradient = gradient.to(grad_quantized.dtype)
         return gradient.view(grad_quantized.shape), None, None, None, None, None, None
 

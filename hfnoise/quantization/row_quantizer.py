@@ -13,10 +13,16 @@ import torch
 from torch import Tensor
 
 from hfnoise.quantization.grids import check_positive, grid_for
-from hfnoise.quantization.hadamard import check_rows, computing_dtype, effective_hadamard_group, rotate_groups
+from hfnoise.quantization.hadamard import (
+    check_rows,
+    computing_dtype,
+    effective_hadamard_group,
+    hadamard_rotate,
+    rotate_into,
+)
 
 ESTIMATORS = ("quest", "ste", "ste_absmax")
-# Entries per thread that a CPU handles at a time: 512 KiB of float32, so that the passes over a block stay in its cache.
+# Entries per thread that a CPU handles at a time: 512 KiB of float32, so that the passes over it stay in the cache.
 _BLOCK_ENTRIES = 2**17
 
 
@@ -37,7 +43,10 @@ class RowQuantizer(NamedTuple):
 
 
 class GridBlock(NamedTuple):
-    """Rows on the grid: `points` (levels in steps: +-1/2, +-3/2 ... or -1, 0, 1), and the trust mask as 1.0 and 0.0."""
+    """Rows on the grid: `points` (in steps: +-1/2, +-3/2 ..., or -1, 0, 1), and the trust mask as 1.0 and 0.0.
+
+    Both lie in memory that the next block overwrites.
+    """
 
     rows: slice
     points: Tensor
@@ -102,11 +111,11 @@ def row_steps(x: Tensor, settings: RowQuantizer) -> Tensor:
     """
     x = x.to(computing_dtype(x.dtype))
     if settings.absmax:
-        return rotate_groups(x, settings.group).abs().amax(-1, keepdim=True) * settings.unit
+        return hadamard_rotate(x, settings.group).abs().amax(-1, keepdim=True) * settings.unit
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True) * (settings.unit / math.sqrt(x.shape[-1]))
 
 
-def grid_blocks(x: Tensor, step: Tensor, settings: RowQuantizer) -> Iterator[GridBlock]:
+def grid_blocks(x: Tensor, step: Tensor, settings: RowQuantizer, out: Tensor | None = None) -> Iterator[GridBlock]:
     """Yield the rows of `x` on the grid, rotated, block by block: QuEST (arXiv 2502.05003), section 3, no gradient.
 
     The order of casts: `x` to float32 (float64 stays), rotation, one product with 1 / step, one comparison, one
@@ -119,6 +128,7 @@ def grid_blocks(x: Tensor, step: Tensor, settings: RowQuantizer) -> Iterator[Gri
         x (`torch.Tensor` of shape `(rows, length)`, floating).
         step (`torch.Tensor` of shape `(rows, 1)`): of [`row_steps`].
         settings ([`RowQuantizer`]).
+        out (`torch.Tensor`, *optional*): of the shape of `x` and the dtype of `step`, contiguous; where the points go.
 
     Returns:
         Iterator of [`GridBlock`], with `points` and `mask` of shape `(rows of the block, length)`, float32 or float64.
@@ -133,24 +143,36 @@ def grid_blocks(x: Tensor, step: Tensor, settings: RowQuantizer) -> Iterator[Gri
     """
     vanishing = step < torch.finfo(step.dtype).tiny  # 1 / step would overflow
     per_step = step.reciprocal().masked_fill(vanishing, 0.0)
-    for rows in row_blocks(x):
-        block = x[rows].to(step.dtype)
-        if settings.group > 1:  # in place, here and below, where the tensor is ours: memory is what takes the time
-            in_steps = rotate_groups(block, settings.group).mul_(per_step[rows])
+    blocks = row_blocks(x)
+    # Two buffers for all blocks, and everything in place: memory is what takes the time.
+    scratch = torch.empty_like(x[blocks[0]], dtype=step.dtype, memory_format=torch.contiguous_format)
+    points = torch.empty_like(scratch) if out is None else out
+    for rows in blocks:
+        block = x[rows].to(step.dtype).contiguous()
+        spare = scratch[: len(block)]
+        in_steps = points[: len(block)] if out is None else out[rows]
+        if settings.group > 1:
+            rotate_into(in_steps, block, settings.group, spare).mul_(per_step[rows])
         else:
-            in_steps = block * per_step[rows]
+            torch.mul(block, per_step[rows], out=in_steps)
+        mask = None
         if settings.trust_radius is not None:
-            points = _nearest(in_steps.clone(), settings.levels)
-            mask = in_steps.sub_(points).abs_().le_(settings.trust_radius)
-            yield GridBlock(rows, points, mask.masked_fill_(vanishing[rows], 1.0))
+            mask = spare.copy_(in_steps)
+            mask.sub_(_nearest(in_steps, settings.levels)).abs_().le_(settings.trust_radius)
+            mask.masked_fill_(vanishing[rows], 1.0)
+        elif settings.trusted_steps is not None:
+            # Written as floats: comparisons that write bools are three times as slow.
+            mask = torch.abs(in_steps, out=spare).le_(settings.trusted_steps)
+            _nearest(in_steps, settings.levels)
         else:
-            # As floats first: comparisons that write bools are three times as slow.
-            mask = None if settings.trusted_steps is None else in_steps.abs().le_(settings.trusted_steps)
-            yield GridBlock(rows, _nearest(in_steps, settings.levels), mask)
+            _nearest(in_steps, settings.levels)
+        yield GridBlock(rows, in_steps, mask)
 
 
 def _nearest(in_steps: Tensor, levels: int) -> Tensor:
-    """Return the level next to each entry, in place."""
+    """Replace each entry by the level next to it."""
+    if levels == 2:
+        return in_steps.ge_(0).sub_(0.5)  # the rule below, in fewer passes
     outermost = (levels - 1) / 2
     if levels % 2:
         return in_steps.round_().clamp_(-outermost, outermost)
@@ -170,6 +192,4 @@ def row_blocks(x: Tensor) -> list[slice]:
         return [slice(None)]
     rows, length = x.shape
     size = max(1, _BLOCK_ENTRIES * torch.get_num_threads() // length)
-    if size >= rows:
-        return [slice(None)]
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    return [slice(start, start + size) for start in range(0, rows, size)] or [slice(None)]
