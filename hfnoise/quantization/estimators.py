@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hfnoise.quantization.hadamard import computing_dtype, rotate_groups
-from hfnoise.quantization.row_quantizer import RowQuantizer, quantize_rows, row_blocks, row_quantizer
+from hfnoise.quantization.hadamard import computing_dtype, rotate_into, without_autocast
+from hfnoise.quantization.row_quantizer import RowQuantizer, grid_blocks, row_blocks, row_quantizer, row_steps
 
 
 class QuestFunction(torch.autograd.Function):
@@ -19,8 +19,6 @@ class QuestFunction(torch.autograd.Function):
     entry. (The official code returns m + (q - m).detach(), m = x mask: an ulp off the grid, and three tensors kept.)
     A second derivative raises: that of a step function says nothing. Call [`quantize`] instead of this.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -34,14 +32,18 @@ class QuestFunction(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         settings = RowQuantizer(levels, unit, group, absmax, trusted_steps, trust_radius)
         flat = x.reshape(-1, x.shape[-1])
+        step = row_steps(flat, settings)
         quantized = torch.empty_like(flat, memory_format=torch.contiguous_format)
         masked = trusted_steps is not None or trust_radius is not None
         mask = torch.empty_like(quantized, dtype=torch.bool) if masked else None
-        for rows in row_blocks(flat):
-            points, step, trusted = quantize_rows(flat[rows], settings)
-            quantized[rows].copy_(points.mul_(step))
-            if mask is not None and trusted is not None:
-                mask[rows].copy_(trusted)
+        out = quantized if quantized.dtype == step.dtype else None
+        with without_autocast(x.device.type):
+            for rows, points, trusted in grid_blocks(flat, step, settings, out):
+                points.mul_(step[rows])
+                if out is None:
+                    quantized[rows].copy_(points)
+                if mask is not None and trusted is not None:
+                    mask[rows].copy_(trusted)
         return quantized.view(x.shape), None if mask is None else mask.view(x.shape)
 
     @staticmethod
@@ -61,14 +63,21 @@ class QuestFunction(torch.autograd.Function):
         if grad_quantized is None or not (ctx.masked or ctx.group > 1):
             return grad_quantized, None, None, None, None, None, None
         flat = grad_quantized.reshape(-1, grad_quantized.shape[-1])
-        gradient = torch.empty_like(flat, memory_format=torch.contiguous_format)
         # As bytes: a product of floats and bools is three times as slow.
         mask = ctx.saved_tensors[0].view(torch.uint8).view(flat.shape) if ctx.masked else None
-        for rows in row_blocks(flat):
-            block = flat[rows].to(computing_dtype(flat.dtype))
-            if mask is not None:
-                block = block * mask[rows]
-            gradient[rows].copy_(rotate_groups(block, ctx.group))
+        inside = computing_dtype(flat.dtype)
+        gradient = torch.empty_like(flat, dtype=inside, memory_format=torch.contiguous_format)
+        blocks = row_blocks(flat)
+        trusted, scratch = torch.empty_like(gradient[blocks[0]]), torch.empty_like(gradient[blocks[0]])
+        with without_autocast(flat.device.type):
+            for rows in blocks:
+                block, result = flat[rows].to(inside).contiguous(), gradient[rows]
+                if mask is not None:
+                    product = result if ctx.group == 1 else trusted[: len(result)]
+                    block = torch.mul(block, mask[rows], out=product)
+                if ctx.group > 1:
+                    rotate_into(result, block, ctx.group, scratch[: len(result)])
+        gradient = gradient.to(grad_quantized.dtype)
         return gradient.view(grad_quantized.shape), None, None, None, None, None, None
 
 
@@ -106,7 +115,7 @@ def quantize(
         grid (`str`, defaults to `"exact"`): or `"upstream"`, the constants of the official code.
         trust_factor (`float`, *optional*): see above.
         trust_radius (`float`, *optional*): the paper's own form in its place: the gradient is kept where
-            |quantised - h| <= trust_radius * RMS. Below half a step it masks the edges of the cells inside the grid too.
+            |quantised - h| <= trust_radius * RMS. Below half a step it masks edges of cells inside the grid too.
 
     Returns:
         `torch.Tensor`: shape and dtype of `x`.

@@ -17,7 +17,7 @@ from hfnoise.quantization.linear import LinearQuantization
 from hfnoise.quantization.packed_linear import QuestPackedLinear
 
 
-class PackedLoraLinear(Linear):
+class PackedLoraLinear(Linear):  # type: ignore[misc]
     """LoRA on packed weights: adapters train and are saved as ever; merging is refused, there is no grid for the sum."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -28,7 +28,7 @@ class PackedLoraLinear(Linear):
         )
 
 
-class QuestLoraLinear(Linear):
+class QuestLoraLinear(Linear):  # type: ignore[misc]
     """LoRA on master weights; a merge goes into the floats, which are then quantised: the sum is rounded anew."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -50,7 +50,9 @@ def _dispatch(target: Any, adapter_name: str, config: Any, parameter_name: str |
         return _stock_dispatch(target, adapter_name, config=config, parameter_name=parameter_name, **kwargs)
     packed = isinstance(base, QuestPackedLinear)
     if packed and config.use_dora:
-        raise ValueError("use_dora needs the norms of float weights, and these are packed. Load master weights, or use LoRA.")
+        raise ValueError(
+            "use_dora needs the norms of float weights, and these are packed. Load master weights, or use LoRA."
+        )
     transposed = not packed and getattr(base, "transposed", False)
     config.fan_in_fan_out = transposed
     kind = PackedLoraLinear if packed else QuestLoraLinear

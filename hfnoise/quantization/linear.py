@@ -80,6 +80,8 @@ class QuestLinear(nn.Linear):
         torch.Size([2, 8])
     """
 
+    quantization: LinearQuantization
+
     def __init__(
         self,
         in_features: int,
@@ -115,7 +117,7 @@ def describe(quantization: LinearQuantization) -> str:
     )
 
 
-def prepare_layer(layer: nn.Module, quantization: LinearQuantization) -> None:
+def prepare_layer(layer: Any, quantization: LinearQuantization) -> None:
     """Give a layer what [`quantized_forward`] reads: the settings, an empty cache, and for LSQ the learned steps.
 
     Example:
@@ -126,10 +128,9 @@ def prepare_layer(layer: nn.Module, quantization: LinearQuantization) -> None:
         >>> [name for name, _ in layer.named_parameters()]
         ['weight', 'bias', 'weight_step', 'activation_step']
     """
-    layer.quantization = quantization  # type: ignore[assignment]
-    layer.cached_rows = None  # type: ignore[assignment]
+    layer.quantization, layer.cached_rows = quantization, None
     if quantization.estimator == "lsq":
-        weight: Tensor = layer.weight  # type: ignore[assignment]
+        weight: Tensor = layer.weight
         # Zero means: not set yet. A flag outside of the state dict is lost on resume, as in the official code, whose
         # step is then multiplied by its first value again.
         for name in ("weight_step", "activation_step"):
@@ -137,7 +138,7 @@ def prepare_layer(layer: nn.Module, quantization: LinearQuantization) -> None:
             layer.register_parameter(name, nn.Parameter(step))
 
 
-def quantized_forward(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+def quantized_forward(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
     """Return x weight^T + bias with `weight` of shape `(out, in)`, and by the layer's settings `x`, on their grids.
 
     Example:
@@ -147,8 +148,8 @@ def quantized_forward(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
         >>> quantized_forward(layer, torch.ones(1, 8), layer.weight).shape
         torch.Size([1, 4])
     """
-    quantization: LinearQuantization = layer.quantization  # type: ignore[assignment]
-    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    quantization: LinearQuantization = layer.quantization
+    bias: Tensor | None = layer.bias
     if quantization.estimator == "lsq":
         return _lsq_forward(layer, x, weight)
     if quantization.activation_bits is None:
@@ -162,7 +163,7 @@ def quantized_forward(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     return output.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
-def float_weight(layer: nn.Module, weight: Tensor) -> Tensor:
+def float_weight(layer: Any, weight: Tensor) -> Tensor:
     """Return the quantised weight as a float one: on its grid, rotated back, in the dtype of `weight`, differentiable.
 
     Example:
@@ -171,7 +172,7 @@ def float_weight(layer: nn.Module, weight: Tensor) -> Tensor:
         >>> [len(row.abs().unique()) for row in float_weight(layer, layer.weight)]
         [1, 1]
     """
-    quantization: LinearQuantization = layer.quantization  # type: ignore[assignment]
+    quantization: LinearQuantization = layer.quantization
     exact = weight.to(computing_dtype(weight.dtype))
     on_grid = quantize(exact, *quantization.of(quantization.weight_bits))
     return hadamard_rotate(on_grid, quantization.hadamard_group).to(weight.dtype)
@@ -193,27 +194,26 @@ def output_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _weight_rows(layer: nn.Module, weight: Tensor) -> QuantizedRows:
-    quantization: LinearQuantization = layer.quantization  # type: ignore[assignment]
+def _weight_rows(layer: Any, weight: Tensor) -> QuantizedRows:
+    quantization: LinearQuantization = layer.quantization
     version = weights_version()
     key = (version, weight._version, weight.device, weight.dtype, quantization)
-    known = layer.cached_rows
-    if version is not None and known is not None and known[0] == key:  # type: ignore[index]
-        return known[1]  # type: ignore[index, no-any-return]
+    known: tuple[Any, QuantizedRows] | None = layer.cached_rows
+    if version is not None and known is not None and known[0] == key:
+        return known[1]
     rows = quantized_rows(weight.detach(), row_quantizer(weight, *quantization.of(quantization.weight_bits)))
-    layer.cached_rows = None if version is None else (key, rows)  # type: ignore[assignment]
+    layer.cached_rows = None if version is None else (key, rows)
     return rows
 
 
-def _lsq_forward(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    quantization: LinearQuantization = layer.quantization  # type: ignore[assignment]
-    weight = lsq_quantize(
-        weight, _lsq_step(layer.weight_step, weight, quantization.weight_bits), quantization.weight_bits
-    )  # type: ignore[arg-type]  # noqa: E501
+def _lsq_forward(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
+    quantization: LinearQuantization = layer.quantization
+    bits = quantization.weight_bits
+    weight = lsq_quantize(weight, _lsq_step(layer.weight_step, weight, bits), bits)
     if quantization.activation_bits is not None:
-        step = _lsq_step(layer.activation_step, x, quantization.activation_bits)  # type: ignore[arg-type]
+        step = _lsq_step(layer.activation_step, x, quantization.activation_bits)
         x = lsq_quantize(x, step, quantization.activation_bits)
-    return functional.linear(x, weight, layer.bias)  # type: ignore[arg-type]
+    return functional.linear(x, weight, layer.bias)
 
 
 def _lsq_step(step: Tensor, x: Tensor, bits: float) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hfnoise.quantization.hadamard import computing_dtype, rotate_groups, without_autocast
-from hfnoise.quantization.row_quantizer import RowQuantizer, quantize_rows, row_blocks
+from hfnoise.quantization.hadamard import computing_dtype, rotate_into, without_autocast
+from hfnoise.quantization.row_quantizer import RowQuantizer, grid_blocks, row_blocks, row_steps
 
 _FLOAT16_LIMIT = 2.0**15
 
@@ -62,19 +62,16 @@ def quantized_rows(x: Tensor, settings: RowQuantizer) -> QuantizedRows:
         [[1, 0]]
     """
     half = (settings.levels - 1) / 2
-    points = torch.empty(x.shape, dtype=computing_dtype(x.dtype), device=x.device)
+    step = row_steps(x, settings)
+    points = torch.empty(x.shape, dtype=step.dtype, device=x.device)
     codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
     masked = settings.trusted_steps is not None or settings.trust_radius is not None
     mask = torch.empty(x.shape, dtype=torch.bool, device=x.device) if masked else None
-    steps = []
-    for rows in row_blocks(x):
-        found = quantize_rows(x[rows], settings)
-        points[rows].copy_(found.points)
-        if mask is not None and found.mask is not None:
-            mask[rows].copy_(found.mask)
-        codes[rows].copy_(found.points.add_(half))
-        steps.append(found.step)
-    step = torch.cat(steps) if steps else points.new_empty(0, 1)
+    with without_autocast(x.device.type):
+        for rows, found, trusted in grid_blocks(x, step, settings, out=points):
+            if mask is not None and trusted is not None:
+                mask[rows].copy_(trusted)
+            codes[rows].copy_(found + half)
     return QuantizedRows(points, codes, step, mask)
 
 
@@ -89,14 +86,19 @@ def masked_and_rotated(gradient: Tensor, mask: Tensor | None, group: int) -> Ten
     """
     if mask is None and group == 1:
         return gradient
-    result = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+    inside = computing_dtype(gradient.dtype)
+    result = torch.empty_like(gradient, dtype=inside, memory_format=torch.contiguous_format)
     # As bytes: a product of floats and bools is three times as slow.
     trusted = None if mask is None else mask.view(torch.uint8)
-    for rows in row_blocks(gradient):
-        block = gradient[rows].to(computing_dtype(gradient.dtype))
-        if trusted is not None:
-            block = block * trusted[rows]
-        result[rows].copy_(rotate_groups(block, group))
+    blocks = row_blocks(gradient)
+    masked, scratch = torch.empty_like(result[blocks[0]]), torch.empty_like(result[blocks[0]])
+    with without_autocast(gradient.device.type):
+        for rows in blocks:
+            block, out = gradient[rows].to(inside).contiguous(), result[rows]
+            if trusted is not None:
+                block = torch.mul(block, trusted[rows], out=out if group == 1 else masked[: len(out)])
+            if group > 1:
+                rotate_into(out, block, group, scratch[: len(out)])
     return result
 
 
@@ -119,7 +121,7 @@ class QuantizeActivation(torch.autograd.Function):
         return rows.points, rows.codes, rows.step
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         nothing = (None,) * len(RowQuantizer._fields)
         if gradient is None:
@@ -136,7 +138,7 @@ class QuantizedLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         points_x: Tensor,
         codes_x: Tensor,
@@ -159,7 +161,7 @@ class QuantizedLinear(torch.autograd.Function):
         return scaled(sums, step_x, step_w, bias).to(dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         codes_x, step_x, codes_w, step_w, mask_w = ctx.saved_tensors
         dtype = gradient.dtype

@@ -44,8 +44,9 @@ class QuestPackedLinear(nn.Linear):
         ((1, 8, 8), (8,))
     """
 
-    weight: Tensor  # type: ignore[assignment]
+    weight: Tensor
     weight_scale: Tensor
+    bias: nn.Parameter | None  # type: ignore[assignment]
 
     def __init__(
         self,
