@@ -34,6 +34,10 @@ def test_five_ternary_digits_a_byte():
 def test_nothing_to_pack():
     assert pack(torch.zeros(0, 5, dtype=torch.uint8), 3).shape == (0, 2)
     assert unpack(torch.zeros(4, 0, dtype=torch.uint8), 1.58, 0).shape == (4, 0)
+
+
+@pytest.mark.slow
+def test_shapes_alone():
     meta = pack(torch.zeros(4, 16, dtype=torch.uint8, device="meta"), 1)
     assert meta.shape == (4, 2) and unpack(meta, 1, 16).shape == (4, 16)
 
