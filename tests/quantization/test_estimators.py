@@ -26,7 +26,7 @@ def test_training_and_export_agree_to_the_bit(bits, estimator):
             codes, scale, encoded_mask = encode(x, bits, estimator, group)
             decoded = decode(codes, scale, bits, group, rotate_back=False, dtype=dtype)
             assert values.dtype == dtype and torch.equal(values, decoded)
-            assert codes.dtype == torch.uint8 and codes.max() < grid_for(bits).levels
+            assert codes.dtype == torch.uint8 and int(codes.max()) < grid_for(bits).levels
             assert scale.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
             assert scale.shape == (*shape[:-1], 1)
             assert torch.equal(encoded_mask, torch.ones_like(encoded_mask) if mask is None else mask)
@@ -48,21 +48,21 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_values_are_on_the_grid_and_error_is_the_one_of_the_grid(bits):
-    x = normal(64, 1024)
-    values, mask = quantize_with_mask(x, bits)
-    rotated = hadamard_rotate(x)
-    scale = encode(x, bits).scale
+def test_error_and_masked_fraction_on_a_normal(bits):
+    # All quantiles of the normal: its averages without sampling error.
+    x = torch.special.ndtri((torch.arange(2**17, dtype=torch.float64) + 0.5) / 2**17)[None]
+    values, mask = quantize_with_mask(x, bits, hadamard_group=None)
+    scale = encode(x, bits, hadamard_group=None).scale
     rms = x.square().mean(-1, keepdim=True).sqrt()
-    torch.testing.assert_close(scale / rms, torch.full_like(scale, grid_for(bits).step), rtol=1e-6, atol=0)
-    # Mean squared error and masked fraction on a normal: arithmetic, for 65,536 draws.
+    assert (scale / rms).item() == pytest.approx(grid_for(bits).step, rel=1e-12)
     error = {1: 0.3633802, 1.58: 0.1901740, 2: 0.1188461, 3: 0.03743966, 4: 0.01154288, 5: 3.495211e-3,
              6: 1.040045e-3, 7: 3.043328e-4, 8: 8.768619e-5}[bits]  # fmt: skip
     masked = {1: 0.2996, 1.58: 0.0664, 2: 0.0464, 3: 0.0191, 4: 0.0073, 5: 0.0026, 6: 0.00087, 7: 0.00027, 8: 8e-5}[
         bits
     ]
-    assert float(((values - rotated) / rms).square().mean()) == pytest.approx(error, rel=0.03)
-    assert 1 - float(mask.float().mean()) == pytest.approx(masked, rel=0.06, abs=2e-4)
+    tolerance = 0.002 if bits < 6 else 0.025  # few of the quantiles lie beyond the outermost level
+    assert ((values - x) / rms).square().mean().item() == pytest.approx(error, rel=tolerance)
+    assert 1 - mask.double().mean().item() == pytest.approx(masked, rel=0.02, abs=1e-5)
 
 
 def test_rotation_cancels_in_a_linear_layer():
@@ -70,7 +70,7 @@ def test_rotation_cancels_in_a_linear_layer():
     product = F.linear(quantize(x, 8), quantize(weight, 8))
     assert (product - F.linear(x, weight)).abs().max() < 0.05 * 16  # 16 = standard deviation of an entry
     codes, scale, _ = encode(x, 8)
-    torch.testing.assert_close(decode(codes, scale, 8), hadamard_rotate(quantize(x, 8)))
+    assert torch.equal(decode(codes, scale, 8), hadamard_rotate(quantize(x, 8)))
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -83,7 +83,10 @@ def test_edge_rows(estimator):
         values = quantize(leaf, bits, estimator)
         values.sum().backward()
         assert values.isfinite().all() and values[[0, 4]].abs().max() == 0
-        assert (values[2].square().mean() / x[2].square().mean()).sqrt() == pytest.approx(1, abs=0.8)
+        values = values.detach()
+        assert (values[2].square().mean() / x[2].square().mean()).sqrt() == pytest.approx(
+            1, abs=0.8 if estimator != "ste_absmax" else 3
+        )
         assert leaf.grad.abs().amax(-1).min() > 0
         _, mask = quantize_with_mask(x, bits, "quest", trust_radius=0.01)
         assert mask[[0, 4]].all() and not mask[3].all()
@@ -138,6 +141,7 @@ def test_float32_inside_under_autocast():
     assert all(torch.equal(plain, autocast) for plain, autocast in zip(*gradients, strict=True))
 
 
+@pytest.mark.slow  # its first use imports torch's compiler
 def test_gradient_checkpointing_gives_equal_gradients():
     x, weight = normal(8, 128), normal(4, 128, seed=1)
 
@@ -166,6 +170,7 @@ def test_torch_func_gives_the_gradient():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # inside torch.compile
 @pytest.mark.parametrize(
     "settings",
     [{"bits": 1}, {"bits": 4, "hadamard_group": 32}, {"bits": 2, "estimator": "ste"}, {"bits": 1.58},
@@ -182,7 +187,7 @@ def test_compiled_without_a_graph_break(settings):
         values.backward(upstream)
         results.append((values.detach(), leaf.grad))
     for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=3e-7)
+        assert torch.allclose(found, expected, rtol=0, atol=3e-7)
 
 
 def test_bad_settings():
