@@ -120,7 +120,8 @@ def grid_blocks(x: Tensor, step: Tensor, settings: RowQuantizer, out: Tensor | N
     """Yield the rows of `x` on the grid, rotated, block by block: QuEST (arXiv 2502.05003), section 3, no gradient.
 
     The order of casts: `x` to float32 (float64 stays), rotation, one product with 1 / step, one comparison, one
-    rounding; ties between two levels go up. The quantised value is `points * step`; NaN if a row is not finite.
+    rounding; ties go up (to zero on the ternary grid). The quantised value is `points * step`; NaN or infinite if the
+    row is.
 
     Departure from the official code, which adds 1e-8 to the scale but not to the bound of the mask, so that rows of
     zeros (padding, zero-initialised weights) never get a gradient: here such rows quantise to 0 and are all trusted.
