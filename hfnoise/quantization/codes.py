@@ -56,8 +56,8 @@ def encode(
         ([[1, 0]], 1.5958)
     """
     settings = row_quantizer(x, bits, estimator, hadamard_group, grid, trust_factor, trust_radius)
-    flat = x.reshape(-1, x.shape[-1])
-    codes = torch.empty_like(flat, dtype=torch.uint8, memory_format=torch.contiguous_format)
+    flat = x.reshape(-1, x.shape[-1]).contiguous()
+    codes = torch.empty_like(flat, dtype=torch.uint8)
     mask = torch.ones_like(codes, dtype=torch.bool)
     scale = row_steps(flat, settings)
     _check_scale(scale, flat)

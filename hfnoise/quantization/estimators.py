@@ -21,7 +21,7 @@ class QuestFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         x: Tensor,
         levels: int,
         unit: float,
@@ -31,9 +31,9 @@ class QuestFunction(torch.autograd.Function):
         trust_radius: float | None,
     ) -> tuple[Tensor, Tensor | None]:
         settings = RowQuantizer(levels, unit, group, absmax, trusted_steps, trust_radius)
-        flat = x.reshape(-1, x.shape[-1])
+        flat = x.reshape(-1, x.shape[-1]).contiguous()  # in another layout sums would round otherwise
         step = row_steps(flat, settings)
-        quantized = torch.empty_like(flat, memory_format=torch.contiguous_format)
+        quantized = torch.empty_like(flat)
         masked = trusted_steps is not None or trust_radius is not None
         mask = torch.empty_like(quantized, dtype=torch.bool) if masked else None
         out = quantized if quantized.dtype == step.dtype else None
@@ -57,21 +57,21 @@ class QuestFunction(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_quantized: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         """Return (mask * gradient) rotated back, in float32 inside (float64 for float64)."""
         if grad_quantized is None or not (ctx.masked or ctx.group > 1):
             return grad_quantized, None, None, None, None, None, None
-        flat = grad_quantized.reshape(-1, grad_quantized.shape[-1])
+        flat = grad_quantized.reshape(-1, grad_quantized.shape[-1]).contiguous()
         # As bytes: a product of floats and bools is three times as slow.
         mask = ctx.saved_tensors[0].view(torch.uint8).view(flat.shape) if ctx.masked else None
         inside = computing_dtype(flat.dtype)
-        gradient = torch.empty_like(flat, dtype=inside, memory_format=torch.contiguous_format)
+        gradient = torch.empty_like(flat, dtype=inside)
         blocks = row_blocks(flat)
         trusted, scratch = torch.empty_like(gradient[blocks[0]]), torch.empty_like(gradient[blocks[0]])
         with without_autocast(flat.device.type):
             for rows in blocks:
-                block, result = flat[rows].to(inside).contiguous(), gradient[rows]
+                block, result = flat[rows].to(inside), gradient[rows]
                 if mask is not None:
                     product = result if ctx.group == 1 else trusted[: len(result)]
                     block = torch.mul(block, mask[rows], out=product)

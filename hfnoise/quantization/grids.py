@@ -37,7 +37,8 @@ UPSTREAM_HALF_RANGES: dict[float, float] = {
     8: 3.884938678807525,
 }
 TERNARY_BITS = 1.58
-# The clip scale of all 1-bit runs of the paper (for_plots/runs_for_scaling.json of the official code, with Hadamard).
+# The clip scale of all 1-bit runs of the paper that rotate (for_plots/runs_for_scaling.json of the official code; 1.25
+# in those that do not).
 # Half a step, the rule of the other widths, would be a factor of 2 here: it trusts nearly everything and learns less.
 ONE_BIT_TRUST_FACTOR = 1.30
 

@@ -123,14 +123,14 @@ def hadamard_rotate(x: Tensor, hadamard_group: int | None = 128) -> Tensor:
     """
     check_rows(x)
     group = effective_hadamard_group(x.shape[-1], hadamard_group)
-    return x if group == 1 else _Rotation.apply(x, group)  # type: ignore[no-any-return, no-untyped-call]
+    return x if group == 1 else _Rotation.apply(x, group)  # type: ignore[no-untyped-call]
 
 
 class _Rotation(torch.autograd.Function):
     """Its own inverse and transpose, so also its own backward pass; keeps nothing."""
 
     @staticmethod
-    def forward(x: Tensor, group: int) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor, group: int) -> Tensor:
         inside = x.to(computing_dtype(x.dtype)).contiguous()
         out, scratch = torch.empty_like(inside), torch.empty_like(inside)
         with without_autocast(x.device.type):

@@ -17,7 +17,7 @@ class _LsqFunction(torch.autograd.Function):
     """Keeps `x` and `step` for the backward pass: a weight is kept anyway."""
 
     @staticmethod
-    def forward(x: Tensor, step: Tensor, levels: int, step_gradient_scale: float) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor, step: Tensor, levels: int, step_gradient_scale: float) -> Tensor:
         points = _points(x.to(computing_dtype(x.dtype)) / step, levels)
         return points.mul_(step).to(x.dtype)
 
@@ -27,7 +27,7 @@ class _LsqFunction(torch.autograd.Function):
         ctx.levels, ctx.step_gradient_scale = inputs[2:]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, step = ctx.saved_tensors
         in_steps = x.to(computing_dtype(x.dtype)) / step

@@ -112,20 +112,22 @@ def row_steps(x: Tensor, settings: RowQuantizer) -> Tensor:
     x = x.to(computing_dtype(x.dtype))
     if settings.absmax:
         return hadamard_rotate(x, settings.group).abs().amax(-1, keepdim=True) * settings.unit
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True) * (settings.unit / math.sqrt(x.shape[-1]))
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm * (settings.unit / math.sqrt(x.shape[-1]))
 
 
 def grid_blocks(x: Tensor, step: Tensor, settings: RowQuantizer, out: Tensor | None = None) -> Iterator[GridBlock]:
     """Yield the rows of `x` on the grid, rotated, block by block: QuEST (arXiv 2502.05003), section 3, no gradient.
 
     The order of casts: `x` to float32 (float64 stays), rotation, one product with 1 / step, one comparison, one
-    rounding; ties between two levels go up. The quantised value is `points * step`; NaN if a row is not finite.
+    rounding; ties go up (to zero on the ternary grid). The quantised value is `points * step`; NaN or infinite if the
+    row is.
 
     Departure from the official code, which adds 1e-8 to the scale but not to the bound of the mask, so that rows of
     zeros (padding, zero-initialised weights) never get a gradient: here such rows quantise to 0 and are all trusted.
 
     Args:
-        x (`torch.Tensor` of shape `(rows, length)`, floating).
+        x (`torch.Tensor` of shape `(rows, length)`, floating, contiguous).
         step (`torch.Tensor` of shape `(rows, 1)`): of [`row_steps`].
         settings ([`RowQuantizer`]).
         out (`torch.Tensor`, *optional*): of the shape of `x` and the dtype of `step`, contiguous; where the points go.
@@ -145,10 +147,10 @@ def grid_blocks(x: Tensor, step: Tensor, settings: RowQuantizer, out: Tensor | N
     per_step = step.reciprocal().masked_fill(vanishing, 0.0)
     blocks = row_blocks(x)
     # Two buffers for all blocks, and everything in place: memory is what takes the time.
-    scratch = torch.empty_like(x[blocks[0]], dtype=step.dtype, memory_format=torch.contiguous_format)
+    scratch = torch.empty_like(x[blocks[0]], dtype=step.dtype)
     points = torch.empty_like(scratch) if out is None else out
     for rows in blocks:
-        block = x[rows].to(step.dtype).contiguous()
+        block = x[rows].to(step.dtype)
         spare = scratch[: len(block)]
         in_steps = points[: len(block)] if out is None else out[rows]
         if settings.group > 1:
