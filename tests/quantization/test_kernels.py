@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hfnoise.quantization.grids import grid_for
+from hfnoise.quantization.kernels import bit_planes as kernels
 from hfnoise.quantization.kernels import (
     integer_product,
     is_exact_in_float32,
@@ -18,7 +19,6 @@ from hfnoise.quantization.kernels import (
     route_for,
     status,
 )
-from hfnoise.quantization.kernels import bit_planes as kernels
 from hfnoise.quantization.kernels.library import LEVELS
 from hfnoise.quantization.kernels.selection import library
 from hfnoise.quantization.linear_function import exact_product, points_from_codes

@@ -148,8 +148,8 @@ def integer_product(
     """Return S[m, n] = sum_k (2 x[m, k] - (N_x - 1)) (2 w[n, k] - (N_w - 1)), exactly.
 
     Levels are half of these odd (ternary: even) integers, in steps; so a layer's output is S / 4 times both steps.
-    Widths of 1 and 2 bits count bits, where the official kernels of QuEST (arXiv 2502.05003) multiply 4-bit integers on
-    a GPU; the others take int8 products. Every route returns the same integers.
+    Widths of 1 and 2 bits count bits, where the official kernels of QuEST (arXiv 2502.05003) multiply 4-bit integers
+    on a GPU; the others take int8 products. Every route returns the same integers.
 
     Args:
         codes (`torch.Tensor` of shape `(tokens, length)`, uint8): of the inputs, 0 .. N_x - 1.
