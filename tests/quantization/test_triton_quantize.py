@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from hfnoise.quantization.kernels import triton_quantize
 from hfnoise.quantization.kernels.triton_quantize import triton_quantize_rows
 from hfnoise.quantization.row_quantizer import quantize_rows, row_quantizer
 
@@ -57,7 +58,7 @@ def test_without_triton_it_says_so():
     [
         (torch.zeros(1, 4, dtype=torch.float64), 128, TypeError, "float64"),
         (torch.zeros(4), 128, ValueError, r"shape \(4,\)"),
-        (torch.zeros(1, 512), 512, ValueError, "group is 512"),
+        (torch.zeros(1, 512), 256, ValueError, "group is 256"),
     ],
 )
 def test_bad_input(x, group, error, message):
@@ -78,6 +79,31 @@ def test_interpreted_kernel_equals_torch():
     print(f"{mismatches} of {entries} entries differ")
     # Ties to within the rounding of the rotation, about 1e-7 of all entries of normal rows.
     assert mismatches <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "group", "trust"), [("fp32", 128, "steps"), ("bf16", 8, "radius"), ("fp16", 1, "all")]
+)
+def test_compiles_without_a_gpu(dtype, group, trust, monkeypatch, tmp_path):
+    pytest.importorskip("triton")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    constants = {"LENGTH": 4096, "LEVELS": 3 if trust == "radius" else 16, "GROUP": group, "ROWS": 16, "TINY": 1e-38}
+    constants |= {"COLUMNS": 256 if group == 1 else group, "ABSMAX": trust == "all", "TRUST": trust}
+    types = {"x_pointer": f"*{dtype}", "codes_pointer": "*u8", "step_pointer": "*fp32", "mask_pointer": "*u8"}
+    types |= {
+        "rows": "i32",
+        **dict.fromkeys(("unit", "root_of_length", "factor", "trusted_steps", "trust_radius"), "fp32"),
+    }
+    types |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(triton_quantize._kernel(), signature=types, constexprs=constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32))
+    assert "tf32" not in compiled.asm["ptx"]
+    assert compiled.metadata.shared <= 99 * 1024  # what a program may have on the smallest of these GPUs, sm_86
 
 
 @pytest.mark.gpu

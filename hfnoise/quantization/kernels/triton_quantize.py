@@ -17,8 +17,8 @@ from hfnoise.quantization.row_quantizer import RowQuantizer
 
 # tl.dot takes matrices of 16 rows and columns or more.
 _ROWS = 16
-# A matrix of 256 x 256 float32 already takes all of what a program has for itself.
-_LARGEST_GROUP = 256
+# At 128 a program takes 82 KiB of shared memory (compiled for sm_80 and sm_90); at 256 it is 256 KiB, and no GPU has it.
+_LARGEST_GROUP = 128
 # Without a rotation, columns are taken so many at a time.
 _COLUMNS = 256
 # Triton looks up among the globals what its kernels name; set when it is imported.
@@ -42,7 +42,7 @@ def triton_quantize_rows(x: Tensor, settings: RowQuantizer) -> TritonRows:
 
     Args:
         x (`torch.Tensor` of shape `(rows, length)`, float16, bfloat16 or float32; on CUDA).
-        settings ([`RowQuantizer`]): of `row_quantizer`; a group of at most 256.
+        settings ([`RowQuantizer`]): of `row_quantizer`; a group of at most 128.
 
     Returns:
         [`TritonRows`]: codes in uint8 and mask in bool (`None` for the straight-through estimators) of the shape of
@@ -106,16 +106,19 @@ def _kernel() -> Any:
 def _rotate(x, GROUP: tl.constexpr, factor):  # type: ignore
     """Rows of one group times the Hadamard matrix in Sylvester's order: entry (i, j) is (-1)^popcount(i and j)."""
     if GROUP == 1:
-        return x
-    index = tl.arange(0, GROUP)
-    both = index[:, None] & index[None, :]
-    both ^= both >> 4
-    both ^= both >> 2
-    both ^= both >> 1
-    matrix = tl.where((both & 1) == 0, factor, -factor)
-    if GROUP >= 16:
-        return tl.dot(x, matrix, input_precision="ieee")  # TF32 would flip codes
-    return tl.sum(x[:, :, None] * matrix[None, :, :], axis=1)
+        rotated = x
+    else:
+        index = tl.arange(0, GROUP)
+        both = index[:, None] & index[None, :]
+        both ^= both >> 4
+        both ^= both >> 2
+        both ^= both >> 1
+        matrix = tl.where((both & 1) == 0, factor, -factor)
+        if GROUP >= 16:
+            rotated = tl.dot(x, matrix, input_precision="ieee")  # TF32 would flip codes
+        else:
+            rotated = tl.sum(x[:, :, None] * matrix[None, :, :], axis=1)
+    return rotated
 
 
 def _quantize_block(  # type: ignore
