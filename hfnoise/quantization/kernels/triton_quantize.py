@@ -17,7 +17,8 @@ from hfnoise.quantization.row_quantizer import RowQuantizer
 
 # tl.dot takes matrices of 16 rows and columns or more.
 _ROWS = 16
-# At 128 a program takes 82 KiB of shared memory (compiled for sm_80 and sm_90); at 256 it is 256 KiB, and no GPU has it.
+# At 128 a program takes 82 KiB of shared memory (compiled for sm_80 and sm_90); at 256 it would be 256 KiB, which no
+# GPU has.
 _LARGEST_GROUP = 128
 # Without a rotation, columns are taken so many at a time.
 _COLUMNS = 256
