@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from hfnoise.quantization.grids import grid_for
-from hfnoise.quantization.hadamard import hadamard_rotate, without_autocast
-from hfnoise.quantization.row_quantizer import grid_blocks, row_quantizer, row_steps
+from hfnoise.quantization.hadamard import hadamard_rotate
+from hfnoise.quantization.row_quantizer import row_quantizer
+from hfnoise.quantization.rows import quantized_rows
 
 
 class Encoded(NamedTuple):
@@ -56,16 +57,11 @@ def encode(
         ([[1, 0]], 1.5958)
     """
     settings = row_quantizer(x, bits, estimator, hadamard_group, grid, trust_factor, trust_radius)
-    flat = x.reshape(-1, x.shape[-1]).contiguous()
-    codes = torch.empty_like(flat, dtype=torch.uint8)
-    mask = torch.ones_like(codes, dtype=torch.bool)
-    scale = row_steps(flat, settings)
+    flat = x.reshape(-1, x.shape[-1])
+    _, codes, scale, mask = quantized_rows(flat, settings, points=False)
+    assert codes is not None  # asked for by default
     _check_scale(scale, flat)
-    with without_autocast(x.device.type):
-        for rows, points, trusted in grid_blocks(flat, scale, settings):
-            codes[rows].copy_(points.add_((settings.levels - 1) / 2))
-            if trusted is not None:
-                mask[rows].copy_(trusted)
+    mask = torch.ones_like(codes, dtype=torch.bool) if mask is None else mask
     return Encoded(codes.view(x.shape), scale.view(*x.shape[:-1], 1), mask.view(x.shape))
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hfnoise.quantization.hadamard import computing_dtype, rotate_into, without_autocast
-from hfnoise.quantization.row_quantizer import RowQuantizer, grid_blocks, row_blocks, row_quantizer, row_steps
+from hfnoise.quantization.row_quantizer import RowQuantizer, row_quantizer
+from hfnoise.quantization.rows import masked_and_rotated, quantized_rows
 
 
 class QuestFunction(torch.autograd.Function):
@@ -31,20 +31,9 @@ class QuestFunction(torch.autograd.Function):
         trust_radius: float | None,
     ) -> tuple[Tensor, Tensor | None]:
         settings = RowQuantizer(levels, unit, group, absmax, trusted_steps, trust_radius)
-        flat = x.reshape(-1, x.shape[-1]).contiguous()  # in another layout sums would round otherwise
-        step = row_steps(flat, settings)
-        quantized = torch.empty_like(flat)
-        masked = trusted_steps is not None or trust_radius is not None
-        mask = torch.empty_like(quantized, dtype=torch.bool) if masked else None
-        out = quantized if quantized.dtype == step.dtype else None
-        with without_autocast(x.device.type):
-            for rows, points, trusted in grid_blocks(flat, step, settings, out):
-                points.mul_(step[rows])
-                if out is None:
-                    quantized[rows].copy_(points)
-                if mask is not None and trusted is not None:
-                    mask[rows].copy_(trusted)
-        return quantized.view(x.shape), None if mask is None else mask.view(x.shape)
+        points, _, _, mask = quantized_rows(x.reshape(-1, x.shape[-1]), settings, codes=False, scaled=True)
+        assert points is not None  # asked for by default
+        return points.to(x.dtype).view(x.shape), None if mask is None else mask.view(x.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
@@ -62,22 +51,9 @@ class QuestFunction(torch.autograd.Function):
         """Return (mask * gradient) rotated back, in float32 inside (float64 for float64)."""
         if grad_quantized is None or not (ctx.masked or ctx.group > 1):
             return grad_quantized, None, None, None, None, None, None
-        flat = grad_quantized.reshape(-1, grad_quantized.shape[-1]).contiguous()
-        # As bytes: a product of floats and bools is three times as slow.
-        mask = ctx.saved_tensors[0].view(torch.uint8).view(flat.shape) if ctx.masked else None
-        inside = computing_dtype(flat.dtype)
-        gradient = torch.empty_like(flat, dtype=inside)
-        blocks = row_blocks(flat)
-        trusted, scratch = torch.empty_like(gradient[blocks[0]]), torch.empty_like(gradient[blocks[0]])
-        with without_autocast(flat.device.type):
-            for rows in blocks:
-                block, result = flat[rows].to(inside), gradient[rows]
-                if mask is not None:
-                    product = result if ctx.group == 1 else trusted[: len(result)]
-                    block = torch.mul(block, mask[rows], out=product)
-                if ctx.group > 1:
-                    rotate_into(result, block, ctx.group, scratch[: len(result)])
-        gradient = gradient.to(grad_quantized.dtype)
+        flat = grad_quantized.reshape(-1, grad_quantized.shape[-1])
+        mask = ctx.saved_tensors[0].view(flat.shape) if ctx.masked else None
+        gradient = masked_and_rotated(flat, mask, ctx.group).to(grad_quantized.dtype)
         return gradient.view(grad_quantized.shape), None, None, None, None, None, None
 
 

@@ -131,11 +131,9 @@ class _Rotation(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, group: int) -> Tensor:
-        inside = x.to(computing_dtype(x.dtype)).contiguous()
-        out, scratch = torch.empty_like(inside), torch.empty_like(inside)
-        with without_autocast(x.device.type):
-            rotate_into(out, inside, group, scratch)
-        return out.to(x.dtype)
+        from hfnoise.quantization.rows import masked_and_rotated  # which needs this module
+
+        return masked_and_rotated(x.reshape(-1, x.shape[-1]), None, group).to(x.dtype).view(x.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

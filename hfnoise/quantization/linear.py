@@ -12,9 +12,10 @@ from hfnoise.quantization.activation_sharing import quantized_activation
 from hfnoise.quantization.estimators import quantize
 from hfnoise.quantization.grids import check_positive, grid_for
 from hfnoise.quantization.hadamard import computing_dtype, hadamard_rotate
-from hfnoise.quantization.linear_function import QuantizedLinear, QuantizedRows, quantized_rows
+from hfnoise.quantization.linear_function import QuantizedLinear
 from hfnoise.quantization.lsq import lsq_initial_step, lsq_quantize
 from hfnoise.quantization.row_quantizer import row_quantizer
+from hfnoise.quantization.rows import QuantizedRows, quantized_rows
 from hfnoise.quantization.weight_cache import weights_version
 
 

@@ -166,7 +166,8 @@ def test_torch_func_gives_the_gradient():
     x = normal(3, 64)
     leaf = x.clone().requires_grad_()
     quantize(leaf, 2).square().sum().backward()
-    assert torch.equal(torch.func.grad(lambda x: quantize(x, 2).square().sum())(x), leaf.grad)
+    # Its tensors have no memory that a kernel could read: torch rotates them, and rounds otherwise.
+    torch.testing.assert_close(torch.func.grad(lambda x: quantize(x, 2).square().sum())(x), leaf.grad)
 
 
 @pytest.mark.slow

@@ -26,6 +26,8 @@ PUBLIC hfnoise_bit_planes_version() { return 99; }
 PUBLIC hfnoise_best_level() { return 0; }
 PUBLIC hfnoise_weight_planes() { return 0; }
 PUBLIC hfnoise_bit_plane_product() { return 0; }
+PUBLIC hfnoise_quantize_rows() { return 0; }
+PUBLIC hfnoise_rotate_gradients() { return 0; }
 """
 
 
@@ -45,7 +47,7 @@ def quick_source(monkeypatch, tmp_path):
     """Compile another source."""
     source = tmp_path / "other.cpp"
     source.write_text(OTHER_VERSION)
-    monkeypatch.setattr(building, "SOURCE", source)
+    monkeypatch.setattr(building, "SOURCES", (source,))
     return source
 
 

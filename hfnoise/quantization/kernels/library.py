@@ -39,6 +39,13 @@ def load(path: Path, level: int | None = None) -> Library:
         functions.hfnoise_bit_plane_product.argtypes = [
             pointer, size, size, integer, pointer, size, integer, pointer, integer, integer,
         ]  # fmt: skip
+        functions.hfnoise_quantize_rows.argtypes = [
+            pointer, size, size, integer, integer, ctypes.c_float, ctypes.c_float,
+            pointer, integer, pointer, pointer, pointer, integer, integer,
+        ]  # fmt: skip
+        functions.hfnoise_rotate_gradients.argtypes = [
+            pointer, pointer, size, size, integer, pointer, integer, integer,
+        ]  # fmt: skip
         version, best = functions.hfnoise_bit_planes_version(), functions.hfnoise_best_level()
     except (OSError, AttributeError) as error:
         raise BuildError(f"{path} cannot be loaded: {error}") from error

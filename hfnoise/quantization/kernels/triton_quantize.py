@@ -38,7 +38,7 @@ class TritonRows(NamedTuple):
 def triton_quantize_rows(x: Tensor, settings: RowQuantizer) -> TritonRows:
     """Return the codes, steps and trust mask of the rows of `x`: QuEST (arXiv 2502.05003), section 3.
 
-    What `quantize_rows` computes, but that sums are added up in another order: where an entry lies between two levels
+    What `quantized_rows` computes, but that sums are added up in another order: where an entry lies between two levels
     to within that rounding, its code may be the other one. A model is to be exported and run by one of the two.
 
     Args:
@@ -56,13 +56,13 @@ def triton_quantize_rows(x: Tensor, settings: RowQuantizer) -> TritonRows:
         ValueError: for another shape or a larger group.
     """
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise TypeError(f"x is {x.dtype}; the kernel takes float16, bfloat16 and float32, quantize_rows every dtype.")
+        raise TypeError(f"x is {x.dtype}; the kernel takes float16, bfloat16 and float32, quantized_rows every dtype.")
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; give (rows, length), with at least one entry a row.")
     if settings.group > _LARGEST_GROUP or x.shape[1] % settings.group:
         raise ValueError(
             f"group is {settings.group} for rows of {x.shape[1]}; the kernel takes powers of two up to "
-            f"{_LARGEST_GROUP} that divide the length, quantize_rows every one that does."
+            f"{_LARGEST_GROUP} that divide the length, quantized_rows every one that does."
         )
     kernel = _kernel()
     x = x.contiguous()
@@ -95,7 +95,7 @@ def _kernel() -> Any:
         import triton
         import triton.language
     except ImportError as error:
-        raise ImportError("Triton is not installed: `pip install triton`, or use quantize_rows.") from error
+        raise ImportError("Triton is not installed: `pip install triton`, or use quantized_rows.") from error
     tl = triton.language
     _rotated = triton.jit(_rotate)
     return triton.jit(_quantize_block)
