@@ -70,7 +70,7 @@ def test_rows_that_are_not_finite_say_so(bad, length):
     x = torch.ones(3, length)
     x[1, 5] = bad
     values = quantize(x, 2)
-    assert values[1].isnan().all() and values[[0, 2]].isfinite().all()
+    assert not values[1].isfinite().any() and values[[0, 2]].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
