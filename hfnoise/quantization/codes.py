@@ -10,7 +10,7 @@ from torch import Tensor
 from hfnoise.quantization.grids import grid_for
 from hfnoise.quantization.hadamard import hadamard_rotate
 from hfnoise.quantization.row_quantizer import row_quantizer
-from hfnoise.quantization.rows import quantized_rows
+from hfnoise.quantization.rows import decoded_rows, quantized_rows
 
 
 class Encoded(NamedTuple):
@@ -115,7 +115,8 @@ def decode(
     if codes.ndim == 0 or scale.shape != (*codes.shape[:-1], 1):
         expected = (*codes.shape[:-1], 1)
         raise ValueError(f"scale has shape {tuple(scale.shape)}; codes of {tuple(codes.shape)} need {expected}.")
-    values = codes.to(scale.dtype).sub_((levels - 1) / 2).mul_(scale)
+    flat = decoded_rows(codes.reshape(-1, codes.shape[-1]), levels, scale.reshape(-1, 1), scale.dtype)
+    values = flat.view(codes.shape)
     if rotate_back:
         values = hadamard_rotate(values, hadamard_group)
     return values if dtype is None else values.to(dtype)

@@ -17,21 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from hfnoise.quantization.hadamard import computing_dtype, without_autocast
 from hfnoise.quantization.row_quantizer import RowQuantizer
-from hfnoise.quantization.rows import masked_and_rotated, quantized_rows
+from hfnoise.quantization.rows import decoded_rows, masked_and_rotated, quantized_rows, scaled_sums
 
 _FLOAT16_LIMIT = 2.0**15
-
-
-def points_from_codes(codes: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
-    """Return the levels that codes stand for, in steps: codes - (levels - 1) / 2.
-
-    Example:
-        >>> import torch
-        >>> from hfnoise.quantization.linear_function import points_from_codes
-        >>> points_from_codes(torch.tensor([0, 3], dtype=torch.uint8), 4, torch.float32).tolist()
-        [-1.5, 1.5]
-    """
-    return codes.to(dtype).sub_((levels - 1) / 2)
 
 
 class QuantizeActivation(torch.autograd.Function):
@@ -92,7 +80,7 @@ class QuantizedLinear(torch.autograd.Function):
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.save_for_backward(codes_x, step_x, codes_w, step_w, mask_w)
         sums = exact_product(points_x, points_w, levels, dtype)
-        return scaled(sums, step_x, step_w, bias).to(dtype)
+        return scaled_sums(sums, step_x, step_w, None if bias is None else bias.to(sums.dtype)).to(dtype)
 
     @staticmethod
     @once_differentiable
@@ -102,12 +90,10 @@ class QuantizedLinear(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = None
         with without_autocast(gradient.device.type):
             if ctx.needs_input_grad[0]:
-                points_w = points_from_codes(codes_w, ctx.levels[1], dtype)
-                grad_x = ((gradient * step_w.T).to(dtype) @ points_w).to(computing_dtype(dtype))
+                grad_x = (gradient @ decoded_rows(codes_w, ctx.levels[1], step_w, dtype)).to(computing_dtype(dtype))
             if ctx.weight_dtype is not None and ctx.needs_input_grad[3]:
-                points_x = points_from_codes(codes_x, ctx.levels[0], dtype)
-                of_quantized = (gradient * step_x).to(dtype).T @ points_x
-                grad_weight = masked_and_rotated(of_quantized, mask_w, ctx.group).to(ctx.weight_dtype)
+                of_quantized = gradient.T @ decoded_rows(codes_x, ctx.levels[0], step_x, dtype)
+                grad_weight = masked_and_rotated(of_quantized, mask_w, ctx.group, overwrite=True).to(ctx.weight_dtype)
             if ctx.bias_dtype is not None and ctx.needs_input_grad[4]:
                 grad_bias = gradient.sum(0, dtype=computing_dtype(dtype)).to(ctx.bias_dtype)
         return grad_x, None, None, grad_weight, grad_bias, None, None, None, None, None, None, None
@@ -131,16 +117,3 @@ def exact_product(points_x: Tensor, points_w: Tensor, levels: tuple[int, int], d
         largest = points_x.shape[1] * (levels[0] - 1) * (levels[1] - 1) / 4
         power = 2.0 ** max(0, math.ceil(math.log2(largest / _FLOAT16_LIMIT)))
         return ((points_x / power).half() @ points_w.half().T).float() * power
-
-
-def scaled(sums: Tensor, step_x: Tensor, step_w: Tensor, bias: Tensor | None) -> Tensor:
-    """Return sums step_x step_w^T + bias; `sums` is overwritten. In this order everywhere: it decides the last bit.
-
-    Example:
-        >>> import torch
-        >>> from hfnoise.quantization.linear_function import scaled
-        >>> scaled(torch.ones(1, 1), torch.full((1, 1), 2.0), torch.full((1, 1), 3.0), None)
-        tensor([[6.]])
-    """
-    sums.mul_(step_x).mul_(step_w.T)
-    return sums if bias is None else sums.add_(bias)

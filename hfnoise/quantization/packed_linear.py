@@ -11,10 +11,10 @@ from torch.nn import functional
 from hfnoise.quantization.activation_sharing import quantized_activation
 from hfnoise.quantization.codes import decode, encode
 from hfnoise.quantization.linear import LinearQuantization, describe, output_dtype
-from hfnoise.quantization.linear_function import QuantizedLinear, points_from_codes
+from hfnoise.quantization.linear_function import QuantizedLinear
 from hfnoise.quantization.packing import pack, packed_length, unpack
 from hfnoise.quantization.row_quantizer import row_quantizer
-from hfnoise.quantization.rows import QuantizedRows
+from hfnoise.quantization.rows import QuantizedRows, decoded_rows
 from hfnoise.quantization.weight_cache import weights_version
 
 
@@ -114,7 +114,7 @@ class QuestPackedLinear(nn.Linear):
 
     def _rows(self, dtype: torch.dtype) -> QuantizedRows:
         codes = self.codes()
-        points = points_from_codes(codes, self.quantization.weight_levels(), dtype)
+        points = decoded_rows(codes, self.quantization.weight_levels(), None, dtype)
         return QuantizedRows(points, codes, self.weight_scale[:, None].to(dtype), None)
 
     def _kept(self, make: Any, dtype: torch.dtype) -> Any:

@@ -75,8 +75,10 @@ def quantized_rows(
     return QuantizedRows(made_points, made_codes, step, mask)
 
 
-def masked_and_rotated(gradient: Tensor, mask: Tensor | None, group: int) -> Tensor:
+def masked_and_rotated(gradient: Tensor, mask: Tensor | None, group: int, overwrite: bool = False) -> Tensor:
     """Return (mask * gradient) rotated in groups, in float32 (float64 for float64): QuEST's backward pass.
+
+    With `overwrite` the result may take the place of the gradient, which saves its memory.
 
     Example:
         >>> import torch
@@ -90,7 +92,9 @@ def masked_and_rotated(gradient: Tensor, mask: Tensor | None, group: int) -> Ten
     gradient = gradient.contiguous()
     compiled = _compiled(gradient, group)
     if compiled is not None:
-        return kernel.rotate_gradients(compiled, gradient.float(), mask, group)
+        source = gradient.float()
+        out = source if overwrite or source is not gradient else torch.empty_like(source)
+        return kernel.rotate_gradients(compiled, source, mask, group, out)
     result = torch.empty_like(gradient, dtype=inside)
     # As bytes: a product of floats and bools is three times as slow.
     trusted = None if mask is None else mask.view(torch.uint8)
@@ -106,11 +110,53 @@ def masked_and_rotated(gradient: Tensor, mask: Tensor | None, group: int) -> Ten
     return result
 
 
-def _compiled(x: Tensor, group: int) -> Library | None:
+def decoded_rows(codes: Tensor, levels: int, step: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the values of codes, (codes - (levels - 1) / 2) * step, computed in the dtype of the step.
+
+    Args:
+        codes (`torch.Tensor` of shape `(rows, length)`, uint8).
+        levels (`int`): of the grid.
+        step (`torch.Tensor` of shape `(rows, 1)`, *optional*): float32 or float64; `None`: the points, in steps.
+        dtype (`torch.dtype`): of the result.
+
+    Example:
+        >>> import torch
+        >>> from hfnoise.quantization.rows import decoded_rows
+        >>> decoded_rows(torch.tensor([[0, 3]], dtype=torch.uint8), 4, None, torch.float32).tolist()
+        [[-1.5, 1.5]]
+    """
+    inside = computing_dtype(dtype) if step is None else step.dtype
+    if inside == torch.float32 and codes.is_contiguous() and (step is None or step.is_contiguous()):
+        compiled = _compiled(codes, 1, any_length=True)
+        if compiled is not None:
+            return kernel.decode(compiled, codes, levels, step).to(dtype)
+    values = codes.to(inside).sub_((levels - 1) / 2)
+    return (values if step is None else values.mul_(step)).to(dtype)
+
+
+def scaled_sums(sums: Tensor, step_x: Tensor, step_w: Tensor, bias: Tensor | None) -> Tensor:
+    """Return sums step_x step_w^T + bias; `sums` is overwritten. In this order everywhere: it decides the last bit.
+
+    Example:
+        >>> import torch
+        >>> from hfnoise.quantization.rows import scaled_sums
+        >>> scaled_sums(torch.ones(1, 1), torch.full((1, 1), 2.0), torch.full((1, 1), 3.0), None)
+        tensor([[6.]])
+    """
+    given = [sums, step_x, step_w] if bias is None else [sums, step_x, step_w, bias]
+    if all(one.dtype == torch.float32 and one.is_contiguous() for one in given):
+        compiled = _compiled(sums, 1, any_length=True)
+        if compiled is not None:
+            return kernel.scale(compiled, sums, step_x, step_w, bias)
+    sums.mul_(step_x).mul_(step_w.T)
+    return sums if bias is None else sums.add_(bias)
+
+
+def _compiled(x: Tensor, group: int, any_length: bool = False) -> Library | None:
     """Return the kernels if they serve these rows and can read them: a traced or wrapped tensor has no memory."""
     if torch.compiler.is_compiling() or type(x) is not Tensor or x.dtype == torch.float64:
         return None
-    if not kernel.serves(x, group):
+    if x.device.type != "cpu" or not (any_length or kernel.serves(x, group)):
         return None
     try:
         x.data_ptr()

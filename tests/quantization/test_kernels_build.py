@@ -28,6 +28,8 @@ PUBLIC hfnoise_weight_planes() { return 0; }
 PUBLIC hfnoise_bit_plane_product() { return 0; }
 PUBLIC hfnoise_quantize_rows() { return 0; }
 PUBLIC hfnoise_rotate_gradients() { return 0; }
+PUBLIC hfnoise_decode_rows() { return 0; }
+PUBLIC hfnoise_scale_sums() { return 0; }
 """
 
 

@@ -50,7 +50,9 @@ def test_all_levels_of_instructions_give_the_same_bits(group):
         points, codes = torch.empty_like(x), torch.empty(x.shape, dtype=torch.uint8)
         mask = torch.empty(x.shape, dtype=torch.bool)
         step = kernel.quantize(functions, x, settings, points, False, codes, mask)
-        found.append((points, codes, mask, step, kernel.rotate_gradients(functions, x, mask, group)))
+        found.append(
+            (points, codes, mask, step, kernel.rotate_gradients(functions, x, mask, group, torch.empty_like(x)))
+        )
     for level, other in zip(LEVELS, found, strict=False):
         assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True)), level
 

@@ -46,6 +46,12 @@ def load(path: Path, level: int | None = None) -> Library:
         functions.hfnoise_rotate_gradients.argtypes = [
             pointer, pointer, size, size, integer, pointer, integer, integer,
         ]  # fmt: skip
+        functions.hfnoise_decode_rows.argtypes = [
+            pointer, pointer, size, size, ctypes.c_float, pointer, integer, integer,
+        ]  # fmt: skip
+        functions.hfnoise_scale_sums.argtypes = [
+            pointer, pointer, pointer, pointer, size, size, integer, integer,
+        ]  # fmt: skip
         version, best = functions.hfnoise_bit_planes_version(), functions.hfnoise_best_level()
     except (OSError, AttributeError) as error:
         raise BuildError(f"{path} cannot be loaded: {error}") from error

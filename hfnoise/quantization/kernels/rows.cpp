@@ -44,6 +44,20 @@ struct Rows {
     int scaled;  // points * step in the place of points
 };
 
+struct Codes {
+    const uint8_t* codes;
+    const float* step;  // or null: in steps
+    int64_t rows, length;
+    float half;
+    float* out;
+};
+
+struct Sums {
+    float* sums;  // in place
+    const float *step_x, *step_w, *bias;  // bias may be null
+    int64_t rows, length;
+};
+
 struct Gradients {
     const float* gradient;
     const uint8_t* mask;  // or null
@@ -195,6 +209,28 @@ HFNOISE_INLINE void rotate_gradients(const Gradients& p, int64_t first, int64_t 
     }
 }
 
+HFNOISE_INLINE void decode_any(const Codes& p, int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+        const float step = p.step ? p.step[row] : 1.0f, half = p.half;
+        const uint8_t* codes = p.codes + row * p.length;
+        float* out = p.out + row * p.length;
+        for (int64_t k = 0; k < p.length; ++k) out[k] = (static_cast<float>(codes[k]) - half) * step;
+    }
+}
+
+// sums * step_x * step_w + bias, in this order: it decides the last bit.
+HFNOISE_INLINE void scale_any(const Sums& p, int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+        const float step = p.step_x[row];
+        float* sums = p.sums + row * p.length;
+        const float *step_w = p.step_w, *bias = p.bias;
+        if (bias)
+            for (int64_t n = 0; n < p.length; ++n) sums[n] = sums[n] * step * step_w[n] + bias[n];
+        else
+            for (int64_t n = 0; n < p.length; ++n) sums[n] = sums[n] * step * step_w[n];
+    }
+}
+
 #define HFNOISE_GROUPS(function)                              \
     switch (p.group) {                                        \
         case 1: return function<W, kLanes, false>(p, a, b);   \
@@ -216,7 +252,9 @@ HFNOISE_INLINE void gradients_any(const Gradients& p, int64_t a, int64_t b) {
 
 #define HFNOISE_LEVEL(name, width, target)                                                                  \
     target void quantize_##name(const Rows& p, int64_t a, int64_t b) { quantize_any<width>(p, a, b); }       \
-    target void gradients_##name(const Gradients& p, int64_t a, int64_t b) { gradients_any<width>(p, a, b); }
+    target void gradients_##name(const Gradients& p, int64_t a, int64_t b) { gradients_any<width>(p, a, b); } \
+    target void decode_##name(const Codes& p, int64_t a, int64_t b) { decode_any(p, a, b); }                 \
+    target void scale_##name(const Sums& p, int64_t a, int64_t b) { scale_any(p, a, b); }
 
 HFNOISE_LEVEL(generic, 4, )
 #ifdef HFNOISE_X86
@@ -224,24 +262,12 @@ HFNOISE_LEVEL(avx2, 8, __attribute__((target("avx2"))))
 HFNOISE_LEVEL(avx512, 16, __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))))
 #endif
 
-using Quantize = void (*)(const Rows&, int64_t, int64_t);
-using Rotate = void (*)(const Gradients&, int64_t, int64_t);
-
-Quantize quantize_for([[maybe_unused]] int level) {
+// The function of a level of instructions.
 #ifdef HFNOISE_X86
-    if (level == 2) return quantize_avx512;
-    if (level == 1) return quantize_avx2;
+#define HFNOISE_PICK(name, level) ((level) == 2 ? name##_avx512 : (level) == 1 ? name##_avx2 : name##_generic)
+#else
+#define HFNOISE_PICK(name, level) (static_cast<void>(level), name##_generic)
 #endif
-    return quantize_generic;
-}
-
-Rotate gradients_for([[maybe_unused]] int level) {
-#ifdef HFNOISE_X86
-    if (level == 2) return gradients_avx512;
-    if (level == 1) return gradients_avx2;
-#endif
-    return gradients_generic;
-}
 
 bool fits(int64_t rows, int64_t length, int group) {
     const bool known = group == 1 || group == 16 || group == 32 || group == 64 || group == 128;
@@ -281,15 +307,33 @@ HFNOISE_PUBLIC int hfnoise_quantize_rows(const float* x, int64_t rows, int64_t l
                                          uint8_t* mask, float* step, int level, int threads) {
     if (!fits(rows, length, group) || levels < 2 || levels > 256) return kBadArgument;
     const Rows problem{x, rows, length, group, levels, unit, trusted, points, codes, mask, step, scaled};
-    in_threads(quantize_for(level), problem, threads);
+    in_threads(HFNOISE_PICK(quantize, level), problem, threads);
     return kDone;
 }
 
-// (mask * gradient) [rows][length], rotated in groups; a mask of null trusts everything.
+// (mask * gradient) [rows][length], rotated in groups; a mask of null trusts everything. `out` may be the gradient.
 HFNOISE_PUBLIC int hfnoise_rotate_gradients(const float* gradient, const uint8_t* mask, int64_t rows, int64_t length,
                                             int group, float* out, int level, int threads) {
     if (!fits(rows, length, group)) return kBadArgument;
     const Gradients problem{gradient, mask, rows, length, group, out};
-    in_threads(gradients_for(level), problem, threads);
+    in_threads(HFNOISE_PICK(gradients, level), problem, threads);
+    return kDone;
+}
+
+// (codes - half) * step [rows][length]; a step of null is 1.
+HFNOISE_PUBLIC int hfnoise_decode_rows(const uint8_t* codes, const float* step, int64_t rows, int64_t length, float half,
+                                       float* out, int level, int threads) {
+    if (rows < 0 || length < 0) return kBadArgument;
+    const Codes problem{codes, step, rows, length, half, out};
+    in_threads(HFNOISE_PICK(decode, level), problem, threads);
+    return kDone;
+}
+
+// sums [rows][length] <- sums * step_x [rows] * step_w [length] + bias [length], which may be null.
+HFNOISE_PUBLIC int hfnoise_scale_sums(float* sums, const float* step_x, const float* step_w, const float* bias,
+                                      int64_t rows, int64_t length, int level, int threads) {
+    if (rows < 0 || length < 0) return kBadArgument;
+    const Sums problem{sums, step_x, step_w, bias, rows, length};
+    in_threads(HFNOISE_PICK(scale, level), problem, threads);
     return kDone;
 }

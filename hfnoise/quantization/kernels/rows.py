@@ -53,14 +53,37 @@ def quantize(
     return step
 
 
-def rotate_gradients(library: Library, gradient: Tensor, mask: Tensor | None, group: int) -> Tensor:
-    """Return (mask * gradient) rotated in groups, for float32, contiguous tensors of a shape that [`serves`]."""
-    out = torch.empty_like(gradient)
+def rotate_gradients(library: Library, gradient: Tensor, mask: Tensor | None, group: int, out: Tensor) -> Tensor:
+    """Return `out`, with (mask * gradient) rotated in groups, for float32, contiguous tensors of a shape that [`serves`].
+
+    `out` may be the gradient.
+    """
     status = library.functions.hfnoise_rotate_gradients(
         gradient.data_ptr(), _address(mask), *gradient.shape, group, out.data_ptr(), library.level, _threads(gradient)
     )
     _check(status, "hfnoise_rotate_gradients")
     return out
+
+
+def decode(library: Library, codes: Tensor, levels: int, step: Tensor | None) -> Tensor:
+    """Return (codes - (levels - 1) / 2) * step in float32, for a contiguous matrix of codes and a float32 step a row."""
+    out = torch.empty(codes.shape)
+    status = library.functions.hfnoise_decode_rows(
+        codes.data_ptr(), _address(step), *codes.shape, (levels - 1) / 2, out.data_ptr(), library.level,
+        _threads(codes),
+    )  # fmt: skip
+    _check(status, "hfnoise_decode_rows")
+    return out
+
+
+def scale(library: Library, sums: Tensor, step_x: Tensor, step_w: Tensor, bias: Tensor | None) -> Tensor:
+    """Return `sums`, overwritten by sums step_x step_w^T + bias, for contiguous float32 tensors."""
+    status = library.functions.hfnoise_scale_sums(
+        sums.data_ptr(), step_x.data_ptr(), step_w.data_ptr(), _address(bias), *sums.shape, library.level,
+        _threads(sums),
+    )  # fmt: skip
+    _check(status, "hfnoise_scale_sums")
+    return sums
 
 
 def _address(tensor: Tensor | None) -> int | None:
