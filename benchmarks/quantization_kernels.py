@@ -25,7 +25,7 @@ from hfnoise.benchmarks.reporting import circumstances, markdown, print_table, w
 from hfnoise.errors import UsageError
 from hfnoise.folders import output_folder
 from hfnoise.quantization.grids import grid_for
-from hfnoise.quantization.kernels import integer_product, level_sums, prepare_weight, status
+from hfnoise.quantization.kernels import integer_product, kernel_linear, prepare_weight, status
 from hfnoise.quantization.linear_function import exact_product, quantized_rows, scaled
 from hfnoise.quantization.packing import pack
 from hfnoise.quantization.row_quantizer import row_quantizer
@@ -51,9 +51,7 @@ def ours(x: Tensor, weight: Tensor, bits: int) -> tuple[Call, Call]:
         return integer_product(inputs.codes, prepared, bits, bits)
 
     def layer() -> Tensor:
-        found = quantized_rows(x, settings)
-        sums = level_sums(integer_product(found.codes, prepared, bits, bits), length, (levels, levels), x.dtype)
-        return scaled(sums, found.step, encoded.step, None)
+        return kernel_linear(x, settings, prepared, encoded.step)
 
     floats = exact_product(inputs.points, encoded.points, (levels, levels), x.dtype)
     if not torch.equal(layer(), scaled(floats, inputs.step, encoded.step, None)):

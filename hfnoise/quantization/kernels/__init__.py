@@ -7,6 +7,7 @@ integers.
 
 from __future__ import annotations
 
+from hfnoise.quantization.kernels.layer import kernel_linear
 from hfnoise.quantization.kernels.products import (
     PreparedWeight,
     integer_product,
@@ -24,6 +25,7 @@ __all__ = [
     "integer_product",
     "is_exact_in_float32",
     "kernel_for",
+    "kernel_linear",
     "level_sums",
     "prepare_weight",
     "route_for",
