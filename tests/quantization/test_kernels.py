@@ -157,6 +157,9 @@ def test_bits_of_the_layer(activation_bits, weight_bits, dtype, monkeypatch):
     assert bool(found[4].isnan().all())
     assert bool(expected[4].isnan().all())
     assert kernel_linear(x[:0], row_quantizer(x, activation_bits), weight, rows.step).shape == (0, 24)
+    without_bias = kernel_linear(x[5:], row_quantizer(x, activation_bits), weight, rows.step)
+    layer.bias = None
+    assert torch.equal(without_bias, layer(x[5:]))
     with pytest.raises(ValueError, match="settings have 256 levels"):
         kernel_linear(x, row_quantizer(x, 8), weight, rows.step)
 

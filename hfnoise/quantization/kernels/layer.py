@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from hfnoise.quantization.grids import grid_for
+from hfnoise.quantization.kernels import bit_planes
 from hfnoise.quantization.kernels.products import PreparedWeight, integer_product, is_exact_in_float32, level_sums
+from hfnoise.quantization.kernels.selection import library
 from hfnoise.quantization.linear_function import scaled
 from hfnoise.quantization.row_quantizer import RowQuantizer, quantize_rows, row_blocks
 
@@ -71,5 +73,12 @@ def kernel_linear(
     if not codes:
         return x.new_empty(0, weight.rows, dtype=dtype)
     all_codes, step = (codes[0], steps[0]) if len(codes) == 1 else (torch.cat(codes), torch.cat(steps))
+    compiled = library() if weight.route == "bit_planes" else None
+    plain = all(tensor is None or tensor.dtype == torch.float32 for tensor in (step, step_w, bias))
+    if compiled is not None and plain and dtype == torch.float32 and x.shape[1] == weight.length:
+        if step_w.shape != (weight.rows, 1) or (bias is not None and bias.shape != (weight.rows,)):
+            shapes = tuple(step_w.shape), None if bias is None else tuple(bias.shape)
+            raise ValueError(f"step_w and bias have shapes {shapes}; {weight.rows} rows need (rows, 1) and (rows,).")
+        return bit_planes.linear(compiled, all_codes, int(weight.activation_bits), weight.operand, step, step_w, bias)
     sums = integer_product(all_codes, weight, weight.weight_bits, weight.activation_bits)
     return scaled(level_sums(sums, weight.length, levels, dtype), step, step_w, bias).to(dtype)
