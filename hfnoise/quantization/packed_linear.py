@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from hfnoise.quantization.activation_sharing import quantized_activation
 from hfnoise.quantization.codes import decode, encode
+from hfnoise.quantization.kernels.layer import kernel_linear
+from hfnoise.quantization.kernels.products import PreparedWeight, kernel_for, prepare_weight
 from hfnoise.quantization.linear import LinearQuantization, describe, output_dtype
 from hfnoise.quantization.linear_function import QuantizedLinear
 from hfnoise.quantization.packing import pack, packed_length, unpack
@@ -71,6 +73,7 @@ class QuestPackedLinear(nn.Linear):
         self.register_buffer("weight_scale", torch.zeros(out_features, dtype=torch.float32, device=device))
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
         self.cached: tuple[Any, Any] | None = None
+        self.prepared: tuple[Any, PreparedWeight] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output in the dtype of `input` (that of autocast under autocast)."""
@@ -78,6 +81,13 @@ class QuestPackedLinear(nn.Linear):
         if quantization.activation_bits is None:
             return functional.linear(input, self._kept(lambda: self.float_weight(input.dtype), input.dtype), self.bias)
         settings = row_quantizer(input, *quantization.of(quantization.activation_bits))
+        trains = input.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        if not (trains and torch.is_grad_enabled()):
+            prepared = self._prepared()
+            if prepared is not None:
+                flat, step_w = input.reshape(-1, self.in_features), self.weight_scale[:, None]
+                output = kernel_linear(flat, settings, prepared, step_w, self.bias, output_dtype(input))
+                return output.view(*input.shape[:-1], -1)
         points, codes, step = quantized_activation(input, settings)
         rows = self._kept(lambda: self._rows(points.dtype), points.dtype)
         levels = quantization.activation_levels(), quantization.weight_levels()
@@ -116,6 +126,21 @@ class QuestPackedLinear(nn.Linear):
         codes = self.codes()
         points = decoded_rows(codes, self.quantization.weight_levels(), None, dtype)
         return QuantizedRows(points, codes, self.weight_scale[:, None].to(dtype), None)
+
+    def _prepared(self) -> PreparedWeight | None:
+        """Return the weight as the kernels of this machine read it, made once, or `None` if floats serve as well."""
+        quantization = self.quantization
+        assert quantization.activation_bits is not None  # only then there is a product of codes
+        widths = quantization.weight_bits, quantization.activation_bits
+        if kernel_for(self.in_features, *widths, self.weight.device) is None:
+            return None
+        key = (self.weight.data_ptr(), self.weight._version)
+        if self.prepared is None or self.prepared[0] != key:
+            self.prepared = key, prepare_weight(self.weight, *widths, self.in_features)
+        return self.prepared[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "cached": None, "prepared": None}
 
     def _kept(self, make: Any, dtype: torch.dtype) -> Any:
         """Return what `make` returns; inside of `cached_weights` it is called once."""

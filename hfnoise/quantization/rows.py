@@ -53,7 +53,7 @@ def quantized_rows(
         [[1, 0]]
     """
     masked = settings.trusted_steps is not None or settings.trust_radius is not None
-    x = x.contiguous()
+    x = x.detach().contiguous()  # a Parameter is one more class of tensors
     inside = computing_dtype(x.dtype)
     made_points = torch.empty(x.shape, dtype=inside, device=x.device) if points else None
     made_codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device) if codes else None
@@ -89,7 +89,7 @@ def masked_and_rotated(gradient: Tensor, mask: Tensor | None, group: int, overwr
     inside = computing_dtype(gradient.dtype)
     if mask is None and group == 1:
         return gradient.to(inside)
-    gradient = gradient.contiguous()
+    gradient = gradient.detach().contiguous()
     compiled = _compiled(gradient, group)
     if compiled is not None:
         source = gradient.float()

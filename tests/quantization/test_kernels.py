@@ -7,12 +7,14 @@ from itertools import product
 import pytest
 import torch
 
+from hfnoise.quantization import row_quantizer as row_quantizers
 from hfnoise.quantization.grids import grid_for
 from hfnoise.quantization.kernels import bit_planes as kernels
 from hfnoise.quantization.kernels import (
     integer_product,
     is_exact_in_float32,
     kernel_for,
+    kernel_linear,
     level_sums,
     prepare_weight,
     products,
@@ -21,8 +23,11 @@ from hfnoise.quantization.kernels import (
 )
 from hfnoise.quantization.kernels.library import LEVELS
 from hfnoise.quantization.kernels.selection import library
-from hfnoise.quantization.linear_function import exact_product, points_from_codes
+from hfnoise.quantization.linear import LinearQuantization, QuestLinear
+from hfnoise.quantization.linear_function import exact_product
 from hfnoise.quantization.packing import pack
+from hfnoise.quantization.row_quantizer import row_quantizer
+from hfnoise.quantization.rows import decoded_rows, quantized_rows
 
 LENGTHS = (1, 7, 8, 63, 64, 100, 128, 4096)
 TOKENS = (1, 3, 17)
@@ -124,7 +129,8 @@ def test_bits_of_the_layers_product(activation_bits, weight_bits, dtype):
     length, levels = 1000, (grid_for(activation_bits).levels, grid_for(weight_bits).levels)
     codes_x, codes_w = random_codes(17, length, activation_bits), random_codes(24, length, weight_bits, seed=1)
     points = [
-        points_from_codes(codes, count, torch.float32) for codes, count in zip((codes_x, codes_w), levels, strict=True)
+        decoded_rows(codes, count, None, torch.float32)
+        for codes, count in zip((codes_x, codes_w), levels, strict=True)
     ]
     weight = prepare_weight(pack(codes_w, weight_bits), weight_bits, activation_bits, length)
     sums = integer_product(codes_x, weight, weight_bits, activation_bits)
@@ -132,6 +138,39 @@ def test_bits_of_the_layers_product(activation_bits, weight_bits, dtype):
     expected = exact_product(*points, levels, dtype)
     assert found.dtype == expected.dtype
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("activation_bits", "weight_bits"), [(1, 1), (2, 1), (1.58, 2), (4, 4)])
+def test_bits_of_the_layer(activation_bits, weight_bits, dtype, monkeypatch):
+    settings = LinearQuantization(weight_bits, activation_bits)
+    layer = QuestLinear(192, 24, quantization=settings, dtype=dtype)
+    x = torch.randn(40, 192, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[3] = 0
+    x[4] = math.nan
+    rows = quantized_rows(layer.weight, row_quantizer(layer.weight, weight_bits))
+    weight = prepare_weight(pack(rows.codes, weight_bits), weight_bits, activation_bits, 192)
+    monkeypatch.setattr(row_quantizers, "_BLOCK_ENTRIES", 192 * 16)  # more than one block
+    expected = layer(x)
+    found = kernel_linear(x, row_quantizer(x, activation_bits), weight, rows.step, layer.bias)
+    assert found.dtype == dtype
+    assert torch.equal(found[:4], expected[:4])
+    assert torch.equal(found[5:], expected[5:])
+    assert bool(found[4].isnan().all())
+    assert bool(expected[4].isnan().all())
+    assert kernel_linear(x[:0], row_quantizer(x, activation_bits), weight, rows.step).shape == (0, 24)
+    without_bias = kernel_linear(x[5:], row_quantizer(x, activation_bits), weight, rows.step)
+    layer.bias = None
+    assert torch.equal(without_bias, layer(x[5:]))
+    with pytest.raises(ValueError, match="settings have 256 levels"):
+        kernel_linear(x, row_quantizer(x, 8), weight, rows.step)
+
+
+def test_a_layer_whose_sums_round_is_refused():
+    weight = prepare_weight(torch.zeros(1, 512, dtype=torch.uint8), 8, 8, 512)
+    x = torch.ones(1, 512)
+    with pytest.raises(ValueError, match="round in float32"):
+        kernel_linear(x, row_quantizer(x, 8), weight, torch.ones(1, 1))
 
 
 def test_nothing_to_do():

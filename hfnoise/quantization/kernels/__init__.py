@@ -7,25 +7,31 @@ integers.
 
 from __future__ import annotations
 
-from hfnoise.quantization.kernels.products import (
-    PreparedWeight,
-    integer_product,
-    is_exact_in_float32,
-    kernel_for,
-    level_sums,
-    prepare_weight,
-    route_for,
-)  # fmt: skip
-from hfnoise.quantization.kernels.selection import KernelStatus, status
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "KernelStatus",
-    "PreparedWeight",
-    "integer_product",
-    "is_exact_in_float32",
-    "kernel_for",
-    "level_sums",
-    "prepare_weight",
-    "route_for",
-    "status",
-]
+# Lazily, as in the other packages: `rows` is below the core that `layer` is above of.
+_MODULES = {
+    "KernelStatus": "selection",
+    "PreparedWeight": "products",
+    "integer_product": "products",
+    "is_exact_in_float32": "products",
+    "kernel_for": "products",
+    "kernel_linear": "layer",
+    "level_sums": "products",
+    "prepare_weight": "products",
+    "route_for": "products",
+    "status": "selection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(_MODULES)}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

@@ -225,11 +225,22 @@ Split split_for(int level) {
 struct Problem {
     const uint64_t* x;
     const uint64_t* w;
-    int32_t* out;
+    int32_t* out;  // or null, and then the layer's output is wanted:
+    float* output;
+    const float *step_x, *step_w, *bias;
     int64_t tokens, length, words, rows;
     int x_bits, w_bits;
     Tiles tiles;
 };
+
+// The same operations on floats, in the same order, as `scaled` in linear_function.py: equal to the last bit as long as
+// no product and sum are joined into one operation (-ffp-contract=off).
+inline float finished(const Problem& p, int32_t sum, int64_t token, int64_t row) {
+    float value = static_cast<float>(sum) * 0.25f;
+    value *= p.step_x[token];
+    value *= p.step_w[row];
+    return p.bias == nullptr ? value : value + p.bias[row];
+}
 
 void multiply_groups(const Problem& p, int64_t first, int64_t last) {
     const int64_t group_words = p.words * p.w_bits * kRows;
@@ -247,9 +258,14 @@ void multiply_groups(const Problem& p, int64_t first, int64_t last) {
                 const int64_t left = p.rows - group * kRows;
                 const int count = left < kRows ? static_cast<int>(left) : kRows;
                 for (int t = 0; t < step; ++t) {
-                    int32_t* out = p.out + (token + t) * p.rows + group * kRows;
-                    for (int row = 0; row < count; ++row)
-                        out[row] = static_cast<int32_t>(base - 2 * sums[t * kRows + row]);
+                    const int64_t place = (token + t) * p.rows + group * kRows;
+                    for (int row = 0; row < count; ++row) {
+                        const auto sum = static_cast<int32_t>(base - 2 * sums[t * kRows + row]);
+                        if (p.out != nullptr)
+                            p.out[place + row] = sum;
+                        else
+                            p.output[place + row] = finished(p, sum, token + t, group * kRows + row);
+                    }
                 }
             }
             token += step;
@@ -321,14 +337,17 @@ HFNOISE_PUBLIC int hfnoise_weight_planes(const uint8_t* packed, int64_t rows, in
     return kDone;
 }
 
-// codes [tokens][length], planes of hfnoise_weight_planes -> out [tokens][rows].
+// codes [tokens][length], planes of hfnoise_weight_planes -> out [tokens][rows]; or, where `out` is null,
+// out / 4 * step_x [tokens] * step_w [rows] + bias [rows] (or null) -> output [tokens][rows].
 HFNOISE_PUBLIC int hfnoise_bit_plane_product(const uint8_t* codes, int64_t tokens, int64_t length, int x_bits,
-                                             const uint64_t* planes, int64_t rows, int w_bits, int32_t* out, int level,
+                                             const uint64_t* planes, int64_t rows, int w_bits, int32_t* out, float* output,
+                                             const float* step_x, const float* step_w, const float* bias, int level,
                                              int threads) {
     if (x_bits < 1 || x_bits > 2 || w_bits < 1 || w_bits > 2 || tokens < 0 || length < 1 || rows < 0 || level < 0 ||
         level > best_level())
         return kBadArgument;
     if (tokens == 0 || rows == 0) return kDone;
+    if (out == nullptr && (output == nullptr || step_x == nullptr || step_w == nullptr)) return kBadArgument;
     const int64_t words = (length + 63) / 64;
     auto* x = static_cast<uint64_t*>(std::malloc(static_cast<size_t>(tokens * words * x_bits * 8 + 8)));
     if (x == nullptr) return kOutOfMemory;
@@ -345,7 +364,8 @@ HFNOISE_PUBLIC int hfnoise_bit_plane_product(const uint8_t* codes, int64_t token
         }
     }
     if (beyond == 0)
-        multiply({x, planes, out, tokens, length, words, rows, x_bits, w_bits, tiles_for(level, x_bits, w_bits)},
+        multiply({x, planes, out, output, step_x, step_w, bias, tokens, length, words, rows, x_bits, w_bits,
+                  tiles_for(level, x_bits, w_bits)},
                  threads);
     std::free(x);
     return beyond == 0 ? kDone : kCodeTooLarge;

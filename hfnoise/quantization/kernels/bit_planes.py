@@ -58,22 +58,65 @@ def product(library: Library, codes: Tensor, activation_bits: int, planes: Tenso
         MemoryError: if there is no room for the planes of the inputs.
         ValueError: if a code does not fit into `activation_bits`.
     """
+    sums = torch.empty(len(codes), rows, dtype=torch.int32)
+    _multiply(library, codes, activation_bits, planes, rows, (sums, None, None, None, None))
+    return sums
+
+
+def linear(
+    library: Library,
+    codes: Tensor,
+    activation_bits: int,
+    planes: Tensor,
+    step_x: Tensor,
+    step_w: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """Return [`product`] / 4 * step_x * step_w + bias in one pass: `scaled` of `level_sums`, to the last bit.
+
+    Args:
+        library, codes, activation_bits, planes: those of [`product`].
+        step_x (`torch.Tensor` of shape `(tokens, 1)`, float32).
+        step_w (`torch.Tensor` of shape `(rows, 1)`, float32).
+        bias (`torch.Tensor` of shape `(rows,)`, float32, *optional*).
+
+    Returns:
+        `torch.Tensor` of shape `(tokens, rows)`, float32.
+
+    Raises:
+        MemoryError, ValueError: as [`product`].
+    """
+    rows = len(step_w)
+    output = torch.empty(len(codes), rows)
+    step_x, step_w = step_x.contiguous(), step_w.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    _multiply(library, codes, activation_bits, planes, rows, (None, output, step_x, step_w, bias))
+    return output
+
+
+def _multiply(
+    library: Library,
+    codes: Tensor,
+    activation_bits: int,
+    planes: Tensor,
+    rows: int,
+    results: tuple[Tensor | None, ...],
+) -> None:
     codes = codes.contiguous()
     tokens, length = codes.shape
     weight_bits = planes.shape[2]
-    sums = torch.empty(tokens, rows, dtype=torch.int32)
     work = tokens * rows * planes.shape[1] * activation_bits * weight_bits
     threads = torch.get_num_threads() if work >= _WORTH_THREADS else 1
     code = library.functions.hfnoise_bit_plane_product(
         codes.data_ptr(), tokens, length, activation_bits,
-        planes.data_ptr(), rows, weight_bits, sums.data_ptr(), library.level, threads,
+        planes.data_ptr(), rows, weight_bits,
+        *(None if result is None else result.data_ptr() for result in results), library.level, threads,
     )  # fmt: skip
     if code == _CODE_TOO_LARGE:
         raise ValueError(
             f"codes go up to {int(codes.max())}; {activation_bits} bits hold 0 to {2**activation_bits - 1}."
         )
     _check(code, "hfnoise_bit_plane_product")
-    return sums
 
 
 def check_library(library: Library) -> None:

@@ -37,7 +37,8 @@ def load(path: Path, level: int | None = None) -> Library:
         pointer, integer, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
         functions.hfnoise_weight_planes.argtypes = [pointer, size, size, integer, pointer]
         functions.hfnoise_bit_plane_product.argtypes = [
-            pointer, size, size, integer, pointer, size, integer, pointer, integer, integer,
+            pointer, size, size, integer, pointer, size, integer,
+            pointer, pointer, pointer, pointer, pointer, integer, integer,
         ]  # fmt: skip
         functions.hfnoise_quantize_rows.argtypes = [
             pointer, size, size, integer, integer, ctypes.c_float, ctypes.c_float,

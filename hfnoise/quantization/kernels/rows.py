@@ -54,9 +54,9 @@ def quantize(
 
 
 def rotate_gradients(library: Library, gradient: Tensor, mask: Tensor | None, group: int, out: Tensor) -> Tensor:
-    """Return `out`, with (mask * gradient) rotated in groups, for float32, contiguous tensors of a shape that [`serves`].
+    """Return `out`, with (mask * gradient) rotated in groups; it may be the gradient.
 
-    `out` may be the gradient.
+    For float32, contiguous tensors of a shape that [`serves`].
     """
     status = library.functions.hfnoise_rotate_gradients(
         gradient.data_ptr(), _address(mask), *gradient.shape, group, out.data_ptr(), library.level, _threads(gradient)
@@ -66,7 +66,7 @@ def rotate_gradients(library: Library, gradient: Tensor, mask: Tensor | None, gr
 
 
 def decode(library: Library, codes: Tensor, levels: int, step: Tensor | None) -> Tensor:
-    """Return (codes - (levels - 1) / 2) * step in float32, for a contiguous matrix of codes and a float32 step a row."""
+    """Return (codes - (levels - 1) / 2) * step in float32, for a contiguous matrix of codes and a step for each row."""
     out = torch.empty(codes.shape)
     status = library.functions.hfnoise_decode_rows(
         codes.data_ptr(), _address(step), *codes.shape, (levels - 1) / 2, out.data_ptr(), library.level,
