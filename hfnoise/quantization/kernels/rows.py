@@ -66,7 +66,7 @@ def rotate_gradients(library: Library, gradient: Tensor, mask: Tensor | None, gr
 
 
 def decode(library: Library, codes: Tensor, levels: int, step: Tensor | None) -> Tensor:
-    """Return (codes - (levels - 1) / 2) * step in float32, for a contiguous matrix of codes and a step for each row."""
+    """Return (codes - (levels - 1) / 2) * step in float32, for a contiguous matrix of codes and a step a row."""
     out = torch.empty(codes.shape)
     status = library.functions.hfnoise_decode_rows(
         codes.data_ptr(), _address(step), *codes.shape, (levels - 1) / 2, out.data_ptr(), library.level,
