@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.base import get_keys_to_not_convert
-from transformers.quantizers.quantizers_utils import should_convert_module
 
 from hfnoise.quantization.hf_config import QuestConfig
 from hfnoise.quantization.linear import LinearQuantization, QuestLinear, describe, prepare_layer, quantized_forward
@@ -75,8 +73,11 @@ def layers_to_convert(model: nn.Module, config: QuestConfig) -> tuple[dict[str, 
         >>> list(layers_to_convert(model, QuestConfig(bits=2, modules_to_not_convert=["router"]))[0])
         ['attention']
     """
+    # Not at the top: it sets off the hook that imports hf_transformers, which imports this module.
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
     linear = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Conv1D)}
-    kept = _heads(model)
+    kept = _kept(model)
     wanted = config.modules_to_not_convert or []
     unmatched = [one for one in wanted if all(should_convert_module(name, [one]) for name, _ in model.named_modules())]
     if unmatched:
@@ -101,14 +102,22 @@ def layers_to_convert(model: nn.Module, config: QuestConfig) -> tuple[dict[str, 
     return chosen, skipped
 
 
-def _heads(model: nn.Module) -> dict[str, str]:
-    """Return the linear layers that stay, with the reason."""
-    if not hasattr(model, "get_output_embeddings"):  # of diffusers, or the user's own
-        return {}
+def _kept(model: nn.Module) -> dict[str, str]:
+    """Return the modules that stay, with the reason."""
+    # Beside the precision that the model's authors ask for: T5 casts an input to the dtype of such a weight, and that
+    # of a packed one is uint8.
+    float32 = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     kept = {
-        name.removesuffix(".bias"): "output embedding, tied to one, or the last layer"
-        for name in get_keys_to_not_convert(model)
-    }  # noqa: E501
+        name: "kept in float32 by the model"
+        for name, _ in model.named_modules()
+        if float32.intersection(name.split("."))
+    }
+    if not hasattr(model, "get_output_embeddings"):  # of diffusers, or the user's own
+        return kept
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    for name in get_keys_to_not_convert(model):
+        kept.setdefault(name.removesuffix(".bias"), "output embedding, tied to one, or the last layer")
     prefix = getattr(model, "base_model_prefix", "")
     if prefix and hasattr(model, prefix):
         for name, _ in model.named_modules():

@@ -50,7 +50,9 @@ def _dispatch(target: Any, adapter_name: str, config: Any, parameter_name: str |
         return _stock_dispatch(target, adapter_name, config=config, parameter_name=parameter_name, **kwargs)
     packed = isinstance(base, QuestPackedLinear)
     if packed and config.use_dora:
-        raise ValueError("use_dora needs the norms of float weights, and these are packed. Load master weights, or use LoRA.")
+        raise ValueError(
+            "use_dora needs the norms of float weights, and these are packed. Load master weights, or use LoRA."
+        )
     transposed = not packed and getattr(base, "transposed", False)
     config.fan_in_fan_out = transposed
     kind = PackedLoraLinear if packed else QuestLoraLinear

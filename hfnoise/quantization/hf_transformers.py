@@ -5,6 +5,7 @@ hfnoise.registration imports it when transformers imports `transformers.quantize
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,9 +16,8 @@ from transformers.quantizers.base import HfQuantizer
 
 from hfnoise.quantization.codes import decode
 from hfnoise.quantization.hf_config import QuestConfig
-from hfnoise.quantization.hf_export import dequantize, forget_quantizer
+from hfnoise.quantization.hf_export import check_weights, dequantize, forget_quantizer
 from hfnoise.quantization.hf_layers import layers_to_convert, quantize_layers
-from hfnoise.quantization.linear import LinearQuantization
 from hfnoise.quantization.packed_linear import QuestPackedLinear, pack_weight
 from hfnoise.quantization.packing import packed_length, unpack
 
@@ -156,25 +156,11 @@ class _Dequantize(ConversionOps):  # type: ignore[misc]
         return _IdentityOp()
 
 
-def check_weights(model: nn.Module) -> None:
-    """Raise a ValueError that names the first quantised weight with NaN or infinite entries.
-
-    Example:
-        >>> from hfnoise.quantization import QuestLinear
-        >>> from hfnoise.quantization.hf_transformers import check_weights
-        >>> check_weights(QuestLinear(8, 8))
-    """
-    for name, module in model.named_modules():
-        if isinstance(getattr(module, "quantization", None), LinearQuantization):
-            weight = module.weight
-            if isinstance(weight, Tensor) and weight.is_floating_point() and not weight.is_meta:
-                bad = int((~weight.isfinite()).sum())
-                if bad:
-                    raise ValueError(
-                        f"{name}.weight has {bad} entries that are NaN or infinite; it cannot be quantised."
-                    )
-
-
 # Not by the decorators, which refuse a second registration: of a reloaded module, or a second import path.
 AUTO_QUANTIZATION_CONFIG_MAPPING["quest"] = QuestConfig
 AUTO_QUANTIZER_MAPPING["quest"] = QuestHfQuantizer
+# Those of which a setting given to `from_pretrained` wins over that of a checkpoint: here `dequantize`, which would be
+# dropped with a warning.
+_auto: Any = import_module("transformers.quantizers.auto")
+if QuestConfig not in _auto.LOADING_ATTRIBUTES_CONFIG_TYPES:
+    _auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (QuestConfig,)
