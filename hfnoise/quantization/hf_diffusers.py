@@ -22,7 +22,7 @@ from hfnoise.quantization.packed_linear import QuestPackedLinear
 class QuestDiffusersQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     """Loads models of diffusers with a [`hfnoise.QuestConfig`]: as [`QuestHfQuantizer`] does those of transformers.
 
-    A model with master weights is an ordinary one afterwards: it can be cast and trained.
+    Departure from other quantizers: the model can be cast afterwards, as any other.
 
     Example:
         >>> import hfnoise
@@ -42,23 +42,32 @@ class QuestDiffusersQuantizer(DiffusersQuantizer):  # type: ignore[misc]
                 "dequantize=True is for models of transformers; load this one packed, then hfnoise.dequantize(model)."
             )
         self._to_pack: set[str] = set()
-        self._dtype: torch.dtype | None = None
-
-    def update_torch_dtype(self, torch_dtype: torch.dtype) -> torch.dtype:
-        """Return `torch_dtype` as it is."""
-        self._dtype = torch_dtype
-        return torch_dtype
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        """Raise for weights that diffusers would send to the disk without asking the quantizer."""
+        """Raise for weights that would go to the disk: diffusers reads no buffers from it."""
         device_map = kwargs.get("device_map")
-        if self.quantization_config.store_master_weights or not isinstance(device_map, dict):
-            return
-        if "disk" in device_map.values() and not (self.pre_quantized and self._dtype in (None, torch.float32)):
+        packed = not self.quantization_config.store_master_weights
+        if packed and isinstance(device_map, dict) and "disk" in device_map.values():
             raise ValueError(
-                "device_map sends parts of the model to the disk, where diffusers writes weights unpacked and scales "
-                "in half precision. Load the model into memory, or save it packed and load that in float32."
+                "device_map sends packed weights to the disk, from where diffusers does not bring them back. Keep them "
+                "in memory, where they take their few bits, or use enable_group_offload."
             )
+
+    def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
+        """Return the keys as they are; raise for those without which a packed layer would hold anything at all."""
+        needed = [key for key in missing_keys if self._is_packed_part(model, key)]
+        if needed:
+            raise ValueError(
+                f"the checkpoint lacks {len(needed)} packed weights or scales ({min(needed)}, ...). It does not "
+                "fit the model, or was written incompletely."
+            )
+        return missing_keys
+
+    def _is_packed_part(self, model: nn.Module, key: str) -> bool:
+        module_name, _, name = key.rpartition(".")
+        if name == "weight" and module_name in self._to_pack:
+            return True
+        return name in ("weight", "weight_scale") and isinstance(model.get_submodule(module_name), QuestPackedLinear)
 
     @property
     def supports_parallel_loading(self) -> bool:
@@ -84,12 +93,13 @@ class QuestDiffusersQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         if self._to_pack:
             left = sorted(self._to_pack)
             raise ValueError(
-                f"{len(left)} weights were not packed ({left[0]}, ...): diffusers sent them to the disk, or the "
-                "checkpoint lacks them. Load without offload_state_dict, and look at its warnings of missing weights."
+                f"{len(left)} weights were not packed ({left[0]}, ...): diffusers sent them to the disk, or did not "
+                "find them. Load without offload_state_dict and offload_folder."
             )
-        if self.quantization_config.store_master_weights:
-            check_weights(model)
-            model.is_quantized = False
+        check_weights(model)
+        # Its only use is to refuse casts, which do no harm here: those of master weights are usual in training, packed
+        # ones keep codes and scales. `save_lora_adapter` casts, if only to `None`.
+        model.is_quantized = False
         return model
 
     def check_if_quantized_param(

@@ -79,8 +79,8 @@ def export_packed(model: Any) -> Any:
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is not None and len(kinds) > 1:
         raise ValueError(
-            f"the layers have {len(kinds)} settings ({', '.join(map(describe, kinds))}), and a checkpoint records one. "
-            "Give all the same, or leave some out by modules_to_not_convert."
+            f"the layers have {len(kinds)} settings ({', '.join(map(describe, kinds))}), and a checkpoint records "
+            "one. Give all the same, or leave some out by modules_to_not_convert."
         )
     packed = {}
     for name, (module, quantization) in masters.items():
@@ -104,12 +104,16 @@ def export_packed(model: Any) -> Any:
         set_quantization_config(model, config)
         model.hf_quantizer = _quantizer_class(model)(config, pre_quantized=True)
         model.quantization_method = config.quant_method
-        model.is_quantized = True
+        model.is_quantized = not _of_diffusers(model)  # which reads it to refuse casts; see hf_diffusers
     return model
 
 
+def _of_diffusers(model: Any) -> bool:
+    return hasattr(model, "_internal_dict")
+
+
 def _quantizer_class(model: Any) -> Any:
-    if hasattr(model, "_internal_dict"):  # of diffusers
+    if _of_diffusers(model):
         from hfnoise.quantization.hf_diffusers import QuestDiffusersQuantizer
 
         return QuestDiffusersQuantizer
@@ -271,7 +275,7 @@ def set_quantization_config(model: Any, config: QuestConfig | None) -> None:
         >>> from hfnoise.quantization.hf_export import set_quantization_config
         >>> set_quantization_config(nn.Linear(1, 1), QuestConfig())
     """
-    if hasattr(model, "_internal_dict"):  # of diffusers: frozen, and written from its items
+    if _of_diffusers(model):  # whose configuration is frozen, and written from its items
         rest = {name: value for name, value in model.config.items() if name != "quantization_config"}
         model._internal_dict = type(model.config)(rest if config is None else {**rest, "quantization_config": config})
     elif hasattr(model, "config"):

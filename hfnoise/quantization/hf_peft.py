@@ -18,13 +18,13 @@ from hfnoise.quantization.packed_linear import QuestPackedLinear
 
 
 class PackedLoraLinear(Linear):
-    """LoRA on packed weights: adapters train and are saved as ever; merging is refused, there is no grid for the sum."""
+    """LoRA on packed weights: adapters train and are saved as ever; merging is refused, no grid holds the sum."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Raise: packed weights hold codes of a grid, to which nothing can be added."""
         raise ValueError(
-            "LoRA cannot be merged into packed weights: they hold codes of a grid. Keep the adapter beside the model, or "
-            "load the master weights (store_master_weights=True), merge into those and export_packed again."
+            "LoRA cannot be merged into packed weights: they hold codes of a grid. Keep the adapter beside the model, "
+            "or load the master weights (store_master_weights=True), merge into those and export_packed again."
         )
 
 
@@ -34,8 +34,8 @@ class QuestLoraLinear(Linear):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Merge, and warn: the merged model computes something else than base and adapter did."""
         warnings.warn(
-            "LoRA is merged into master weights, which are quantised in every forward: what the adapter added is rounded "
-            "to their grid. Evaluate after merging, or keep the adapter beside the model.",
+            "LoRA is merged into master weights, which are quantised in every forward: what the adapter added is "
+            "rounded to their grid. Evaluate after merging, or keep the adapter beside the model.",
             stacklevel=2,
         )
         super().merge(safe_merge, adapter_names)

@@ -40,8 +40,24 @@ class QuestHfQuantizer(HfQuantizer):
     quantization_config: QuestConfig
     serialized_names = {"weight": ["weight", "weight_scale"]}
 
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Raise for packed weights on the disk, which accelerate does not bring back."""
+        device_map, config = kwargs.get("device_map"), self.quantization_config
+        on_disk = isinstance(device_map, dict) and "disk" in device_map.values()
+        if on_disk and not (config.store_master_weights or config.dequantize):
+            raise ValueError(
+                "device_map sends packed weights to the disk, from where accelerate does not bring them back. Keep them "
+                "in memory, where they take their few bits."
+            )
+
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if self.pre_quantized and self.quantization_config.dequantize:
+            if self.quantization_config.activation_bits is not None:
+                raise ValueError(
+                    f"dequantize=True: the checkpoint quantises inputs too (activation_bits="
+                    f"{self.quantization_config.activation_bits}), and stock layers do not, so the float model would "
+                    "compute something else. Load it packed, then hfnoise.dequantize(model, weight_only=True)."
+                )
             # Only to know the shapes that the packed bytes do not tell; the layers stay what they are.
             self._dense_shapes = {
                 name: module for name, module in layers_to_convert(model, self.quantization_config)[0].items()
@@ -52,7 +68,10 @@ class QuestHfQuantizer(HfQuantizer):
         )
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        if self.quantization_config.dequantize or not self.quantization_config.store_master_weights:
+        if self.quantization_config.dequantize:
+            return model
+        if not self.quantization_config.store_master_weights:
+            _check_all_loaded(model)
             return model
         check_weights(model)
         if not self.pre_quantized:
@@ -100,6 +119,23 @@ class QuestHfQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """Return True."""
         return True
+
+
+def _check_all_loaded(model: nn.Module) -> None:
+    """Raise for packed tensors that no checkpoint filled: transformers leaves memory as it is and only reports them."""
+    lacking = [
+        f"{name}.{part}"
+        for name, module in model.named_modules()
+        if isinstance(module, QuestPackedLinear)
+        for part in ("weight", "weight_scale")
+        if not getattr(getattr(module, part), "is_meta", False)
+        and not hasattr(getattr(module, part), "_is_hf_initialized")
+    ]
+    if lacking:
+        raise ValueError(
+            f"the checkpoint lacks {len(lacking)} packed weights or scales ({lacking[0]}, ...). It does not fit the "
+            "model, or was written incompletely."
+        )
 
 
 class _Pack(ConversionOps):  # type: ignore[misc]

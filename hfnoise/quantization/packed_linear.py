@@ -84,6 +84,14 @@ class QuestPackedLinear(nn.Linear):
         )
         return output.view(*input.shape[:-1], -1)  # type: ignore[no-any-return]
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # `.half()`, `.to(torch.bfloat16)` and layer-wise casting to 8 bits are meant for what computes in that dtype.
+        scale = self.weight_scale
+        super()._apply(fn, recurse)
+        if self.weight_scale.dtype != torch.float32:
+            self.weight_scale = scale.to(self.weight_scale.device)
+        return self
+
     def codes(self) -> Tensor:
         """Return the codes, uint8 of shape `(out_features, in_features)`, of the rotated weight."""
         return unpack(self.weight[0], self.quantization.weight_bits, self.in_features)
