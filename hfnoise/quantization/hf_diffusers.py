@@ -44,12 +44,12 @@ class QuestDiffusersQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         self._to_pack: set[str] = set()
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        """Raise for weights that would go to the disk: diffusers reads no buffers from it."""
+        """Raise for weights that would go to the disk, where diffusers reads no buffers."""
         device_map = kwargs.get("device_map")
         packed = not self.quantization_config.store_master_weights
         if packed and isinstance(device_map, dict) and "disk" in device_map.values():
             raise ValueError(
-                "device_map sends packed weights to the disk, from where diffusers does not bring them back. Keep them "
+                "device_map sends packed weights to the disk, and diffusers does not bring them back. Keep them "
                 "in memory, where they take their few bits, or use enable_group_offload."
             )
 

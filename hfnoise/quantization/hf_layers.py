@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
@@ -147,6 +148,7 @@ def quantize_layers(model: nn.Module, config: QuestConfig, packed: bool) -> nn.M
         )
     """
     chosen, skipped = layers_to_convert(model, config)
+    _warn_of_experts(model)
     quantization = linear_quantization(config)
     for name, module in chosen.items():
         made = packed_layer(module, quantization) if packed else master_layer(module, quantization)
@@ -154,6 +156,23 @@ def quantize_layers(model: nn.Module, config: QuestConfig, packed: bool) -> nn.M
         model.set_submodule(name, made)
     model.quest_skipped = skipped  # type: ignore[assignment]
     return model
+
+
+def _warn_of_experts(model: nn.Module) -> None:
+    """Warn of weights that are most of such a model and stay floats; Python shows a text once."""
+    stacked = [
+        (f"{name}.{own}", parameter.numel())
+        for name, module in model.named_modules()
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and min(parameter.shape) > 1 and not isinstance(module, nn.modules.conv._ConvNd)
+    ]
+    if stacked:
+        share = sum(count for _, count in stacked) / max(1, sum(p.numel() for p in model.parameters()))
+        warnings.warn(
+            f"{type(model).__name__} keeps {len(stacked)} weights of stacked experts as floats ({stacked[0][0]}, ...), "
+            f"{share:.0%} of its entries: they are not linear layers. hfnoise.quantization_report(model) lists them.",
+            stacklevel=4,
+        )
 
 
 def master_layer(module: nn.Module, quantization: LinearQuantization) -> nn.Module:

@@ -46,7 +46,7 @@ class QuestHfQuantizer(HfQuantizer):
         on_disk = isinstance(device_map, dict) and "disk" in device_map.values()
         if on_disk and not (config.store_master_weights or config.dequantize):
             raise ValueError(
-                "device_map sends packed weights to the disk, from where accelerate does not bring them back. Keep them "
+                "device_map sends packed weights to the disk, and accelerate does not bring them back. Keep them "
                 "in memory, where they take their few bits."
             )
 
@@ -98,6 +98,10 @@ class QuestHfQuantizer(HfQuantizer):
         """Return the operation that makes floats of a packed weight, for `dequantize=True`."""
         return {"dequantize": _Dequantize}
 
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """Return the conversions of the model as they are, and ours: the experts that they stack are never packed."""
+        return [*weight_conversions, *self.get_weight_conversions()]
+
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         return dequantize(model, dtype=dtype)
 
@@ -122,7 +126,7 @@ class QuestHfQuantizer(HfQuantizer):
 
 
 def _check_all_loaded(model: nn.Module) -> None:
-    """Raise for packed tensors that no checkpoint filled: transformers leaves memory as it is and only reports them."""
+    """Raise for packed tensors that no checkpoint filled; transformers reports them and goes on."""
     lacking = [
         f"{name}.{part}"
         for name, module in model.named_modules()
