@@ -170,7 +170,7 @@ def _warn_of_experts(model: nn.Module) -> None:
         share = sum(count for _, count in stacked) / max(1, sum(p.numel() for p in model.parameters()))
         warnings.warn(
             f"{type(model).__name__} keeps {len(stacked)} weights of stacked experts as floats ({stacked[0][0]}, ...)"
-            f", {share:.0%} of its entries: they are not linear layers. hfnoise.quantization_report(model) lists them.",
+            f", {share:.0%} of its entries: they are no linear layers. hfnoise.quantization_report(model) lists them.",
             stacklevel=4,
         )
 

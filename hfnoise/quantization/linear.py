@@ -159,7 +159,7 @@ def quantized_forward(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     levels = quantization.activation_levels(), quantization.weight_levels()
     group = row_quantizer(weight, *quantization.of(quantization.weight_bits)).group
     output = QuantizedLinear.apply(points, codes, step, weight, bias, *rows, levels, group, dtype)  # type: ignore[no-untyped-call]
-    return output.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+    return output.view(*x.shape[:-1], weight.shape[0])  # type: ignore[no-any-return]
 
 
 def float_weight(layer: nn.Module, weight: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class QuestPackedLinear(nn.Linear):
         output = QuantizedLinear.apply(  # type: ignore[no-untyped-call]
             points, codes, step, None, self.bias, *rows, levels, 1, output_dtype(input)
         )
-        return output.view(*input.shape[:-1], -1)  # type: ignore[no-any-return]
+        return output.view(*input.shape[:-1], self.out_features)  # type: ignore[no-any-return]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # `.half()`, `.to(torch.bfloat16)` and layer-wise casting to 8 bits are meant for what computes in that dtype.

@@ -99,7 +99,8 @@ def test_pipeline(store_master_weights, tmp_path, tokenizer):
     )  # fmt: skip
     StableDiffusionPipeline(
         vae=AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=8), text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer, unet=unet(), scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), safety_checker=None, feature_extractor=None,
+        tokenizer=tokenizer, unet=unet(), scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(tmp_path / "float")  # fmt: skip
 
