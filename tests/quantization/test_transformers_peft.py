@@ -55,7 +55,7 @@ def test_merging():
 
 
 def test_dora():
-    with pytest.raises(ValueError, match="use_dora needs norms of float weights"):
+    with pytest.raises(ValueError, match="use_dora needs the norms of float weights"):
         get_peft_model(base("llama", packed=True), lora(use_dora=True))
     train(get_peft_model(base("llama", packed=False), lora(use_dora=True)), steps=1)
 
