@@ -53,7 +53,7 @@ def kinds(model):
 CASES = [(4, 4), (1, None), (1.58, 8), (8, 8)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "bits", [CASES[0], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[1:])], ids=str
 )
@@ -199,6 +199,7 @@ def test_lora(packed, packed_folder, tmp_path):
     fresh.delete_adapters("default")
 
 
+@pytest.mark.slow
 def test_casts_and_offload(packed_folder):
     model = UNet2DConditionModel.from_pretrained(packed_folder)
     reference = output(model)
