@@ -15,7 +15,7 @@ from hfnoise.quantization.hadamard import computing_dtype, hadamard_rotate
 from hfnoise.quantization.linear_function import QuantizedLinear, QuantizedRows, quantized_rows
 from hfnoise.quantization.lsq import lsq_initial_step, lsq_quantize
 from hfnoise.quantization.row_quantizer import row_quantizer
-from hfnoise.quantization.weight_cache import weights_version
+from hfnoise.quantization.weight_cache import kept_between_steps
 
 
 class LinearQuantization(NamedTuple):
@@ -116,7 +116,7 @@ def describe(quantization: LinearQuantization) -> str:
 
 
 def prepare_layer(layer: nn.Module, quantization: LinearQuantization) -> None:
-    """Give a layer what [`quantized_forward`] reads: the settings, an empty cache, and for LSQ the learned steps.
+    """Give a layer what [`quantized_forward`] reads: the settings, and for LSQ the learned steps.
 
     Example:
         >>> from torch import nn
@@ -127,7 +127,6 @@ def prepare_layer(layer: nn.Module, quantization: LinearQuantization) -> None:
         ['weight', 'bias', 'weight_step', 'activation_step']
     """
     layer.quantization = quantization  # type: ignore[assignment]
-    layer.cached_rows = None  # type: ignore[assignment]
     if quantization.estimator == "lsq":
         weight: Tensor = layer.weight  # type: ignore[assignment]
         # Zero means: not set yet. A flag outside of the state dict is lost on resume, as in the official code, whose
@@ -195,13 +194,11 @@ def output_dtype(x: Tensor) -> torch.dtype:
 
 def _weight_rows(layer: nn.Module, weight: Tensor) -> QuantizedRows:
     quantization: LinearQuantization = layer.quantization  # type: ignore[assignment]
-    version = weights_version()
-    key = (version, weight._version, weight.device, weight.dtype, quantization)
-    known = layer.cached_rows
-    if version is not None and known is not None and known[0] == key:  # type: ignore[index]
-        return known[1]  # type: ignore[index, no-any-return]
-    rows = quantized_rows(weight.detach(), row_quantizer(weight, *quantization.of(quantization.weight_bits)))
-    layer.cached_rows = None if version is None else (key, rows)  # type: ignore[assignment]
+
+    def make() -> QuantizedRows:
+        return quantized_rows(weight.detach(), row_quantizer(weight, *quantization.of(quantization.weight_bits)))
+
+    rows: QuantizedRows = kept_between_steps(layer, (weight,), quantization, make)
     return rows
 
 

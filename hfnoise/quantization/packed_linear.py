@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from hfnoise.quantization.linear import LinearQuantization, describe, output_dty
 from hfnoise.quantization.linear_function import QuantizedLinear, QuantizedRows, points_from_codes
 from hfnoise.quantization.packing import pack, packed_length, unpack
 from hfnoise.quantization.row_quantizer import row_quantizer
-from hfnoise.quantization.weight_cache import weights_version
+from hfnoise.quantization.weight_cache import kept_between_steps
 
 
 class QuestPackedLinear(nn.Linear):
@@ -68,7 +69,6 @@ class QuestPackedLinear(nn.Linear):
         self.register_buffer("weight", torch.zeros(1, out_features, row, dtype=torch.uint8, device=device))
         self.register_buffer("weight_scale", torch.zeros(out_features, dtype=torch.float32, device=device))
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-        self.cached: tuple[Any, Any] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output in the dtype of `input` (that of autocast under autocast)."""
@@ -123,15 +123,9 @@ class QuestPackedLinear(nn.Linear):
         points = points_from_codes(codes, self.quantization.weight_levels(), dtype)
         return QuantizedRows(points, codes, self.weight_scale[:, None].to(dtype), None)
 
-    def _kept(self, make: Any, dtype: torch.dtype) -> Any:
+    def _kept(self, make: Callable[[], Any], dtype: torch.dtype) -> Any:
         """Return what `make` returns; inside of `cached_weights` it is called once."""
-        version = weights_version()
-        key = (version, dtype, self.weight.data_ptr() if version is not None else None)
-        if version is not None and self.cached is not None and self.cached[0] == key:
-            return self.cached[1]
-        value = make()
-        self.cached = None if version is None else (key, value)
-        return value
+        return kept_between_steps(self, (self.weight, self.weight_scale), dtype, make)
 
 
 def pack_weight(weight: Tensor, quantization: LinearQuantization) -> tuple[Tensor, Tensor]:

@@ -128,8 +128,9 @@ def test_accumulation_in_cached_weights_is_equal(counted):
         for _ in range(3):
             found = gradients(model)
             assert all(torch.equal(expected[name], found[name]) for name in expected)
+        assert all(layer.quantized_cache is not None for layer in layers(model))
     assert len(counted["weights"]) == 2 * 7
-    assert all(module.cached_rows is None or module.cached_rows[0][0] is not None for module in layers(model))
+    assert all(layer.quantized_cache is None for layer in layers(model))  # 6 bytes an entry are free again
 
 
 def layers(model):
@@ -144,8 +145,10 @@ def changed_by_fused_adamw(model):
 
 def changed_by_load(assign):
     def change(model):
-        state = {name: -value.clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(state, assign=assign)
+        for sign in (-1, 1):  # twice: from the second time on every weight is as new as the one before
+            logits(model)
+            state = {name: sign * value.clone().flip(0) for name, value in model.state_dict().items()}
+            model.load_state_dict(state, assign=assign)
 
     return change
 
@@ -179,13 +182,26 @@ def test_packed_weights_in_the_cache():
     model = export_packed(model_of())
     state = {name: value.clone() for name, value in model.state_dict().items()}
     before = logits(model)
-    other = export_packed(prepare_qat(llama(initializer_range=0.1), QuestConfig(bits=4)))
+    other = prepare_qat(llama(initializer_range=0.1), QuestConfig(bits=4))
+    for layer in layers(other):
+        layer.weight.data = layer.weight.data.flip(0, 1)  # other codes
+    export_packed(other)
     with cached_weights(model):
         assert torch.equal(logits(model), before)
         model.load_state_dict(other.state_dict())
         assert torch.equal(logits(model), logits(other))
         model.load_state_dict(state)
         assert torch.equal(logits(model), before)
+
+
+def test_inference_tensors():
+    with torch.inference_mode():
+        model = model_of()
+        with cached_weights(model):
+            assert torch.equal(logits(model), logits(model))
+        export_packed(model)
+        with cached_weights(model):
+            assert torch.equal(logits(model), logits(model))
 
 
 @pytest.mark.parametrize("mark", ["device_mesh", "ds_id", "_is_flat_param"])
