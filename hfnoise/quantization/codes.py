@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hfnoise.quantization.grids import grid_for
 from hfnoise.quantization.hadamard import hadamard_rotate
-from hfnoise.quantization.row_quantizer import quantize_rows, row_blocks, row_quantizer
+from hfnoise.quantization.row_quantizer import row_quantizer
+from hfnoise.quantization.rows import quantized_rows
 
 
 class Encoded(NamedTuple):
@@ -39,8 +40,8 @@ def encode(
         x, bits, estimator, hadamard_group, grid, trust_factor, trust_radius: those of `quantize`.
 
     Returns:
-        [`Encoded`], which unpacks as `codes, scale, mask`: codes in uint8, 0 .. levels - 1, of the shape of `x`, in the
-        rotated space; the step of each row, step * RMS, in float32 (float64 for float64), of shape `(..., 1)`; the
+        [`Encoded`], which unpacks as `codes, scale, mask`: codes in uint8, 0 .. levels - 1, of the shape of `x`, in
+        the rotated space; the step of each row, step * RMS, float32 (float64 for float64), of shape `(..., 1)`; the
         trust mask, bool, all `True` for the straight-through estimators.
 
     Raises:
@@ -57,17 +58,10 @@ def encode(
     """
     settings = row_quantizer(x, bits, estimator, hadamard_group, grid, trust_factor, trust_radius)
     flat = x.reshape(-1, x.shape[-1])
-    codes = torch.empty_like(flat, dtype=torch.uint8, memory_format=torch.contiguous_format)
-    mask = torch.ones_like(codes, dtype=torch.bool)
-    scales = []
-    for rows in row_blocks(flat):
-        points, step, trusted = quantize_rows(flat[rows], settings)
-        scales.append(step)
-        codes[rows].copy_(points.add_((settings.levels - 1) / 2))
-        if trusted is not None:
-            mask[rows].copy_(trusted)
-    scale = torch.cat(scales) if scales else flat.new_empty(0, 1)
+    _, codes, scale, mask = quantized_rows(flat, settings, points=False)
+    assert codes is not None  # asked for by default
     _check_scale(scale, flat)
+    mask = torch.ones_like(codes, dtype=torch.bool) if mask is None else mask
     return Encoded(codes.view(x.shape), scale.view(*x.shape[:-1], 1), mask.view(x.shape))
 
 

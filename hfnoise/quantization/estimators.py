@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hfnoise.quantization.hadamard import computing_dtype, rotate_groups
-from hfnoise.quantization.row_quantizer import RowQuantizer, quantize_rows, row_blocks, row_quantizer
+from hfnoise.quantization.row_quantizer import RowQuantizer, row_quantizer
+from hfnoise.quantization.rows import masked_and_rotated, quantized_rows
 
 
 class QuestFunction(torch.autograd.Function):
@@ -20,10 +20,8 @@ class QuestFunction(torch.autograd.Function):
     A second derivative raises: that of a step function says nothing. Call [`quantize`] instead of this.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         x: Tensor,
         levels: int,
         unit: float,
@@ -33,16 +31,9 @@ class QuestFunction(torch.autograd.Function):
         trust_radius: float | None,
     ) -> tuple[Tensor, Tensor | None]:
         settings = RowQuantizer(levels, unit, group, absmax, trusted_steps, trust_radius)
-        flat = x.reshape(-1, x.shape[-1])
-        quantized = torch.empty_like(flat, memory_format=torch.contiguous_format)
-        masked = trusted_steps is not None or trust_radius is not None
-        mask = torch.empty_like(quantized, dtype=torch.bool) if masked else None
-        for rows in row_blocks(flat):
-            points, step, trusted = quantize_rows(flat[rows], settings)
-            quantized[rows].copy_(points.mul_(step))
-            if mask is not None and trusted is not None:
-                mask[rows].copy_(trusted)
-        return quantized.view(x.shape), None if mask is None else mask.view(x.shape)
+        points, _, _, mask = quantized_rows(x.reshape(-1, x.shape[-1]), settings, codes=False, scaled=True)
+        assert points is not None  # asked for by default
+        return points.to(x.dtype).view(x.shape), None if mask is None else mask.view(x.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
@@ -55,20 +46,14 @@ class QuestFunction(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_quantized: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         """Return (mask * gradient) rotated back, in float32 inside (float64 for float64)."""
         if grad_quantized is None or not (ctx.masked or ctx.group > 1):
             return grad_quantized, None, None, None, None, None, None
         flat = grad_quantized.reshape(-1, grad_quantized.shape[-1])
-        gradient = torch.empty_like(flat, memory_format=torch.contiguous_format)
-        # As bytes: a product of floats and bools is three times as slow.
-        mask = ctx.saved_tensors[0].view(torch.uint8).view(flat.shape) if ctx.masked else None
-        for rows in row_blocks(flat):
-            block = flat[rows].to(computing_dtype(flat.dtype))
-            if mask is not None:
-                block = block * mask[rows]
-            gradient[rows].copy_(rotate_groups(block, ctx.group))
+        mask = ctx.saved_tensors[0].view(flat.shape) if ctx.masked else None
+        gradient = masked_and_rotated(flat, mask, ctx.group).to(grad_quantized.dtype)
         return gradient.view(grad_quantized.shape), None, None, None, None, None, None
 
 
@@ -106,7 +91,7 @@ def quantize(
         grid (`str`, defaults to `"exact"`): or `"upstream"`, the constants of the official code.
         trust_factor (`float`, *optional*): see above.
         trust_radius (`float`, *optional*): the paper's own form in its place: the gradient is kept where
-            |quantised - h| <= trust_radius * RMS. Below half a step it masks the edges of the cells inside the grid too.
+            |quantised - h| <= trust_radius * RMS. Below half a step it masks edges of cells inside the grid too.
 
     Returns:
         `torch.Tensor`: shape and dtype of `x`.

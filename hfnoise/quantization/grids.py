@@ -1,6 +1,6 @@
 """The value grids: uniform levels in units of a row's root mean square, and which entries a gradient trusts.
 
-Notation of all of quantization/: `levels` is N, `half_range` alpha the outermost level in units of the RMS, `step` d the
+Notation of this package: `levels` is N, `half_range` alpha the outermost level in units of the RMS, `step` d the
 distance of two levels, d = 2 alpha / (N - 1). Code c in 0 .. N - 1 stands for the value (c - (N - 1) / 2) d RMS.
 """
 
@@ -23,7 +23,7 @@ EXACT_HALF_RANGES: dict[float, float] = {
     7: 3.611097196279850,
     8: 3.922204416746528,
 }
-# The table of the official code (IST-DASLab/QuEST at c295afda, OPTIMAL_GAUSSIAN_SCALES; key 1.585 there). Its optimiser
+# The table of the official code (IST-DASLab/QuEST at c295afda, OPTIMAL_GAUSSIAN_SCALES; 1.585 there). Its optimiser
 # stopped early: at 8 bits the half-range is 1 % too small and the error 0.16 % above the minimum.
 UPSTREAM_HALF_RANGES: dict[float, float] = {
     1: 0.7978845587140913,
@@ -37,7 +37,8 @@ UPSTREAM_HALF_RANGES: dict[float, float] = {
     8: 3.884938678807525,
 }
 TERNARY_BITS = 1.58
-# The clip scale of all 1-bit runs of the paper (for_plots/runs_for_scaling.json of the official code, with Hadamard).
+# The clip scale of all 1-bit runs of the paper that rotate (for_plots/runs_for_scaling.json of the official code; 1.25
+# in those that do not).
 # Half a step, the rule of the other widths, would be a factor of 2 here: it trusts nearly everything and learns less.
 ONE_BIT_TRUST_FACTOR = 1.30
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,7 +123,25 @@ def hadamard_rotate(x: Tensor, hadamard_group: int | None = 128) -> Tensor:
     """
     check_rows(x)
     group = effective_hadamard_group(x.shape[-1], hadamard_group)
-    return x if group == 1 else rotate_groups(x.to(computing_dtype(x.dtype)), group).to(x.dtype)
+    return x if group == 1 else _Rotation.apply(x, group)  # type: ignore[no-untyped-call]
+
+
+class _Rotation(torch.autograd.Function):
+    """Its own inverse and transpose, so also its own backward pass; keeps nothing."""
+
+    @staticmethod
+    def forward(x: Tensor, group: int) -> Tensor:
+        from hfnoise.quantization.rows import masked_and_rotated  # which needs this module
+
+        return masked_and_rotated(x.reshape(-1, x.shape[-1]), None, group).to(x.dtype).view(x.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Rotation.apply(gradient, ctx.group), None  # type: ignore[no-untyped-call]
 
 
 def check_rows(x: Tensor) -> None:
@@ -152,30 +171,40 @@ def computing_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def rotate_groups(x: Tensor, group: int) -> Tensor:
-    """Return `x` rotated in groups of `group`, a power of two that divides its rows: a new tensor unless it is 1.
+def rotate_into(out: Tensor, x: Tensor, group: int, scratch: Tensor) -> Tensor:
+    """Write `x`, rotated in groups of `group`, into `out` and return it.
 
-    Unchecked, in the dtype of `x`: for [`hadamard_rotate`] and the estimators.
+    Unchecked: all three tensors are contiguous, of one shape and dtype, and none is another; `group` is a power of two
+    above 1 that divides the rows. Into given memory, because fresh memory costs more than the arithmetic.
 
     Example:
         >>> import torch
-        >>> from hfnoise.quantization.hadamard import rotate_groups
-        >>> rotate_groups(torch.eye(2), 2).sum(0).tolist()
+        >>> from hfnoise.quantization.hadamard import rotate_into
+        >>> rotate_into(torch.empty(2, 2), torch.eye(2), 2, torch.empty(2, 2)).sum(0).tolist()
         [1.41421..., 0.0]
     """
-    if group == 1:
-        return x
-    with without_autocast(x.device.type):
-        if group <= _DIRECT_GROUP or x.device.type != "cpu":
-            return (x.reshape(-1, group) @ _matrix(group, x)).view(x.shape)
+    inner = group
+    if group > _DIRECT_GROUP and x.device.type == "cpu":
         # H_outer (x) H_inner is the Hadamard matrix of the product: entry (i, j) of a group lies at i * inner + j.
         outer = 1 << ((group.bit_length() - 1) // 2)
         inner = group // outer
-        mixed = torch.matmul(_matrix(outer, x), x.reshape(-1, outer, inner))
-        return (mixed.view(-1, inner) @ _matrix(inner, x)).view(x.shape)
+        groups = x.view(-1, outer, inner)
+        left = _matrix(outer, x).expand(len(groups), outer, outer)
+        x = torch.bmm(left, groups, out=scratch.view(-1, outer, inner))
+    torch.mm(x.view(-1, inner), _matrix(inner, x), out=out.view(-1, inner))
+    return out
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Return a context in which products keep their dtype.
+
+    Example:
+        >>> import torch
+        >>> from hfnoise.quantization.hadamard import without_autocast
+        >>> with torch.autocast("cpu"), without_autocast("cpu"):
+        ...     (torch.eye(2) @ torch.eye(2)).dtype
+        torch.float32
+    """
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()

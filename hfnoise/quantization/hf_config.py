@@ -20,7 +20,7 @@ class QuantizationMethod(str, Enum):
     QUEST = "quest"
 
 
-class QuestConfig(QuantizationConfigMixin):
+class QuestConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """Quantise the linear layers of a model with QuEST (arXiv 2502.05003), to be trained or only to be run.
 
     `from_pretrained(name, quantization_config=QuestConfig(weight_bits=1, activation_bits=1))` gives a model that any
@@ -90,7 +90,7 @@ class QuestConfig(QuantizationConfigMixin):
             bits = 4  # where the paper finds the best use of a given memory
         self.quant_method = QuantizationMethod.QUEST
         self.version = version
-        self.weight_bits = weight_bits if bits is None else bits
+        self.weight_bits: float = bits if weight_bits is None else weight_bits  # type: ignore[assignment]  # one is there
         self.activation_bits = activation_bits if bits is None else bits
         self.trust_factor = trust_factor
         self.hadamard_group = hadamard_group

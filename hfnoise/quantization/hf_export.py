@@ -206,7 +206,7 @@ def quantized_layers(model: nn.Module) -> dict[str, tuple[Any, LinearQuantizatio
         raise ValueError(
             f"{type(model).__name__} has no quantised layer; load it with a QuestConfig, or prepare_qat it."
         )
-    return found  # type: ignore[return-value]
+    return found
 
 
 def master_layers(model: nn.Module) -> dict[str, tuple[Any, LinearQuantization]]:

@@ -13,7 +13,7 @@ from hfnoise.quantization.linear import LinearQuantization, QuestLinear, describ
 from hfnoise.quantization.packed_linear import QuestPackedLinear
 
 
-class QuestConv1D(Conv1D):
+class QuestConv1D(Conv1D):  # type: ignore[misc]
     """GPT-2's transposed linear layer (weight of shape `(in, out)`), quantised as a [`QuestLinear`] is.
 
     Example:
@@ -200,7 +200,7 @@ def master_layer(module: nn.Module, quantization: LinearQuantization) -> nn.Modu
     return made  # type: ignore[no-any-return]
 
 
-def packed_layer(module: nn.Module, quantization: LinearQuantization) -> QuestPackedLinear:
+def packed_layer(module: Any, quantization: LinearQuantization) -> QuestPackedLinear:
     """Return an empty packed layer for `module`, with its bias.
 
     Example:
@@ -219,13 +219,13 @@ def packed_layer(module: nn.Module, quantization: LinearQuantization) -> QuestPa
         module.weight.device,
         None,
         quantization,
-        transposed=transposed,  # type: ignore[arg-type]
+        transposed=transposed,
     )
-    made.bias = module.bias  # type: ignore[assignment]
+    made.bias = module.bias
     return made
 
 
-def stock_layer(module: nn.Module, weight: Tensor) -> nn.Module:
+def stock_layer(module: Any, weight: Tensor) -> nn.Module:
     """Return a stock layer (nn.Linear or Conv1D) in the place of a quantised one, with the given `(out, in)` weight.
 
     Example:
@@ -236,7 +236,7 @@ def stock_layer(module: nn.Module, weight: Tensor) -> nn.Module:
         Linear(in_features=4, out_features=2, bias=True)
     """
     made: Any
-    bias: nn.Parameter | None = module.bias  # type: ignore[assignment]
+    bias: nn.Parameter | None = module.bias
     if getattr(module, "transposed", False):
         made = Conv1D.__new__(Conv1D)
         nn.Module.__init__(made)

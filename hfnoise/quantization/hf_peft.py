@@ -17,8 +17,8 @@ from hfnoise.quantization.linear import LinearQuantization
 from hfnoise.quantization.packed_linear import QuestPackedLinear
 
 
-class PackedLoraLinear(Linear):
-    """LoRA on packed weights: adapters train and are saved as ever; merging is refused, no grid holds the sum."""
+class PackedLoraLinear(Linear):  # type: ignore[misc]
+    """LoRA on packed weights: adapters train and are saved as ever, merging is refused: the sum has no grid."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Raise: packed weights hold codes of a grid, to which nothing can be added."""
@@ -28,7 +28,7 @@ class PackedLoraLinear(Linear):
         )
 
 
-class QuestLoraLinear(Linear):
+class QuestLoraLinear(Linear):  # type: ignore[misc]
     """LoRA on master weights; a merge goes into the floats, which are then quantised: the sum is rounded anew."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

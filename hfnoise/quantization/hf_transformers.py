@@ -22,7 +22,7 @@ from hfnoise.quantization.packed_linear import QuestPackedLinear, pack_weight
 from hfnoise.quantization.packing import packed_length, unpack
 
 
-class QuestHfQuantizer(HfQuantizer):
+class QuestHfQuantizer(HfQuantizer):  # type: ignore[misc]
     """Loads models with a [`hfnoise.QuestConfig`]: master weights to train, packed ones to run, or both from floats.
 
     Departure from other quantizers: a model with master weights is an ordinary model afterwards (no `hf_quantizer`).

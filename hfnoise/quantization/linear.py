@@ -12,9 +12,10 @@ from hfnoise.quantization.activation_sharing import quantized_activation
 from hfnoise.quantization.estimators import quantize
 from hfnoise.quantization.grids import check_positive, grid_for
 from hfnoise.quantization.hadamard import computing_dtype, hadamard_rotate
-from hfnoise.quantization.linear_function import QuantizedLinear, QuantizedRows, quantized_rows
+from hfnoise.quantization.linear_function import QuantizedLinear
 from hfnoise.quantization.lsq import lsq_initial_step, lsq_quantize
 from hfnoise.quantization.row_quantizer import row_quantizer
+from hfnoise.quantization.rows import QuantizedRows, quantized_rows
 from hfnoise.quantization.weight_cache import kept_between_steps
 
 
@@ -80,6 +81,8 @@ class QuestLinear(nn.Linear):
         torch.Size([2, 8])
     """
 
+    quantization: LinearQuantization
+
     def __init__(
         self,
         in_features: int,
@@ -115,7 +118,7 @@ def describe(quantization: LinearQuantization) -> str:
     )
 
 
-def prepare_layer(layer: nn.Module, quantization: LinearQuantization) -> None:
+def prepare_layer(layer: Any, quantization: LinearQuantization) -> None:
     """Give a layer what [`quantized_forward`] reads: the settings, and for LSQ the learned steps.
 
     Example:
@@ -126,9 +129,9 @@ def prepare_layer(layer: nn.Module, quantization: LinearQuantization) -> None:
         >>> [name for name, _ in layer.named_parameters()]
         ['weight', 'bias', 'weight_step', 'activation_step']
     """
-    layer.quantization = quantization  # type: ignore[assignment]
+    layer.quantization = quantization
     if quantization.estimator == "lsq":
-        weight: Tensor = layer.weight  # type: ignore[assignment]
+        weight: Tensor = layer.weight
         # Zero means: not set yet. A flag outside of the state dict is lost on resume, as in the official code, whose
         # step is then multiplied by its first value again.
         for name in ("weight_step", "activation_step"):
@@ -136,7 +139,7 @@ def prepare_layer(layer: nn.Module, quantization: LinearQuantization) -> None:
             layer.register_parameter(name, nn.Parameter(step))
 
 
-def quantized_forward(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+def quantized_forward(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
     """Return x weight^T + bias with `weight` of shape `(out, in)`, and by the layer's settings `x`, on their grids.
 
     Example:
@@ -146,8 +149,8 @@ def quantized_forward(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
         >>> quantized_forward(layer, torch.ones(1, 8), layer.weight).shape
         torch.Size([1, 4])
     """
-    quantization: LinearQuantization = layer.quantization  # type: ignore[assignment]
-    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    quantization: LinearQuantization = layer.quantization
+    bias: Tensor | None = layer.bias
     if quantization.estimator == "lsq":
         return _lsq_forward(layer, x, weight)
     if quantization.activation_bits is None:
@@ -161,7 +164,7 @@ def quantized_forward(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     return output.view(*x.shape[:-1], weight.shape[0])  # type: ignore[no-any-return]
 
 
-def float_weight(layer: nn.Module, weight: Tensor) -> Tensor:
+def float_weight(layer: Any, weight: Tensor) -> Tensor:
     """Return the quantised weight as a float one: on its grid, rotated back, in the dtype of `weight`, differentiable.
 
     Example:
@@ -170,7 +173,7 @@ def float_weight(layer: nn.Module, weight: Tensor) -> Tensor:
         >>> [len(row.abs().unique()) for row in float_weight(layer, layer.weight)]
         [1, 1]
     """
-    quantization: LinearQuantization = layer.quantization  # type: ignore[assignment]
+    quantization: LinearQuantization = layer.quantization
     exact = weight.to(computing_dtype(weight.dtype))
     on_grid = quantize(exact, *quantization.of(quantization.weight_bits))
     return hadamard_rotate(on_grid, quantization.hadamard_group).to(weight.dtype)
@@ -192,8 +195,8 @@ def output_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _weight_rows(layer: nn.Module, weight: Tensor) -> QuantizedRows:
-    quantization: LinearQuantization = layer.quantization  # type: ignore[assignment]
+def _weight_rows(layer: Any, weight: Tensor) -> QuantizedRows:
+    quantization: LinearQuantization = layer.quantization
 
     def make() -> QuantizedRows:
         return quantized_rows(weight.detach(), row_quantizer(weight, *quantization.of(quantization.weight_bits)))
@@ -202,15 +205,14 @@ def _weight_rows(layer: nn.Module, weight: Tensor) -> QuantizedRows:
     return rows
 
 
-def _lsq_forward(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    quantization: LinearQuantization = layer.quantization  # type: ignore[assignment]
-    weight = lsq_quantize(
-        weight, _lsq_step(layer.weight_step, weight, quantization.weight_bits), quantization.weight_bits
-    )  # type: ignore[arg-type]  # noqa: E501
+def _lsq_forward(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
+    quantization: LinearQuantization = layer.quantization
+    bits = quantization.weight_bits
+    weight = lsq_quantize(weight, _lsq_step(layer.weight_step, weight, bits), bits)
     if quantization.activation_bits is not None:
-        step = _lsq_step(layer.activation_step, x, quantization.activation_bits)  # type: ignore[arg-type]
+        step = _lsq_step(layer.activation_step, x, quantization.activation_bits)
         x = lsq_quantize(x, step, quantization.activation_bits)
-    return functional.linear(x, weight, layer.bias)  # type: ignore[arg-type]
+    return functional.linear(x, weight, layer.bias)
 
 
 def _lsq_step(step: Tensor, x: Tensor, bits: float) -> Tensor:

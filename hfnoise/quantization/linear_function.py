@@ -9,25 +9,17 @@ counts bits or multiplies floats. Training, packed and fast forward agree bit by
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hfnoise.quantization.hadamard import computing_dtype, rotate_groups, without_autocast
-from hfnoise.quantization.row_quantizer import RowQuantizer, quantize_rows, row_blocks
+from hfnoise.quantization.hadamard import computing_dtype, without_autocast
+from hfnoise.quantization.row_quantizer import RowQuantizer
+from hfnoise.quantization.rows import masked_and_rotated, quantized_rows
 
 _FLOAT16_LIMIT = 2.0**15
-
-
-class QuantizedRows(NamedTuple):
-    """Rows on a grid: `points` (float, in steps), the same as `codes` (uint8), `step`, trust `mask` or `None`."""
-
-    points: Tensor
-    codes: Tensor
-    step: Tensor
-    mask: Tensor | None
 
 
 def points_from_codes(codes: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
@@ -40,64 +32,6 @@ def points_from_codes(codes: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
         [-1.5, 1.5]
     """
     return codes.to(dtype).sub_((levels - 1) / 2)
-
-
-@torch.no_grad()
-def quantized_rows(x: Tensor, settings: RowQuantizer) -> QuantizedRows:
-    """Return the rows of a matrix on the grid, as floats and as codes; no gradient.
-
-    Args:
-        x (`torch.Tensor` of shape `(rows, length)`, floating).
-        settings ([`RowQuantizer`]).
-
-    Returns:
-        [`QuantizedRows`]: points in float32 (float64 for float64), codes in uint8, mask in bool.
-
-    Example:
-        >>> import torch
-        >>> from hfnoise.quantization.linear_function import quantized_rows
-        >>> from hfnoise.quantization.row_quantizer import row_quantizer
-        >>> x = torch.tensor([[1.0, -1.0]])
-        >>> quantized_rows(x, row_quantizer(x, bits=1, hadamard_group=None)).codes.tolist()
-        [[1, 0]]
-    """
-    half = (settings.levels - 1) / 2
-    points = torch.empty(x.shape, dtype=computing_dtype(x.dtype), device=x.device)
-    codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
-    masked = settings.trusted_steps is not None or settings.trust_radius is not None
-    mask = torch.empty(x.shape, dtype=torch.bool, device=x.device) if masked else None
-    steps = []
-    for rows in row_blocks(x):
-        found = quantize_rows(x[rows], settings)
-        points[rows].copy_(found.points)
-        if mask is not None and found.mask is not None:
-            mask[rows].copy_(found.mask)
-        codes[rows].copy_(found.points.add_(half))
-        steps.append(found.step)
-    step = torch.cat(steps) if steps else points.new_empty(0, 1)
-    return QuantizedRows(points, codes, step, mask)
-
-
-def masked_and_rotated(gradient: Tensor, mask: Tensor | None, group: int) -> Tensor:
-    """Return (mask * gradient) rotated in groups, in float32 inside (float64 for float64): QuEST's backward pass.
-
-    Example:
-        >>> import torch
-        >>> from hfnoise.quantization.linear_function import masked_and_rotated
-        >>> masked_and_rotated(torch.ones(1, 2), torch.tensor([[True, False]]), 1).tolist()
-        [[1.0, 0.0]]
-    """
-    if mask is None and group == 1:
-        return gradient
-    result = torch.empty_like(gradient, memory_format=torch.contiguous_format)
-    # As bytes: a product of floats and bools is three times as slow.
-    trusted = None if mask is None else mask.view(torch.uint8)
-    for rows in row_blocks(gradient):
-        block = gradient[rows].to(computing_dtype(gradient.dtype))
-        if trusted is not None:
-            block = block * trusted[rows]
-        result[rows].copy_(rotate_groups(block, group))
-    return result
 
 
 class QuantizeActivation(torch.autograd.Function):
@@ -114,12 +48,14 @@ class QuantizeActivation(torch.autograd.Function):
         ctx.group, ctx.dtype = settings[2], x.dtype
         ctx.masked = rows.mask is not None
         ctx.save_for_backward(*([] if rows.mask is None else [rows.mask]))
-        ctx.mark_non_differentiable(rows.codes, rows.step)
+        points, codes = rows.points, rows.codes
+        assert points is not None and codes is not None  # asked for by default
+        ctx.mark_non_differentiable(codes, rows.step)
         ctx.set_materialize_grads(False)
-        return rows.points, rows.codes, rows.step
+        return points, codes, rows.step
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         nothing = (None,) * len(RowQuantizer._fields)
         if gradient is None:
@@ -136,7 +72,7 @@ class QuantizedLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         points_x: Tensor,
         codes_x: Tensor,
@@ -159,7 +95,7 @@ class QuantizedLinear(torch.autograd.Function):
         return scaled(sums, step_x, step_w, bias).to(dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         codes_x, step_x, codes_w, step_w, mask_w = ctx.saved_tensors
         dtype = gradient.dtype

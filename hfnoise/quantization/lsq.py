@@ -17,7 +17,7 @@ class _LsqFunction(torch.autograd.Function):
     """Keeps `x` and `step` for the backward pass: a weight is kept anyway."""
 
     @staticmethod
-    def forward(x: Tensor, step: Tensor, levels: int, step_gradient_scale: float) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor, step: Tensor, levels: int, step_gradient_scale: float) -> Tensor:
         points = _points(x.to(computing_dtype(x.dtype)) / step, levels)
         return points.mul_(step).to(x.dtype)
 
@@ -27,7 +27,7 @@ class _LsqFunction(torch.autograd.Function):
         ctx.levels, ctx.step_gradient_scale = inputs[2:]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, step = ctx.saved_tensors
         in_steps = x.to(computing_dtype(x.dtype)) / step
@@ -50,7 +50,7 @@ def _points(in_steps: Tensor, levels: int) -> Tensor:
 def lsq_quantize(x: Tensor, step: Tensor, bits: float) -> Tensor:
     """Return `x` on a grid whose step is learned (LSQ, arXiv 1902.08153, eq. 1 to 3).
 
-    As in the official code of QuEST the levels are those of this package, +-1/2, +-3/2 ... steps (-1, 0, 1 if ternary):
+    As in the official code of QuEST, levels are those of this package, +-1/2, +-3/2 ... steps (-1, 0, 1 if ternary):
     LSQ's own grid has one level more below zero than above. Inside the outermost levels the gradient reaches `x`,
     and that of the step is (quantised - x) / step; outside, the level. The step's gradient is divided by
     sqrt(entries * Qp), Qp = max(N / 2 - 1, 1 / 2) the largest code above zero; the official code has 0 there at 1 bit
@@ -101,7 +101,7 @@ def lsq_initial_step(x: Tensor, bits: float, rule: str = "lsq") -> Tensor:
 
     Raises:
         TypeError: if `x` is not floating.
-        ValueError: for another width or rule, or if the step would not be finite and above 0 (`x` zero, or not finite).
+        ValueError: for another width or rule, or if the step would be 0 or not finite (`x` is zero, or not finite).
 
     Example:
         >>> import torch

@@ -12,9 +12,10 @@ from torch.nn import functional
 from hfnoise.quantization.activation_sharing import quantized_activation
 from hfnoise.quantization.codes import decode, encode
 from hfnoise.quantization.linear import LinearQuantization, describe, output_dtype
-from hfnoise.quantization.linear_function import QuantizedLinear, QuantizedRows, points_from_codes
+from hfnoise.quantization.linear_function import QuantizedLinear, points_from_codes
 from hfnoise.quantization.packing import pack, packed_length, unpack
 from hfnoise.quantization.row_quantizer import row_quantizer
+from hfnoise.quantization.rows import QuantizedRows
 from hfnoise.quantization.weight_cache import kept_between_steps
 
 
@@ -45,8 +46,9 @@ class QuestPackedLinear(nn.Linear):
         ((1, 8, 8), (8,))
     """
 
-    weight: Tensor  # type: ignore[assignment]
+    weight: Tensor
     weight_scale: Tensor
+    bias: nn.Parameter | None  # type: ignore[assignment]
 
     def __init__(
         self,

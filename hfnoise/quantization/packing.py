@@ -61,7 +61,7 @@ def pack(codes: Tensor, bits: float) -> Tensor:
     length = packed_length(codes.shape[-1], bits)
     group = _TRITS_PER_BYTE if bits == TERNARY_BITS else 8
     grouped = torch.nn.functional.pad(codes.to(torch.uint8), (0, -codes.shape[-1] % group))
-    grouped = grouped.unflatten(-1, (grouped.shape[-1] // group, group))
+    grouped = grouped.reshape(*grouped.shape[:-1], grouped.shape[-1] // group, group)
     if bits == TERNARY_BITS:
         packed = grouped[..., -1].clone()
         for digit in reversed(range(_TRITS_PER_BYTE - 1)):
@@ -112,7 +112,7 @@ def unpack(packed: Tensor, bits: float, length: int) -> Tensor:
 def _unpack_bits(packed: Tensor, bits: int) -> Tensor:
     """Return all codes in the bytes, those of the padding included."""
     grouped = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % bits))
-    grouped = grouped.unflatten(-1, (grouped.shape[-1] // bits, bits))
+    grouped = grouped.reshape(*grouped.shape[:-1], grouped.shape[-1] // bits, bits)
     codes = grouped.new_empty(*grouped.shape[:-1], 8)
     for code, (byte, shift) in enumerate(_places(bits)):
         value = grouped[..., byte] >> shift
