@@ -27,7 +27,8 @@ def prepare_qat(model: Any, config: QuestConfig) -> Any:
         `torch.nn.Module`: the model; `model.config.quantization_config` is set, so `save_pretrained` writes it.
 
     Raises:
-        ValueError: if `config` is for packed weights, the model is quantised already, or nothing in it can be.
+        ValueError: if `config` is for packed weights, the model is quantised already or has adapters, or nothing in
+            it can be quantised.
 
     Example:
         >>> from torch import nn
@@ -40,6 +41,10 @@ def prepare_qat(model: Any, config: QuestConfig) -> Any:
     if not config.store_master_weights:
         raise ValueError(
             "config has store_master_weights=False, which packs: call prepare_qat, train, then export_packed."
+        )
+    if any(name.endswith(".base_layer") for name, _ in model.named_modules()):
+        raise ValueError(
+            f"{type(model).__name__} has adapters, which would be quantised too: call prepare_qat before adding them."
         )
     done = [name for name, module in model.named_modules() if hasattr(module, "quantization")]
     if done:

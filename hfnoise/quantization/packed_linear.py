@@ -89,7 +89,7 @@ class QuestPackedLinear(nn.Linear):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # `.half()`, `.to(torch.bfloat16)` and layer-wise casting to 8 bits are meant for what computes in that dtype.
         scale = self.weight_scale
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.weight_scale.dtype != torch.float32:
             self.weight_scale = scale.to(self.weight_scale.device)
         return self

@@ -54,6 +54,21 @@ def test_merging():
     assert torch.equal(logits(export_packed(merged)), reference)
 
 
+def test_packed_under_an_adapter(tmp_path):
+    model = get_peft_model(base("llama", packed=False), lora(init_lora_weights=False)).eval()
+    before = logits(model)
+    assert torch.equal(logits(export_packed(model)), before)
+    with pytest.raises(ValueError, match="cannot be merged into packed weights"):
+        model.merge_adapter()
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(base("llama", packed=True), tmp_path)), before)
+
+
+def test_adapters_come_after_prepare_qat():
+    with pytest.raises(ValueError, match="has adapters, which would be quantised too"):
+        prepare_qat(get_peft_model(llama(), lora()), QuestConfig(bits=4))
+
+
 def test_dora():
     with pytest.raises(ValueError, match="use_dora needs the norms of float weights"):
         get_peft_model(base("llama", packed=True), lora(use_dora=True))
