@@ -1,5 +1,6 @@
 """Inputs quantised once for all layers that read them, and weights once between two steps of an optimizer."""
 
+import copy
 import gc
 import weakref
 
@@ -65,7 +66,7 @@ def test_nothing_is_kept_alive():
         for grad in (False, True):
             x = torch.randn(4, 64) * (torch.ones((), requires_grad=True) if grad else 1)
             y = layer(x)
-            points = getattr(x, activation_sharing._ATTRIBUTE)[1][0]
+            points = activation_sharing._known[x][1][0]
             kept += [weakref.ref(x), weakref.ref(points)]
             if grad:
                 y.sum().backward()
@@ -88,6 +89,20 @@ def test_changes_in_place_are_seen():
     with torch.no_grad():
         layer(x)
     assert layer(x).requires_grad
+
+
+def test_copies_and_files_carry_nothing(tmp_path):
+    layer = QuestLinear(64, 8, quantization=LinearQuantization(4, 4))
+    with torch.no_grad():
+        x = torch.randn(4, 64).neg_().neg_()
+        layer(x)
+        y = copy.deepcopy(x)
+        y.add_(1)
+        assert y._version == x._version  # so that counters alone would not tell
+        assert torch.equal(layer(y), layer(y.clone()))
+    assert vars(x) == {}
+    torch.save(x, tmp_path / "x.pt")
+    assert torch.equal(torch.load(tmp_path / "x.pt", weights_only=True), x)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
