@@ -24,6 +24,7 @@ class Hook:
 
 HOOKS: tuple[Hook, ...] = (
     Hook("transformers.quantizers.auto", "hfnoise.quantization.hf_transformers"),
+    Hook("diffusers.quantizers.auto", "hfnoise.quantization.hf_diffusers"),
     Hook("peft.tuners.lora.model", "hfnoise.quantization.hf_peft"),
 )
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from hfnoise.quantization.linear_function import QuantizeActivation
 from hfnoise.quantization.row_quantizer import RowQuantizer
 
-# The result lives on the input itself, as an attribute: as long as the input, and no longer.
-_ATTRIBUTE = "_hfnoise_quantized"
+# As long as the input, and no longer. Not an attribute of it, which copies and files of the input would carry: a copy
+# that is changed as often as the original was would take it for its own.
+_known = WeakIdKeyDictionary()
 
 
 def quantized_activation(x: Tensor, settings: RowQuantizer) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,10 +41,10 @@ def quantized_activation(x: Tensor, settings: RowQuantizer) -> tuple[Tensor, Ten
     if torch.compiler.is_compiling() or (x.is_leaf and x.requires_grad) or type(x) is not Tensor or x.is_inference():
         return _quantized(x, settings)
     key = (settings, x._version, torch.is_grad_enabled())
-    known = getattr(x, _ATTRIBUTE, None)
+    known: tuple[Any, tuple[Tensor, Tensor, Tensor]] | None = _known.get(x)  # type: ignore[no-untyped-call]
     if known is None or known[0] != key:
         known = (key, _quantized(x, settings))
-        setattr(x, _ATTRIBUTE, known)
+        _known[x] = known
     return known[1]
 
 

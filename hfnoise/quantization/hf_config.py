@@ -101,6 +101,10 @@ class QuestConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.dequantize = dequantize
         self.post_init()
 
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """Return the settings that a caller of `from_pretrained` may give for a checkpoint that has its own."""
+        return {"dequantize": True} if self.dequantize else {}
+
     @staticmethod
     def _names() -> list[str]:
         return [name for name in QuestConfig.__init__.__annotations__ if name not in ("unknown", "return")]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hfnoise.quantization.hf_config import QuestConfig
 from hfnoise.quantization.hf_layers import quantize_layers, stock_layer
-from hfnoise.quantization.linear import LinearQuantization, float_weight
+from hfnoise.quantization.linear import LinearQuantization, describe, float_weight
 from hfnoise.quantization.packed_linear import QuestPackedLinear, pack_weight
 
 
@@ -27,12 +27,13 @@ def prepare_qat(model: Any, config: QuestConfig) -> Any:
         `torch.nn.Module`: the model; `model.config.quantization_config` is set, so `save_pretrained` writes it.
 
     Raises:
-        ValueError: if `config` is for packed weights, the model is quantised already, or nothing in it can be.
+        ValueError: if `config` is for packed weights, the model is quantised already or has adapters, or nothing in
+            it can be quantised.
 
     Example:
         >>> from torch import nn
         >>> from hfnoise import QuestConfig, prepare_qat
-        >>> prepare_qat(nn.Sequential(nn.Linear(8, 8)), QuestConfig(bits=1))[0].weight_bits
+        >>> prepare_qat(nn.Sequential(nn.Linear(8, 8)), QuestConfig(bits=1))[0].quantization.weight_bits
         1
     """
     if not isinstance(config, QuestConfig):
@@ -41,12 +42,15 @@ def prepare_qat(model: Any, config: QuestConfig) -> Any:
         raise ValueError(
             "config has store_master_weights=False, which packs: call prepare_qat, train, then export_packed."
         )
+    if any(name.endswith(".base_layer") for name, _ in model.named_modules()):
+        raise ValueError(
+            f"{type(model).__name__} has adapters, which would be quantised too: call prepare_qat before adding them."
+        )
     done = [name for name, module in model.named_modules() if hasattr(module, "quantization")]
     if done:
         raise ValueError(f"{type(model).__name__} is quantised already: {done[0]} and {len(done) - 1} more layers.")
     quantize_layers(model, config, packed=False)
-    if hasattr(model, "config"):
-        model.config.quantization_config = config
+    set_quantization_config(model, config)
     return model
 
 
@@ -76,6 +80,13 @@ def export_packed(model: Any) -> Any:
         True
     """
     masters = master_layers(model)
+    kinds = {quantization for _, quantization in masters.values()}
+    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    if config is not None and len(kinds) > 1:
+        raise ValueError(
+            f"the layers have {len(kinds)} settings ({', '.join(map(describe, kinds))}), and a checkpoint records "
+            "one. Give all the same, or leave some out by modules_to_not_convert."
+        )
     packed = {}
     for name, (module, quantization) in masters.items():
         weight = module.weight.t() if getattr(module, "transposed", False) else module.weight
@@ -91,17 +102,29 @@ def export_packed(model: Any) -> Any:
         packed[name] = made.train(module.training)
     for name, made in packed.items():
         model.set_submodule(name, made)
-    config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is not None:
-        config = QuestConfig(**{**_as_dict(config), "store_master_weights": False})
-        model.config.quantization_config = config
-        if hasattr(model, "get_output_embeddings"):  # of transformers
-            from hfnoise.quantization.hf_transformers import QuestHfQuantizer
-
-            model.hf_quantizer = QuestHfQuantizer(config, pre_quantized=True)
-            model.quantization_method = config.quant_method
-            model.is_quantized = True
+        # Of the layers, whose widths a schedule may have changed since the model was prepared.
+        settings = {**_as_dict(config), **kinds.pop()._asdict(), "store_master_weights": False}
+        config = QuestConfig(**settings)
+        set_quantization_config(model, config)
+        model.hf_quantizer = _quantizer_class(model)(config, pre_quantized=True)
+        model.quantization_method = config.quant_method
+        model.is_quantized = not _of_diffusers(model)  # which reads it to refuse casts; see hf_diffusers
     return model
+
+
+def _of_diffusers(model: Any) -> bool:
+    return hasattr(model, "_internal_dict")
+
+
+def _quantizer_class(model: Any) -> Any:
+    if _of_diffusers(model):
+        from hfnoise.quantization.hf_diffusers import QuestDiffusersQuantizer
+
+        return QuestDiffusersQuantizer
+    from hfnoise.quantization.hf_transformers import QuestHfQuantizer
+
+    return QuestHfQuantizer
 
 
 def dequantize(model: Any, dtype: torch.dtype | None = None, weight_only: bool = False) -> Any:
@@ -144,8 +167,7 @@ def dequantize(model: Any, dtype: torch.dtype | None = None, weight_only: bool =
         for name, (module, quantization) in layers.items():
             model.set_submodule(name, stock_layer(module, dense_weight(module, quantization, dtype or default)))
     forget_quantizer(model)
-    if hasattr(getattr(model, "config", None), "quantization_config"):
-        del model.config.quantization_config
+    set_quantization_config(model, None)
     return model
 
 
@@ -228,6 +250,44 @@ def forget_quantizer(model: Any) -> Any:
         if config is not None and "_is_quantized" in getattr(config, "__dict__", {}):
             del config._is_quantized
     return model
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise a ValueError that names the first quantised weight with NaN or infinite entries.
+
+    Example:
+        >>> from hfnoise.quantization import QuestLinear
+        >>> from hfnoise.quantization.hf_export import check_weights
+        >>> check_weights(QuestLinear(8, 8))
+    """
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "quantization", None), LinearQuantization):
+            weight = module.weight
+            if isinstance(weight, Tensor) and weight.is_floating_point() and not weight.is_meta:
+                bad = int((~weight.isfinite()).sum())
+                if bad:
+                    raise ValueError(
+                        f"{name}.weight has {bad} entries that are NaN or infinite; it cannot be quantised."
+                    )
+
+
+def set_quantization_config(model: Any, config: QuestConfig | None) -> None:
+    """Set what `save_pretrained` writes as `quantization_config`; `None` takes it out. Models without config: nothing.
+
+    Example:
+        >>> from torch import nn
+        >>> from hfnoise import QuestConfig
+        >>> from hfnoise.quantization.hf_export import set_quantization_config
+        >>> set_quantization_config(nn.Linear(1, 1), QuestConfig())
+    """
+    if _of_diffusers(model):  # whose configuration is frozen, and written from its items
+        rest = {name: value for name, value in model.config.items() if name != "quantization_config"}
+        model._internal_dict = type(model.config)(rest if config is None else {**rest, "quantization_config": config})
+    elif hasattr(model, "config"):
+        if config is not None:
+            model.config.quantization_config = config
+        elif hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
 
 
 def _as_dict(config: Any) -> dict[str, Any]:

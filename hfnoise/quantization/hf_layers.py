@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.base import get_keys_to_not_convert
-from transformers.quantizers.quantizers_utils import should_convert_module
 
 from hfnoise.quantization.hf_config import QuestConfig
 from hfnoise.quantization.linear import LinearQuantization, QuestLinear, describe, prepare_layer, quantized_forward
@@ -75,8 +74,11 @@ def layers_to_convert(model: nn.Module, config: QuestConfig) -> tuple[dict[str, 
         >>> list(layers_to_convert(model, QuestConfig(bits=2, modules_to_not_convert=["router"]))[0])
         ['attention']
     """
+    # Not at the top: it sets off the hook that imports hf_transformers, which imports this module.
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
     linear = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Conv1D)}
-    kept = _heads(model)
+    kept = _kept(model)
     wanted = config.modules_to_not_convert or []
     unmatched = [one for one in wanted if all(should_convert_module(name, [one]) for name, _ in model.named_modules())]
     if unmatched:
@@ -101,14 +103,22 @@ def layers_to_convert(model: nn.Module, config: QuestConfig) -> tuple[dict[str, 
     return chosen, skipped
 
 
-def _heads(model: nn.Module) -> dict[str, str]:
-    """Return the linear layers that stay, with the reason."""
-    if not hasattr(model, "get_output_embeddings"):  # of diffusers, or the user's own
-        return {}
+def _kept(model: nn.Module) -> dict[str, str]:
+    """Return the modules that stay, with the reason."""
+    # Beside the precision that the model's authors ask for: T5 casts an input to the dtype of such a weight, and that
+    # of a packed one is uint8.
+    float32 = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     kept = {
-        name.removesuffix(".bias"): "output embedding, tied to one, or the last layer"
-        for name in get_keys_to_not_convert(model)
-    }  # noqa: E501
+        name: "kept in float32 by the model"
+        for name, _ in model.named_modules()
+        if float32.intersection(name.split("."))
+    }
+    if not hasattr(model, "get_output_embeddings"):  # of diffusers, or the user's own
+        return kept
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    for name in get_keys_to_not_convert(model):
+        kept.setdefault(name.removesuffix(".bias"), "output embedding, tied to one, or the last layer")
     prefix = getattr(model, "base_model_prefix", "")
     if prefix and hasattr(model, prefix):
         for name, _ in model.named_modules():
@@ -138,6 +148,7 @@ def quantize_layers(model: nn.Module, config: QuestConfig, packed: bool) -> nn.M
         )
     """
     chosen, skipped = layers_to_convert(model, config)
+    _warn_of_experts(model)
     quantization = linear_quantization(config)
     for name, module in chosen.items():
         made = packed_layer(module, quantization) if packed else master_layer(module, quantization)
@@ -145,6 +156,23 @@ def quantize_layers(model: nn.Module, config: QuestConfig, packed: bool) -> nn.M
         model.set_submodule(name, made)
     model.quest_skipped = skipped  # type: ignore[assignment]
     return model
+
+
+def _warn_of_experts(model: nn.Module) -> None:
+    """Warn of weights that are most of such a model and stay floats; Python shows a text once."""
+    stacked = [
+        (f"{name}.{own}", parameter.numel())
+        for name, module in model.named_modules()
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and min(parameter.shape) > 1 and not isinstance(module, nn.modules.conv._ConvNd)
+    ]
+    if stacked:
+        share = sum(count for _, count in stacked) / max(1, sum(p.numel() for p in model.parameters()))
+        warnings.warn(
+            f"{type(model).__name__} keeps {len(stacked)} weights of stacked experts as floats ({stacked[0][0]}, ...)"
+            f", {share:.0%} of its entries: they are no linear layers. hfnoise.quantization_report(model) lists them.",
+            stacklevel=4,
+        )
 
 
 def master_layer(module: nn.Module, quantization: LinearQuantization) -> nn.Module:

@@ -16,16 +16,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from hfnoise.quantization.linear import LinearQuantization
 from hfnoise.quantization.packed_linear import QuestPackedLinear
 
+_PACKED = (
+    "LoRA cannot be merged into packed weights: they hold codes of a grid. Keep the adapter beside the model, "
+    "or load the master weights (store_master_weights=True), merge into those and export_packed again."
+)
+
 
 class PackedLoraLinear(Linear):  # type: ignore[misc]
     """LoRA on packed weights: adapters train and are saved as ever, merging is refused: the sum has no grid."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Raise: packed weights hold codes of a grid, to which nothing can be added."""
-        raise ValueError(
-            "LoRA cannot be merged into packed weights: they hold codes of a grid. Keep the adapter beside the model, "
-            "or load the master weights (store_master_weights=True), merge into those and export_packed again."
-        )
+        raise ValueError(_PACKED)
 
 
 class QuestLoraLinear(Linear):  # type: ignore[misc]
@@ -33,6 +35,8 @@ class QuestLoraLinear(Linear):  # type: ignore[misc]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Merge, and warn: the merged model computes something else than base and adapter did."""
+        if isinstance(self.get_base_layer(), QuestPackedLinear):  # by export_packed, under the adapter
+            raise ValueError(_PACKED)
         warnings.warn(
             "LoRA is merged into master weights, which are quantised in every forward: what the adapter added is "
             "rounded to their grid. Evaluate after merging, or keep the adapter beside the model.",

@@ -5,6 +5,7 @@ hfnoise.registration imports it when transformers imports `transformers.quantize
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,9 +16,8 @@ from transformers.quantizers.base import HfQuantizer
 
 from hfnoise.quantization.codes import decode
 from hfnoise.quantization.hf_config import QuestConfig
-from hfnoise.quantization.hf_export import dequantize, forget_quantizer
+from hfnoise.quantization.hf_export import check_weights, dequantize, forget_quantizer
 from hfnoise.quantization.hf_layers import layers_to_convert, quantize_layers
-from hfnoise.quantization.linear import LinearQuantization
 from hfnoise.quantization.packed_linear import QuestPackedLinear, pack_weight
 from hfnoise.quantization.packing import packed_length, unpack
 
@@ -40,8 +40,24 @@ class QuestHfQuantizer(HfQuantizer):  # type: ignore[misc]
     quantization_config: QuestConfig
     serialized_names = {"weight": ["weight", "weight_scale"]}
 
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Raise for packed weights on the disk, which accelerate does not bring back."""
+        device_map, config = kwargs.get("device_map"), self.quantization_config
+        on_disk = isinstance(device_map, dict) and "disk" in device_map.values()
+        if on_disk and not (config.store_master_weights or config.dequantize):
+            raise ValueError(
+                "device_map sends packed weights to the disk, and accelerate does not bring them back. Keep them "
+                "in memory, where they take their few bits."
+            )
+
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if self.pre_quantized and self.quantization_config.dequantize:
+            if self.quantization_config.activation_bits is not None:
+                raise ValueError(
+                    f"dequantize=True: the checkpoint quantises inputs too (activation_bits="
+                    f"{self.quantization_config.activation_bits}), and stock layers do not, so the float model would "
+                    "compute something else. Load it packed, then hfnoise.dequantize(model, weight_only=True)."
+                )
             # Only to know the shapes that the packed bytes do not tell; the layers stay what they are.
             self._dense_shapes = {
                 name: module for name, module in layers_to_convert(model, self.quantization_config)[0].items()
@@ -52,7 +68,10 @@ class QuestHfQuantizer(HfQuantizer):  # type: ignore[misc]
         )
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        if self.quantization_config.dequantize or not self.quantization_config.store_master_weights:
+        if self.quantization_config.dequantize:
+            return model
+        if not self.quantization_config.store_master_weights:
+            _check_all_loaded(model)
             return model
         check_weights(model)
         if not self.pre_quantized:
@@ -79,6 +98,10 @@ class QuestHfQuantizer(HfQuantizer):  # type: ignore[misc]
         """Return the operation that makes floats of a packed weight, for `dequantize=True`."""
         return {"dequantize": _Dequantize}
 
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """Return the conversions of the model as they are, and ours: the experts that they stack are never packed."""
+        return [*weight_conversions, *self.get_weight_conversions()]
+
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         return dequantize(model, dtype=dtype)
 
@@ -100,6 +123,23 @@ class QuestHfQuantizer(HfQuantizer):  # type: ignore[misc]
     def is_compileable(self) -> bool:
         """Return True."""
         return True
+
+
+def _check_all_loaded(model: nn.Module) -> None:
+    """Raise for packed tensors that no checkpoint filled; transformers reports them and goes on."""
+    lacking = [
+        f"{name}.{part}"
+        for name, module in model.named_modules()
+        if isinstance(module, QuestPackedLinear)
+        for part in ("weight", "weight_scale")
+        if not getattr(getattr(module, part), "is_meta", False)
+        and not hasattr(getattr(module, part), "_is_hf_initialized")
+    ]
+    if lacking:
+        raise ValueError(
+            f"the checkpoint lacks {len(lacking)} packed weights or scales ({lacking[0]}, ...). It does not fit the "
+            "model, or was written incompletely."
+        )
 
 
 class _Pack(ConversionOps):  # type: ignore[misc]
@@ -156,25 +196,11 @@ class _Dequantize(ConversionOps):  # type: ignore[misc]
         return _IdentityOp()
 
 
-def check_weights(model: nn.Module) -> None:
-    """Raise a ValueError that names the first quantised weight with NaN or infinite entries.
-
-    Example:
-        >>> from hfnoise.quantization import QuestLinear
-        >>> from hfnoise.quantization.hf_transformers import check_weights
-        >>> check_weights(QuestLinear(8, 8))
-    """
-    for name, module in model.named_modules():
-        if isinstance(getattr(module, "quantization", None), LinearQuantization):
-            weight = module.weight
-            if isinstance(weight, Tensor) and weight.is_floating_point() and not weight.is_meta:
-                bad = int((~weight.isfinite()).sum())
-                if bad:
-                    raise ValueError(
-                        f"{name}.weight has {bad} entries that are NaN or infinite; it cannot be quantised."
-                    )
-
-
 # Not by the decorators, which refuse a second registration: of a reloaded module, or a second import path.
 AUTO_QUANTIZATION_CONFIG_MAPPING["quest"] = QuestConfig
 AUTO_QUANTIZER_MAPPING["quest"] = QuestHfQuantizer
+# Those of which a setting given to `from_pretrained` wins over that of a checkpoint: here `dequantize`, which would be
+# dropped with a warning.
+_auto: Any = import_module("transformers.quantizers.auto")
+if QuestConfig not in _auto.LOADING_ATTRIBUTES_CONFIG_TYPES:
+    _auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (QuestConfig,)

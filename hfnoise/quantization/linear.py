@@ -16,7 +16,7 @@ from hfnoise.quantization.linear_function import QuantizedLinear
 from hfnoise.quantization.lsq import lsq_initial_step, lsq_quantize
 from hfnoise.quantization.row_quantizer import row_quantizer
 from hfnoise.quantization.rows import QuantizedRows, quantized_rows
-from hfnoise.quantization.weight_cache import weights_version
+from hfnoise.quantization.weight_cache import kept_between_steps
 
 
 class LinearQuantization(NamedTuple):
@@ -119,7 +119,7 @@ def describe(quantization: LinearQuantization) -> str:
 
 
 def prepare_layer(layer: Any, quantization: LinearQuantization) -> None:
-    """Give a layer what [`quantized_forward`] reads: the settings, an empty cache, and for LSQ the learned steps.
+    """Give a layer what [`quantized_forward`] reads: the settings, and for LSQ the learned steps.
 
     Example:
         >>> from torch import nn
@@ -129,7 +129,7 @@ def prepare_layer(layer: Any, quantization: LinearQuantization) -> None:
         >>> [name for name, _ in layer.named_parameters()]
         ['weight', 'bias', 'weight_step', 'activation_step']
     """
-    layer.quantization, layer.cached_rows = quantization, None
+    layer.quantization = quantization
     if quantization.estimator == "lsq":
         weight: Tensor = layer.weight
         # Zero means: not set yet. A flag outside of the state dict is lost on resume, as in the official code, whose
@@ -161,7 +161,7 @@ def quantized_forward(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
     levels = quantization.activation_levels(), quantization.weight_levels()
     group = row_quantizer(weight, *quantization.of(quantization.weight_bits)).group
     output = QuantizedLinear.apply(points, codes, step, weight, bias, *rows, levels, group, dtype)  # type: ignore[no-untyped-call]
-    return output.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+    return output.view(*x.shape[:-1], weight.shape[0])  # type: ignore[no-any-return]
 
 
 def float_weight(layer: Any, weight: Tensor) -> Tensor:
@@ -197,13 +197,11 @@ def output_dtype(x: Tensor) -> torch.dtype:
 
 def _weight_rows(layer: Any, weight: Tensor) -> QuantizedRows:
     quantization: LinearQuantization = layer.quantization
-    version = weights_version()
-    key = (version, weight._version, weight.device, weight.dtype, quantization)
-    known: tuple[Any, QuantizedRows] | None = layer.cached_rows
-    if version is not None and known is not None and known[0] == key:
-        return known[1]
-    rows = quantized_rows(weight.detach(), row_quantizer(weight, *quantization.of(quantization.weight_bits)))
-    layer.cached_rows = None if version is None else (key, rows)
+
+    def make() -> QuantizedRows:
+        return quantized_rows(weight.detach(), row_quantizer(weight, *quantization.of(quantization.weight_bits)))
+
+    rows: QuantizedRows = kept_between_steps(layer, (weight,), quantization, make)
     return rows
 
 

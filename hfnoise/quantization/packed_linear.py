@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from hfnoise.quantization.linear_function import QuantizedLinear
 from hfnoise.quantization.packing import pack, packed_length, unpack
 from hfnoise.quantization.row_quantizer import row_quantizer
 from hfnoise.quantization.rows import QuantizedRows, decoded_rows
-from hfnoise.quantization.weight_cache import weights_version
+from hfnoise.quantization.weight_cache import kept_between_steps
 
 
 class QuestPackedLinear(nn.Linear):
@@ -72,8 +73,7 @@ class QuestPackedLinear(nn.Linear):
         self.register_buffer("weight", torch.zeros(1, out_features, row, dtype=torch.uint8, device=device))
         self.register_buffer("weight_scale", torch.zeros(out_features, dtype=torch.float32, device=device))
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-        self.cached: tuple[Any, Any] | None = None
-        self.prepared: tuple[Any, PreparedWeight] | None = None
+        self.prepared: tuple[Tensor, int, PreparedWeight] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output in the dtype of `input` (that of autocast under autocast)."""
@@ -94,7 +94,15 @@ class QuestPackedLinear(nn.Linear):
         output = QuantizedLinear.apply(  # type: ignore[no-untyped-call]
             points, codes, step, None, self.bias, *rows, levels, 1, output_dtype(input)
         )
-        return output.view(*input.shape[:-1], -1)  # type: ignore[no-any-return]
+        return output.view(*input.shape[:-1], self.out_features)  # type: ignore[no-any-return]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # `.half()`, `.to(torch.bfloat16)` and layer-wise casting to 8 bits are meant for what computes in that dtype.
+        scale = self.weight_scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.weight_scale.dtype != torch.float32:
+            self.weight_scale = scale.to(self.weight_scale.device)
+        return self
 
     def codes(self) -> Tensor:
         """Return the codes, uint8 of shape `(out_features, in_features)`, of the rotated weight."""
@@ -129,28 +137,23 @@ class QuestPackedLinear(nn.Linear):
 
     def _prepared(self) -> PreparedWeight | None:
         """Return the weight as the kernels of this machine read it, made once, or `None` if floats serve as well."""
-        quantization = self.quantization
+        quantization, weight = self.quantization, self.weight
         assert quantization.activation_bits is not None  # only then there is a product of codes
         widths = quantization.weight_bits, quantization.activation_bits
-        if kernel_for(self.in_features, *widths, self.weight.device) is None:
+        if kernel_for(self.in_features, *widths, weight.device) is None:
             return None
-        key = (self.weight.data_ptr(), self.weight._version)
-        if self.prepared is None or self.prepared[0] != key:
-            self.prepared = key, prepare_weight(self.weight, *widths, self.in_features)
-        return self.prepared[1]
+        version = 0 if weight.is_inference() else weight._version
+        known = self.prepared
+        if known is None or known[0] is not weight or known[1] != version:
+            known = self.prepared = weight, version, prepare_weight(weight, *widths, self.in_features)
+        return known[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "cached": None, "prepared": None}
+        return {**super().__getstate__(), "prepared": None}  # made again where it is loaded, for that machine
 
-    def _kept(self, make: Any, dtype: torch.dtype) -> Any:
+    def _kept(self, make: Callable[[], Any], dtype: torch.dtype) -> Any:
         """Return what `make` returns; inside of `cached_weights` it is called once."""
-        version = weights_version()
-        key = (version, dtype, self.weight.data_ptr() if version is not None else None)
-        if version is not None and self.cached is not None and self.cached[0] == key:
-            return self.cached[1]
-        value = make()
-        self.cached = None if version is None else (key, value)
-        return value
+        return kept_between_steps(self, (self.weight, self.weight_scale), dtype, make)
 
 
 def pack_weight(weight: Tensor, quantization: LinearQuantization) -> tuple[Tensor, Tensor]:

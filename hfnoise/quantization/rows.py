@@ -49,7 +49,7 @@ def quantized_rows(
         >>> from hfnoise.quantization.row_quantizer import row_quantizer
         >>> from hfnoise.quantization.rows import quantized_rows
         >>> x = torch.tensor([[1.0, -1.0]])
-        >>> quantized_rows(x, row_quantizer(x, bits=1)).codes.tolist()
+        >>> quantized_rows(x, row_quantizer(x, bits=1, hadamard_group=None)).codes.tolist()
         [[1, 0]]
     """
     masked = settings.trusted_steps is not None or settings.trust_radius is not None

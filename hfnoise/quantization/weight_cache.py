@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
+from torch import Tensor
 from torch.nn import Module
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 _state = {"depth": 0, "version": 0}
+# The layers that keep something in `quantized_cache`: `(key, value)`.
+_holders: WeakSet[Module] = WeakSet()
 
 
 def weights_version() -> int | None:
@@ -35,6 +39,31 @@ def forget_quantized_weights(*_: Any, **__: Any) -> None:
         >>> forget_quantized_weights()
     """
     _state["version"] += 1
+    for layer in list(_holders):
+        layer.quantized_cache = None  # type: ignore[assignment]
+    _holders.clear()
+
+
+def kept_between_steps(layer: Module, tensors: tuple[Tensor, ...], settings: Any, make: Callable[[], Any]) -> Any:
+    """Return what `make` makes of the tensors of a layer, kept in it inside of [`cached_weights`].
+
+    `load_state_dict` is told by the version counters, with `assign=True` by the addresses.
+
+    Example:
+        >>> from torch import nn
+        >>> from hfnoise.quantization.weight_cache import kept_between_steps
+        >>> kept_between_steps(nn.Linear(1, 1), (), None, lambda: 3)
+        3
+    """
+    if weights_version() is None or any(tensor.is_inference() for tensor in tensors):
+        return make()
+    key = [(tensor.data_ptr(), tensor._version, tensor.device, tensor.dtype) for tensor in tensors], settings
+    known = getattr(layer, "quantized_cache", None)
+    if known is None or known[0] != key:
+        known = (key, make())
+        layer.quantized_cache = known  # type: ignore[assignment]
+        _holders.add(layer)
+    return known[1]
 
 
 @contextmanager
