@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,13 +49,14 @@ Call = Callable[[], Tensor]
 def ours(x: Tensor, weight: Tensor, bits: int) -> tuple[Call, Call]:
     """Return the product and the layer with weights and inputs of `bits`."""
     levels, length = grid_for(bits).levels, weight.shape[1]
-    encoded = quantized_rows(weight, row_quantizer(weight, bits))
-    prepared = prepare_weight(pack(encoded.codes, bits), bits, bits, length)
-    settings = row_quantizer(x, bits)
+    encoded, settings = quantized_rows(weight, row_quantizer(weight, bits)), row_quantizer(x, bits)
     inputs = quantized_rows(x, settings)
+    assert encoded.codes is not None and inputs.codes is not None  # both by default
+    assert encoded.points is not None and inputs.points is not None
+    prepared, codes = prepare_weight(pack(encoded.codes, bits), bits, bits, length), inputs.codes
 
     def product() -> Tensor:
-        return integer_product(inputs.codes, prepared, bits, bits)
+        return integer_product(codes, prepared, bits, bits)
 
     def layer() -> Tensor:
         return kernel_linear(x, settings, prepared, encoded.step)
@@ -117,19 +119,19 @@ def other_libraries(x: Tensor, weight: Tensor) -> dict[str, tuple[Call, Call]]:
         pass
     else:
         packed, state = bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4")
-        found["bitsandbytes NF4"] = (lambda: bitsandbytes.matmul_4bit(x, packed.t(), state),) * 2
+        found["bitsandbytes NF4"] = (lambda: bitsandbytes.matmul_4bit(x, packed.t(), state),) * 2  # type: ignore[attr-defined]
     try:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, IntxWeightOnlyConfig, quantize_
     except ImportError:
         return found
     for name, config in {
         "torchao W8A8": Int8DynamicActivationInt8WeightConfig(),
-        "torchao 1-bit weights": IntxWeightOnlyConfig(weight_dtype=torch.int1),
+        "torchao 1-bit weights": IntxWeightOnlyConfig(weight_dtype=getattr(torch, "int1")),  # noqa: B009  (not in its stubs)
     }.items():
         layer = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], len(weight), bias=False))
         layer[0].weight.data = weight.clone()
         quantize_(layer, config)
-        found[name] = (lambda layer=layer: layer(x),) * 2  # type: ignore[misc]
+        found[name] = (partial(layer, x),) * 2
     return found
 
 

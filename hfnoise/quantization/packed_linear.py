@@ -149,7 +149,7 @@ class QuestPackedLinear(nn.Linear):
         return known[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "prepared": None}  # made again where it is loaded, for that machine
+        return {**self.__dict__, "prepared": None}  # made again where it is loaded, for that machine
 
     def _kept(self, make: Callable[[], Any], dtype: torch.dtype) -> Any:
         """Return what `make` returns; inside of `cached_weights` it is called once."""

@@ -22,9 +22,11 @@ from pathlib import Path
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("bit_planes.cpp", "rows.cpp"))
 # -O3: the GEMM takes 1.7 times as long with -O2. The parts for newer processors say so themselves in the source, so
 # that what is compiled runs on every machine of the architecture.
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-Wno-psabi")
 # No product is contracted with a sum: the same bits with and without FMA.
-FLAGS += ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = (
+    "-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-Wno-psabi",
+    "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+)  # fmt: skip
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 120  # compiling takes two
 logger = logging.getLogger(__name__)
