@@ -46,7 +46,11 @@ setup(
     + [name for part in MAPPED_PARTS for name in mapped_packages(part)],
     package_dir={"hfnoise": "hfnoise", **{f"hfnoise.{part}": part for part in MAPPED_PARTS}},
     # `*/*` would drop the nested weights from the wheel.
-    package_data={"hfnoise": ["py.typed"], "hfnoise.model_cards": ["*.md", "**/*"]},
+    package_data={
+        "hfnoise": ["py.typed"],
+        "hfnoise.quantization.kernels": ["*.cpp"],
+        "hfnoise.model_cards": ["*.md", "**/*"],
+    },
     # `**/*` would take compiled files along.
     exclude_package_data={"hfnoise.model_cards": ["__pycache__/*", "**/__pycache__/*"]},
     # Floors are what the joints with the libraries need; see docs/design.md.

@@ -22,8 +22,11 @@ class Hook:
     target: str
 
 
-# Preference training registers nothing: its Trainers are used directly. Later methods add their rows here.
-HOOKS: tuple[Hook, ...] = ()
+HOOKS: tuple[Hook, ...] = (
+    Hook("transformers.quantizers.auto", "hfnoise.quantization.hf_transformers"),
+    Hook("diffusers.quantizers.auto", "hfnoise.quantization.hf_diffusers"),
+    Hook("peft.tuners.lora.model", "hfnoise.quantization.hf_peft"),
+)
 
 _failures: dict[str, Exception] = {}
 

@@ -155,7 +155,7 @@ def test_files_are_short(path):
         ("hfnoise.preference.losses", "torch.nn", True),
         ("hfnoise.preference.losses", "transformers.Trainer", False),
         ("hfnoise.preference.losses", "matplotlib", False),
-        ("hfnoise.preference.losses", "hfnoise.quantization.hf_layers", False),
+        ("hfnoise.preference.losses", "hfnoise.privacy.hf_card", False),
         ("hfnoise.preference.losses", "hfnoise.worlds.docstrings", False),
         ("hfnoise.quantization.hf_layers", "transformers.Trainer", True),
         ("hfnoise.quantization.hf_layers", "no_such_dependency", False),
