@@ -165,7 +165,8 @@ HFNOISE_INLINE void quantize_rows(const Rows& p, int64_t first, int64_t last) {
             for (int n = 0; n < N; ++n) {
                 Floats<W> u = v[n] * inverse;
                 if (p.mask) {
-                    const Ints<W> inside = (u <= p.trusted) & (u >= -p.trusted) & 1;
+                    const Floats<W> magnitude = u < 0 ? -u : u;
+                    const Ints<W> inside = (magnitude <= p.trusted) & 1;
                     const auto trusted = __builtin_convertvector(inside, Bytes<W>);
                     std::memcpy(p.mask + at + n * W, &trusted, sizeof trusted);
                 }
