@@ -1,6 +1,7 @@
 """The quantizer that `from_pretrained` calls for quant_method "quest"; importing this module registers it.
 
-hfnoise.registration imports it when transformers imports `transformers.quantizers.auto`, never earlier.
+hfnoise.registration imports it when transformers imports `transformers.quantizers.auto`, never earlier. That may be
+while hf_layers or hf_export are being imported themselves, so it imports them when a method needs them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from transformers.quantizers.base import HfQuantizer
 
 from hfnoise.quantization.codes import decode
 from hfnoise.quantization.hf_config import QuestConfig
-from hfnoise.quantization.hf_export import dequantize, forget_quantizer
-from hfnoise.quantization.hf_layers import layers_to_convert, quantize_layers
 from hfnoise.quantization.linear import LinearQuantization
 from hfnoise.quantization.packed_linear import QuestPackedLinear, pack_weight
 from hfnoise.quantization.packing import packed_length, unpack
@@ -41,6 +40,8 @@ class QuestHfQuantizer(HfQuantizer):
     serialized_names = {"weight": ["weight", "weight_scale"]}
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        from hfnoise.quantization.hf_layers import layers_to_convert, quantize_layers
+
         if self.pre_quantized and self.quantization_config.dequantize:
             # Only to know the shapes that the packed bytes do not tell; the layers stay what they are.
             self._dense_shapes = {
@@ -52,6 +53,8 @@ class QuestHfQuantizer(HfQuantizer):
         )
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        from hfnoise.quantization.hf_export import forget_quantizer
+
         if self.quantization_config.dequantize or not self.quantization_config.store_master_weights:
             return model
         check_weights(model)
@@ -80,6 +83,8 @@ class QuestHfQuantizer(HfQuantizer):
         return {"dequantize": _Dequantize}
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        from hfnoise.quantization.hf_export import dequantize
+
         return dequantize(model, dtype=dtype)
 
     def is_serializable(self) -> bool:
