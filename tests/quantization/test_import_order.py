@@ -11,9 +11,7 @@ import pytest
     "first",
     [
         "from hfnoise import prepare_qat",
-        "from hfnoise import QuestConfig",
         "import hfnoise, hfnoise.quantization.hf_layers",
-        "import transformers.quantizers.auto, hfnoise",
     ],
 )
 def test_registered(first):
