@@ -32,7 +32,7 @@ def prepare_qat(model: Any, config: QuestConfig) -> Any:
     Example:
         >>> from torch import nn
         >>> from hfnoise import QuestConfig, prepare_qat
-        >>> prepare_qat(nn.Sequential(nn.Linear(8, 8)), QuestConfig(bits=1))[0].weight_bits
+        >>> prepare_qat(nn.Sequential(nn.Linear(8, 8)), QuestConfig(bits=1))[0].quantization.weight_bits
         1
     """
     if not isinstance(config, QuestConfig):

@@ -58,7 +58,7 @@ def quantized_rows(x: Tensor, settings: RowQuantizer) -> QuantizedRows:
         >>> from hfnoise.quantization.linear_function import quantized_rows
         >>> from hfnoise.quantization.row_quantizer import row_quantizer
         >>> x = torch.tensor([[1.0, -1.0]])
-        >>> quantized_rows(x, row_quantizer(x, bits=1)).codes.tolist()
+        >>> quantized_rows(x, row_quantizer(x, bits=1, hadamard_group=None)).codes.tolist()
         [[1, 0]]
     """
     half = (settings.levels - 1) / 2
