@@ -289,7 +289,7 @@ FEDSVD_OPTIONS = (
 # Bits and estimators are those of hfnoise.QuestConfig; "of the model" means: what a model that is quantised already
 # says, and the default of QuestConfig for a float one.
 QAT_OPTIONS = (
-    Option("weight_bits", "float", None, "Bits of a weight: 1, 1.58 (ternary) or 2 to 8. Default: of the model, or 4."),
+    Option("weight_bits", "float", None, "Bits of a weight: 1, 1.58 (ternary), 2 to 8. Default: of the model, or 4."),
     Option(
         "activation_bits",
         "float",
@@ -308,8 +308,8 @@ QAT_OPTIONS = (
         "hadamard_group",
         "int",
         None,
-        "Rows are rotated in groups of the largest power of two up to it that divides them; 0: not at all. Default: of "
-        "the model, or 128.",
+        "Rows are rotated in groups of the largest power of two up to it that divides them; 0: not at all. Default: "
+        "of the model, or 128.",
     ),
     Option(
         "estimator",

@@ -85,7 +85,9 @@ def train_quantized(arguments: Sequence[str]) -> int:
     if script.sample_prompt and trainer.is_world_process_zero():
         from hfnoise.trainers.qat_sample import print_samples
 
-        print_samples(training.output_dir, base.to(trainer.model.device), trainer.processing_class, script.sample_prompt)
+        print_samples(
+            training.output_dir, base.to(trainer.model.device), trainer.processing_class, script.sample_prompt
+        )
     return 0
 
 

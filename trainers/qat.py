@@ -1,4 +1,4 @@
-"""Quantisation-aware training with the Trainer that you have: [`QATTrainerMixin`] in front of it, and [`QATTrainer`]."""
+"""Quantisation-aware training with the Trainer you have: [`QATTrainerMixin`] in front of it, and [`QATTrainer`]."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin):
     Checkpoints have master weights and the bits of their step; `save_model` and `push_to_hub` write `args.export`.
 
     Args:
-        *args: of the Trainer; its `args` are [`QATTrainingArguments`], or another class with [`QATArguments`] in front.
+        *args: of the Trainer; its `args` are [`QATTrainingArguments`], or a class with [`QATArguments`] in front.
         teacher_model (`torch.nn.Module` or `str`, *optional*): for `distillation_weight`; by default a frozen copy of
             the float model.
         **kwargs: of the Trainer.
@@ -105,7 +105,9 @@ class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin):
                 "by weight_only=True; the card will state the measured difference."
             )
         if self.args.export == "packed" and self._estimator() == "lsq":
-            raise ValueError("the model's estimator is 'lsq', which has no packed form; use export='dense' or 'master'.")
+            raise ValueError(
+                "the model's estimator is 'lsq', which has no packed form; use export='dense' or 'master'."
+            )
 
     def _estimator(self) -> str:
         return next(m.quantization.estimator for m in self.model.modules() if hasattr(m, "quantization"))
@@ -180,7 +182,7 @@ class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin):
 
 
 class QATTrainer(QATTrainerMixin, Trainer):
-    """Quantisation-aware [`~transformers.Trainer`]: QuEST (arXiv 2502.05003) from 1 to 8 bits; see [`QATTrainerMixin`].
+    """Quantisation-aware [`~transformers.Trainer`]: QuEST (arXiv 2502.05003), 1 to 8 bits; see [`QATTrainerMixin`].
 
     ```python
     model = AutoModelForCausalLM.from_pretrained(name)  # floats

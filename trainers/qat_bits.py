@@ -66,7 +66,7 @@ class BitScheduleCallback(TrainerCallback):
         expected = self.schedule.at(state.global_step - 1, state.max_steps)
         if stored is not None and (stored["weight_bits"], stored["activation_bits"]) != expected:
             raise ValueError(
-                f"{str(folder)!r} is at {stored['weight_bits']} bits after {state.global_step} steps, and bit_schedule "
-                f"{self.schedule.text!r} over {state.max_steps} steps has {expected[0]} there. Resume with the schedule "
-                "and the number of steps that the run began with."
+                f"{str(folder)!r} is at {stored['weight_bits']} bits after {state.global_step} steps, and "
+                f"bit_schedule {self.schedule.text!r} over {state.max_steps} steps has {expected[0]} there. "
+                "Resume with the schedule and the number of steps that the run began with."
             )

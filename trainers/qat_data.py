@@ -53,7 +53,9 @@ def text_blocks(texts: Any, tokenizer: Any, column: str, size: int) -> Dataset:
         ValueError: if there is no such column, or not one whole block.
     """
     if column not in texts.column_names:
-        raise ValueError(f"the dataset has no column {column!r}; it has {texts.column_names}. Name it by --text_column.")
+        raise ValueError(
+            f"the dataset has no column {column!r}; it has {texts.column_names}. Name it by --text_column."
+        )
     end = tokenizer.eos_token_id
     if end is None:
         raise ValueError("the tokenizer has no end-of-text token (eos_token), which is put between texts.")
@@ -61,5 +63,7 @@ def text_blocks(texts: Any, tokenizer: Any, column: str, size: int) -> Dataset:
     ids = list(chain.from_iterable((end, *row) for row in encoded))
     blocks = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
     if not blocks:
-        raise ValueError(f"the texts have {len(ids)} tokens, fewer than one block of {size}. Set a smaller --block_size.")
+        raise ValueError(
+            f"the texts have {len(ids)} tokens, fewer than one block of {size}. Set a smaller --block_size."
+        )
     return Dataset.from_dict({"input_ids": blocks, "labels": blocks})

@@ -18,7 +18,8 @@ def distillation_loss(
 
     Args:
         student, teacher (`torch.Tensor` of shape `(..., classes)`): logits; computed in float32.
-        labels (`torch.Tensor` of shape `(...)`): -100 where nothing is predicted. Aligned with the logits: shift first.
+        labels (`torch.Tensor` of shape `(...)`): -100 where nothing is predicted. Aligned with the logits: shift
+            them first.
         temperature (`float`, defaults to 1.0): T, above 0.
         count (`torch.Tensor` or `int`, *optional*): predictions to divide by, where the batch is a part of a larger
             one; those of this batch by default.
@@ -80,7 +81,7 @@ class DistillationMixin:
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return (1 - w) times the Trainer's loss plus w times the distillation loss; its own where nothing is distilled."""
+        """Return (1 - w) times the Trainer's loss plus w times the distillation loss; in evaluation its own."""
         compute: Any = super().compute_loss  # type: ignore[misc]
         if self._teacher is None or not model.training:
             return compute(model, inputs, return_outputs, num_items_in_batch)
@@ -95,9 +96,7 @@ class DistillationMixin:
         student = outputs["logits"]
         if shifted:
             student, teacher, labels = student[:, :-1], teacher[:, :-1], labels[:, 1:]
-        distilled = distillation_loss(
-            student, teacher, labels, self.args.distillation_temperature, num_items_in_batch
-        )
+        distilled = distillation_loss(student, teacher, labels, self.args.distillation_temperature, num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # As the Trainer's own loss: the count is that of all ranks, and DDP averages over them.
             distilled = distilled * self.accelerator.num_processes

@@ -1,4 +1,4 @@
-"""The model of a quantisation-aware run: prepared from floats, or taken as it is and checked; its bits; its teacher."""
+"""The model of a quantisation-aware run: prepared from floats, or checked as it is; its bits; its teacher."""
 
 from __future__ import annotations
 

@@ -126,16 +126,14 @@ class BitSchedule:
         [(8, 8), (8, 8), (1, 1), (1, 1)]
     """
 
-    def __init__(
-        self, phases: Sequence[BitPhase], weight_bits: float, activation_bits: float | None
-    ) -> None:
+    def __init__(self, phases: Sequence[BitPhase], weight_bits: float, activation_bits: float | None) -> None:
         self.text = schedule_text(phases)
         self.phases = tuple(self._resolved(phase, activation_bits) for phase in phases)
         last = phases[-1]
         said = activation_bits if last.activation_bits is None else last.activation_bits
         if (last.weight_bits, said) != (weight_bits, activation_bits):
             raise ValueError(
-                f"bit_schedule {self.text!r} ends with {last.weight_bits} bits for weights and {said} for activations; "
+                f"bit_schedule {self.text!r} ends with {last.weight_bits} bits for weights, {said} for activations; "
                 f"the result is to have {weight_bits} and {activation_bits}. End the schedule with those."
             )
         self.phases = (*self.phases[:-1], BitPhase(weight_bits, activation_bits, last.share))
@@ -144,8 +142,8 @@ class BitSchedule:
         if activation_bits is None:
             if phase.activation_bits is not None:
                 raise ValueError(
-                    f"bit_schedule {self.text!r} gives bits to activations, which are not quantised: leave '/' out, or "
-                    "set activation_bits."
+                    f"bit_schedule {self.text!r} gives bits to activations, which are not quantised: leave '/' out, "
+                    "or set activation_bits."
                 )
             return phase
         if phase.activation_bits is not None:

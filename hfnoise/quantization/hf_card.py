@@ -15,8 +15,8 @@ from hfnoise.quantization.report import QuantizationReport
 _TAGS = ("hfnoise", "quest", "quantization-aware-training")
 _FORM = {
     "packed": (
-        "Weights are stored at their bits, as codes of a grid, with one float32 scale a row. The model computes what it "
-        "computed in training, to the last bit."
+        "Weights are stored at their bits, as codes of a grid, with one float32 scale a row. The model computes what "
+        "it computed in training, to the last bit."
     ),
     "master": "Weights are float master weights, which are quantised in every forward pass: they can be trained on.",
     "dense": "Weights are floats that lie on the grid of the quantised ones, under their stock names.",
@@ -81,7 +81,9 @@ def quantization_card(
             "bits_per_weight": round(report.bits_per_weight, 4),
         },
     )
-    start = f"[{base}](https://huggingface.co/{base})" if base else (base_path and embedded_name(base_path)) or "A model"
+    start = (
+        f"[{base}](https://huggingface.co/{base})" if base else (base_path and embedded_name(base_path)) or "A model"
+    )
     activations = quantization.activation_bits
     return render_card(
         "quantization.md",

@@ -23,7 +23,17 @@ from hfnoise.quantization.report import quantization_report
 
 # Written anew; everything else in a folder (tokenizer, chat template, licence, ...) is carried along.
 _WRITTEN = ("config.json", "generation_config.json", "README.md")
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".msgpack", ".h5")
+_WEIGHTS = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin",
+    ".bin.index.json",
+    ".pt",
+    ".pth",
+    ".gguf",
+    ".msgpack",
+    ".h5",
+)
 # Of random token ids, on which a dense export is compared where there is no data.
 _ROWS, _LENGTH = 4, 32
 
@@ -48,17 +58,21 @@ def pack_main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="hfnoise pack",
         description="Write a checkpoint folder with its linear layers packed at 1 to 8 bits a weight. A folder of "
-        "master weights (what QATTrainer saves in mid-run) keeps its bits and computes the same; a float one is rounded "
-        "without training, which below 4 bits costs much: train it (hfnoise qat) first.",
-        epilog="Tokenizer and other files come along; README.md is written anew. Load the result after `import hfnoise`.",
+        "master weights (what QATTrainer saves in mid-run) keeps its bits and computes the same; a float one is "
+        "rounded without training, which below 4 bits costs much: train it (hfnoise qat) first.",
+        epilog="Tokenizer and other files come along; README.md is new. Load the result after `import hfnoise`.",
     )
     _add_folders(parser)
     parser.add_argument("--bits", type=float, help="sets --weight_bits and --activation_bits both")
-    parser.add_argument("--weight_bits", type=float, help="1, 1.58 (ternary), 2 to 8; a float folder needs this or --bits")
+    parser.add_argument(
+        "--weight_bits", type=float, help="1, 1.58 (ternary), 2 to 8; a float folder needs this or --bits"
+    )
     parser.add_argument("--activation_bits", type=float, help="of the inputs of linear layers; default: not quantised")
     parser.add_argument("--hadamard_group", type=int, help="default 128; 0: no rotation")
     parser.add_argument("--grid", choices=("exact", "upstream"), help="default exact; upstream: the official code's")
-    parser.add_argument("--modules_to_not_convert", nargs="+", metavar="NAME", help="linear layers to leave as they are")
+    parser.add_argument(
+        "--modules_to_not_convert", nargs="+", metavar="NAME", help="linear layers to leave as they are"
+    )
     given = parser.parse_args(arguments)
     folder, out, settings = _folders(given)
     stored = _stored_quantization(settings)
@@ -66,7 +80,9 @@ def pack_main(arguments: Sequence[str] | None = None) -> int:
     with _usage_errors():
         if stored is None:
             if not {"bits", "weight_bits"} & set(options):
-                raise ValueError(f"{str(folder)!r} holds float weights: say how many bits, --bits 4 or --weight_bits 4.")
+                raise ValueError(
+                    f"{str(folder)!r} holds float weights: say how many bits, --bits 4 or --weight_bits 4."
+                )
             model = _load(folder, settings, quantization_config=_config(options))
         elif options:
             raise ValueError(
@@ -90,7 +106,7 @@ def pack_main(arguments: Sequence[str] | None = None) -> int:
 
 
 def unpack_main(arguments: Sequence[str] | None = None) -> int:
-    """Run `hfnoise unpack FOLDER OUT`: write a checkpoint with float weights under stock names, for stock transformers.
+    """Run `hfnoise unpack FOLDER OUT`: write float weights under stock names, for stock transformers.
 
     Args:
         arguments (`Sequence[str]`, *optional*): those of the process by default.
@@ -108,13 +124,15 @@ def unpack_main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="hfnoise unpack",
-        description="Write a quantised checkpoint folder (packed or master weights) as floats on the grid, which stock "
-        "transformers loads. Where only weights are quantised it computes the same; quantised activations are lost, so "
-        "that needs --weight_only.",
+        description="Write a quantised checkpoint folder (packed or master weights) as floats on the grid, which "
+        "stock transformers loads. Where only weights are quantised it computes the same; quantised activations are lost, "
+        "so that needs --weight_only.",
         epilog="Tokenizer and other files come along; README.md is written anew and states the difference.",
     )
     _add_folders(parser)
-    parser.add_argument("--weight_only", action="store_true", help="accept that activations are not quantised any more")
+    parser.add_argument(
+        "--weight_only", action="store_true", help="accept that activations are not quantised any more"
+    )
     given = parser.parse_args(arguments)
     folder, out, settings = _folders(given)
     if _stored_quantization(settings) is None:
@@ -128,7 +146,9 @@ def unpack_main(arguments: Sequence[str] | None = None) -> int:
     difference = None
     if ids is not None and before is not None:
         difference = {"relative": float((_logits(model, ids) - before).norm() / before.norm())}
-        print(f"activations are not quantised any more: logits of random tokens differ by {difference['relative']:.1%}")
+        print(
+            f"activations are not quantised any more: logits of random tokens differ by {difference['relative']:.1%}"
+        )
     with _new_folder(out) as made:
         model.save_pretrained(made)
         _carry_along(folder, made)
@@ -174,7 +194,10 @@ def _stored_quantization(settings: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _config(options: dict[str, Any]) -> QuestConfig:
-    whole = {name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in options.items()}
+    whole = {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in options.items()
+    }
     whole["hadamard_group"] = whole.get("hadamard_group", 128) or None
     return QuestConfig(store_master_weights=False, **whole)
 

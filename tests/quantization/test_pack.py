@@ -1,4 +1,4 @@
-"""`hfnoise pack` and `hfnoise unpack`: whole folders or nothing, equal logits, the rest of the folder carried along."""
+"""`hfnoise pack` and `hfnoise unpack`: whole folders or nothing, equal logits, other files carried along."""
 
 import pytest
 import torch
