@@ -100,6 +100,10 @@ def _trainer(script: Any, training: Any, given: Any) -> tuple[Any, Any]:
 
     if given.use_peft:
         raise ValueError("use_peft: `hfnoise qat` trains all weights. For adapters use QATSFTTrainer in Python.")
+    if given.load_in_4bit or given.load_in_8bit:
+        raise ValueError(
+            "load_in_4bit and load_in_8bit are of bitsandbytes, whose weights cannot be trained; use --bits."
+        )
     check_writable(training.output_dir)
     train, held_out = load_texts(script)
     name = resolve_model(given.model_name_or_path)

@@ -123,3 +123,4 @@ def test_command_line(tiny_model_path, tmp_path, capsys):
     assert "has no column 'text'; it has ['words']" in error(text_column="text")
     assert "fewer than one block" in error(block_size=100000)
     assert "trains all weights" in error(use_peft=True)
+    assert "use --bits" in error(load_in_4bit=True)
