@@ -125,8 +125,8 @@ def unpack_main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="hfnoise unpack",
         description="Write a quantised checkpoint folder (packed or master weights) as floats on the grid, which "
-        "stock transformers loads. Where only weights are quantised it computes the same; quantised activations are lost, "
-        "so that needs --weight_only.",
+        "stock transformers loads. Where only weights are quantised it computes the same; quantised activations are "
+        "lost, so that needs --weight_only.",
         epilog="Tokenizer and other files come along; README.md is written anew and states the difference.",
     )
     _add_folders(parser)
@@ -194,7 +194,7 @@ def _stored_quantization(settings: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _config(options: dict[str, Any]) -> QuestConfig:
-    whole = {
+    whole: dict[str, Any] = {
         name: int(value) if isinstance(value, float) and value.is_integer() else value
         for name, value in options.items()
     }
