@@ -5,7 +5,8 @@
 Llama of 1.31 M parameters (hidden 128, MLP 384, 6 layers, 4 heads, bytes), docstrings of the standard library, 300
 steps of 8 rows of 64 bytes; every method has the same first weights, the same rows in the same order, and the same
 learning rate, as in the paper (QuEST, arXiv 2502.05003, section 4). First weights have a standard deviation of 0.08,
-about 1 / sqrt(128): with the usual 0.02, made for wider models, a method that enlarges the weights gains from that alone.
+about 1 / sqrt(128): with the usual 0.02, made for wider models, a method that enlarges the weights gains from that
+alone.
 About 40 to 90 s a run on one CPU thread.
 """
 

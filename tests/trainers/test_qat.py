@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from hfnoise import ExportPackedCallback, QATTrainer, QuestConfig, prepare_qat
 from tests.trainers.qat_world import ARGUMENTS, assert_same, float_model, logged, make, rows, weights
@@ -200,3 +200,14 @@ def test_best_checkpoints_are_of_the_last_phase(tiny_model_path, tmp_path):
     assert min(losses[:2]) < min(losses[2:])  # so without care the best would be one of 8 bits
     assert Path(trainer.state.best_model_checkpoint).name in ("checkpoint-3", "checkpoint-4")
     assert isinstance(trainer, QATTrainer)
+
+
+def test_a_run_that_is_stopped_early_says_at_which_bits(tiny_model_path, tmp_path, caplog):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    trainer = make(tiny_model_path, tmp_path, bit_schedule="8:0.5,1:0.5", callbacks=[Stop()])
+    with caplog.at_level("WARNING", logger="hfnoise"):
+        trainer.train()
+    assert "the model is at 8 bits, not at 1" in caplog.text
