@@ -103,3 +103,14 @@ FEDSVD_BIBTEX = """\
     year      = {2025},
     url       = {https://arxiv.org/abs/2505.12805},
 }"""
+
+QUEST_BIBTEX = """\
+@misc{panferov2025quest,
+    title         = {{QuEST: Stable Training of LLMs with 1-Bit Weights and Activations}},
+    author        = {Andrei Panferov and Jiale Chen and Soroush Tabesh and Roberto L. Castro and Mahdi Nikdan
+                     and Dan Alistarh},
+    year          = {2025},
+    eprint        = {2502.05003},
+    archivePrefix = {arXiv},
+    url           = {https://arxiv.org/abs/2502.05003},
+}"""

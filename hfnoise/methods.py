@@ -8,13 +8,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from hfnoise.citations import BVPO_BIBTEX, DP_SGD_BIBTEX, DR_DPO_BIBTEX, FEDSVD_BIBTEX, ROBUST_DPO_BIBTEX
+from hfnoise.citations import (
+    BVPO_BIBTEX,
+    DP_SGD_BIBTEX,
+    DR_DPO_BIBTEX,
+    FEDSVD_BIBTEX,
+    QUEST_BIBTEX,
+    ROBUST_DPO_BIBTEX,
+)
 from hfnoise.options import (
     BVPO_OPTIONS,
     DP_OPTIONS,
     DR_DPO_OPTIONS,
     FEDSVD_OPTIONS,
     NOISE_DPO_OPTIONS,
+    QAT_OPTIONS,
     ROBUST_DPO_OPTIONS,
     Option,
 )
@@ -179,6 +187,22 @@ METHODS: tuple[Method, ...] = (
         tags=("hfnoise", "fedsvd", "federated", "differential-privacy"),
         bibtex=FEDSVD_BIBTEX,
     ),
+    Method(
+        name="qat",
+        family="quantization",
+        title="QuEST: train with weights and activations at 1 to 8 bits, and save them at those",
+        paper="2502.05003",
+        module="hfnoise.trainers.qat",
+        exports=("QATTrainer", "QATTrainerMixin"),
+        config="QATTrainingArguments",
+        trainer="QATTrainer",
+        launch="hfnoise.trainers.launch_qat:train_quantized",
+        options=QAT_OPTIONS,
+        stock="transformers.Trainer, in full precision",
+        state="ready",
+        tags=("hfnoise", "quest", "quantization-aware-training"),
+        bibtex=QUEST_BIBTEX,
+    ),
 )
 
 # Public names that belong to no single method: name -> module.
@@ -200,6 +224,11 @@ SHARED_EXPORTS: dict[str, str] = {
     "dp_tune": "hfnoise.trainers.private_tuning",
     "estimate_flip_rate": "hfnoise.preference",
     "filter_by_ches": "hfnoise.preference",
+    "ExportPackedCallback": "hfnoise.trainers.qat_export",
+    "QATArguments": "hfnoise.trainers.qat_config",
+    "QATSFTConfig": "hfnoise.trainers.qat_sft",
+    "QATSFTTrainer": "hfnoise.trainers.qat_sft",
+    "QATTrainingArguments": "hfnoise.trainers.qat_config",
     "QuestConfig": "hfnoise.quantization.hf_config",
     "dequantize": "hfnoise.quantization.hf_export",
     "export_packed": "hfnoise.quantization.hf_export",
@@ -224,6 +253,8 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "dp-budget", "hfnoise.privacy.budget:main", "noise, epsilon and steps of a private run, before it is started"
     ),
+    Command("pack", "hfnoise.quantization.hf_pack:pack_main", "checkpoint folder -> packed at 1 to 8 bits a weight"),
+    Command("unpack", "hfnoise.quantization.hf_pack:unpack_main", "packed checkpoint folder -> floats for stock code"),
     Command("bench", "hfnoise.benchmarks.preference_noise:main", "the preference-noise benchmark"),
 )
 

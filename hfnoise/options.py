@@ -250,6 +250,11 @@ def option_help(options: tuple[Option, ...], name: str) -> str:
     return next(option.help for option in options if option.name == name)
 
 
+def option_default(options: tuple[Option, ...], name: str) -> Any:
+    """Return the default of an option."""
+    return next(option.default for option in options if option.name == name)
+
+
 FEDSVD_OPTIONS = (
     Option("aggregation", "str", "fedsvd", "How adapters are averaged."),
     Option(
@@ -279,4 +284,81 @@ FEDSVD_OPTIONS = (
         "weighting", "str", "examples", "Average by numbers of examples, which become public, or all clients alike."
     ),
     Option("federation_seed", "int", 0, "Public seed of the first rows and of the choice of clients."),
+)
+
+# Bits and estimators are those of hfnoise.QuestConfig; "of the model" means: what a model that is quantised already
+# says, and the default of QuestConfig for a float one.
+QAT_OPTIONS = (
+    Option("weight_bits", "float", None, "Bits of a weight: 1, 1.58 (ternary), 2 to 8. Default: of the model, or 4."),
+    Option(
+        "activation_bits",
+        "float",
+        None,
+        "Bits of the inputs of linear layers; without it beside weight_bits they are not quantised.",
+    ),
+    Option("bits", "float", None, "Sets weight_bits and activation_bits both."),
+    Option(
+        "trust_factor",
+        "float",
+        None,
+        "Entries beyond it times the outermost level get no gradient. Default: 1.3 at 1 bit, else half a step beyond "
+        "the outermost level.",
+    ),
+    Option(
+        "hadamard_group",
+        "int",
+        None,
+        "Rows are rotated in groups of the largest power of two up to it that divides them; 0: not at all. Default: "
+        "of the model, or 128.",
+    ),
+    Option(
+        "estimator",
+        "str",
+        None,
+        "'quest', or a baseline: 'ste', 'ste_absmax', 'lsq'. Default: of the model, or 'quest'.",
+    ),
+    Option(
+        "modules_to_not_convert",
+        "list",
+        None,
+        "Names, suffixes or regular expressions of linear layers that stay as they are, beside the output embedding.",
+    ),
+    Option(
+        "bit_schedule",
+        "str",
+        None,
+        "Widths in order and the share of the steps for each, such as '8:0.25,4:0.25,1:0.5'; the last is the width of "
+        "the result. '4/8:0.5' is 4 bits for weights and 8 for activations.",
+    ),
+    Option(
+        "distillation_weight",
+        "float",
+        0.0,
+        "Share of the loss, in [0, 1], that is the divergence from the full-precision model's logits; 0: none.",
+    ),
+    Option("distillation_temperature", "float", 1.0, "Temperature of both distributions, above 0."),
+    Option(
+        "step_learning_rate",
+        "float",
+        None,
+        "Learning rate of the learned steps of estimator 'lsq', under the same schedule. Default: a tenth of "
+        "learning_rate.",
+    ),
+    Option(
+        "export",
+        "str",
+        "packed",
+        "What save_model and push_to_hub write: 'packed' (at its bits), 'dense' (floats on the grid, for stock code) "
+        "or 'master' (floats to train on). Checkpoints are master always.",
+    ),
+    Option(
+        "weight_only",
+        "bool",
+        False,
+        "Accept that a dense export does not quantise activations, so that it computes something else.",
+    ),
+    Option("weight_decay", "float", 0.1, "Of the matrices of linear layers only: the paper's."),
+    Option("adam_beta2", "float", 0.95, "The paper's; the stock Trainer has 0.999."),
+    Option("warmup_steps", "float", 0.1, "Steps, or below 1 their share: the paper's."),
+    Option("lr_scheduler_type", "str", "cosine", "The paper's shape; it ends at a tenth of the rate, this one at 0."),
 )

@@ -16,7 +16,16 @@ def python_blocks(name):
 
 PYTHON_BLOCKS = [
     block
-    for page in ("papers", "preference", "dr_dpo", "reasoning_traces", "privacy", "from_opacus", "fedsvd")
+    for page in (
+        "papers",
+        "preference",
+        "dr_dpo",
+        "reasoning_traces",
+        "privacy",
+        "from_opacus",
+        "fedsvd",
+        "quantization",
+    )
     for block in python_blocks(f"docs/{page}.md")
 ]
 # The same calls on less data. Calibrating the noise takes seconds, and its own tests are elsewhere.
