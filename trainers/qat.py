@@ -144,7 +144,7 @@ class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin):
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Return the Trainer's optimizer; LSQ's steps are a group of their own, at `step_learning_rate`."""
-        if self.optimizer is not None:
+        if self.optimizer is not None:  # type: ignore[attr-defined]
             return super().create_optimizer(model)  # type: ignore[misc]
         optimizer = super().create_optimizer(model)  # type: ignore[misc]
         endings = ("weight_step", "activation_step")

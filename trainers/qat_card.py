@@ -41,7 +41,7 @@ class QATCardMixin:
         if not self.is_world_process_zero():  # type: ignore[attr-defined]
             return
         given = {**inspect.signature(stock).bind_partial(*args).arguments, **kwargs}
-        dataset = next((given[name] for name in _DATASET_NAMES if given.get(name)), [])
+        dataset: Any = next((given[name] for name in _DATASET_NAMES if given.get(name)), [])
         tags = given.get("tags") or []
         folder = Path(self.args.output_dir)
         card = quantization_card(
@@ -70,8 +70,8 @@ class QATCardMixin:
 
     def _metric_rows(self) -> list[tuple[str, str]]:
         history = self.state.log_history
-        last = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
+        last: dict[str, Any] = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
         rows = [("loss (nats per token)", f"{last['eval_loss']:.4f}")] if last else []
-        metrics = next((entry for entry in reversed(history) if "qat/error_mean" in entry), {})
+        metrics: dict[str, Any] = next((entry for entry in reversed(history) if "qat/error_mean" in entry), {})
         shown = {"qat/error_mean": "mean error of a quantised weight matrix", "qat/trust_fraction": "trusted weights"}
         return rows + [(text, f"{metrics[name]:.1%}") for name, text in shown.items() if name in metrics]

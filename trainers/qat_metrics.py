@@ -78,7 +78,7 @@ def _quantized(
     module: nn.Module, weight: Tensor, quantization: LinearQuantization
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     if quantization.estimator == "lsq":
-        step: Tensor = module.weight_step.float()  # type: ignore[operator,assignment]
+        step: Tensor = module.weight_step.float()  # type: ignore[assignment]
         if not bool(step.any()):  # not set yet
             return weight, weight, None
         outermost = (grid_for(quantization.weight_bits).levels - 1) / 2
