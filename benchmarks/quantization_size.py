@@ -1,8 +1,9 @@
 """Files of a model at 1 to 8 bits: hfnoise, bitsandbytes, transformers' BitNet and torchao, side by side.
 
-`python -m hfnoise.benchmarks.quantization_size` saves a Llama with one wide layer (hidden size 2048, MLP 5632) by each,
-and writes quantization_size.json and .md: bytes of the file, bits per weight of the linear layers, scales included, and
-bits per weight of the whole model, whose embeddings stay float32. Libraries that are not installed are left out.
+`python -m hfnoise.benchmarks.quantization_size` saves a Llama with one wide layer (hidden size 2048, MLP 5632) by
+each, and writes quantization_size.json and .md: bytes of the file, bits per weight of the linear layers, scales
+included, and bits per weight of the whole model, whose embeddings stay float32. Libraries that are not installed are
+left out.
 """
 
 from __future__ import annotations
