@@ -27,7 +27,7 @@ UNSAFE = "unsafe_seed"
 ROW_UNITS = ("row", "preference pair")
 _VERSION = 1
 # Of a budget; beyond it the rest buys only noise that drowns everything.
-_SPENT = 0.98
+SPENT = 0.98
 # What must agree for a checkpoint to be this run at all: other values are another mechanism.
 _MECHANISM = (
     "fingerprint", "units", "unit", "expected_batch_size", "delta", "clip_norm", "clipping", "noise",
@@ -283,7 +283,7 @@ def _tell_what_is_spent(state: RunState, others: Sequence[Any], ledger: Ledger) 
     if not others or state.target_epsilon is None:
         return
     spent = composed_epsilon(others, state.delta, state.accountant)
-    if spent > _SPENT * state.target_epsilon:
+    if spent > SPENT * state.target_epsilon:
         raise ValueError(
             f"target_epsilon={state.target_epsilon:g} is spent: {_runs(others)} "
             f"released epsilon={spent:.4g} (ledger {str(ledger.path)!r}). The budget covers all of them together. "
