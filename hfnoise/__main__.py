@@ -14,8 +14,11 @@ from typing import Any
 import hfnoise
 from hfnoise.errors import UsageError
 from hfnoise.methods import COMMANDS, METHODS, Method
+from hfnoise.options import DP_OPTIONS, FEDSVD_DATA_OPTIONS, QAT_DATA_OPTIONS, Option
 
 _INDENTED: Any = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
+# Options that the command line adds to those of the configuration classes: how rows are read.
+_DATA_OPTIONS = {"fedsvd": FEDSVD_DATA_OPTIONS, "qat": QAT_DATA_OPTIONS}
 _USAGE = "usage: hfnoise <command> [options]     (hfnoise <command> --help says more)"
 
 
@@ -115,9 +118,13 @@ def _method_help(method: Method) -> str:
         "",
         "Options of hfnoise:",
     ]
-    for option in method.options:
-        default = "" if option.default is None else f", default {option.default}"
-        lines += [f"  --{option.name} ({option.type}{default})", *textwrap.wrap(option.help, 100, **_INDENTED)]
+    lines += _option_lines(method.options)
+    if method.name in _DATA_OPTIONS:
+        lines += ["", "Data:", *_option_lines(_DATA_OPTIONS[method.name])]
+    if method.name == "fedsvd":
+        shown = [option for option in DP_OPTIONS if option.name in ("target_epsilon", "noise_multiplier", "clip_norm")]
+        lines += ["", "Privacy of each client, none without one of the first two (more: `hfnoise dp-sft --help`):"]
+        lines += _option_lines(shown)
     lines += [
         "",
         "Launching:",
@@ -132,6 +139,14 @@ def _method_help(method: Method) -> str:
         f"--use_peft, --load_in_4bit, ...; `hfnoise {method.name} --help-all` lists them all (slow: it imports TRL).",
     ]
     return "\n".join(lines)
+
+
+def _option_lines(options: Sequence[Option]) -> list[str]:
+    lines = []
+    for option in options:
+        default = "" if option.default is None else f", default {option.default}"
+        lines += [f"  --{option.name} ({option.type}{default})", *textwrap.wrap(option.help, 100, **_INDENTED)]
+    return lines
 
 
 if __name__ == "__main__":

@@ -256,12 +256,14 @@ def option_default(options: tuple[Option, ...], name: str) -> Any:
 
 
 FEDSVD_OPTIONS = (
-    Option("aggregation", "str", "fedsvd", "How adapters are averaged."),
+    Option(
+        "aggregation", "str", "fedsvd", "How adapters are averaged: 'fedsvd', 'ffa', 'fedavg', 'flora' or 'fedex'."
+    ),
     Option(
         "subspace",
         "str",
         "fixed",
-        "'fixed': A spans the same rows for ever, as published; 'refresh': new directions now and then (our own).",
+        "'fixed': A spans the same rows forever, as published; 'refresh': new directions now and then (our own).",
     ),
     Option("refresh_every", "int", 10, "Rounds between two refreshes of the subspace."),
     Option("refresh_directions", "int", None, "Directions that a refresh replaces; default all."),
@@ -269,7 +271,8 @@ FEDSVD_OPTIONS = (
         "init_lora_A",
         "str",
         "orthonormal",
-        "Rows of A to start from; 'w0_svd': right singular vectors of the base weight; 'keep': those given.",
+        "Rows of A to start from: 'orthonormal'; 'kaiming', which is PEFT's; 'w0_svd': right singular vectors of "
+        "the base weight; 'keep': those given.",
     ),
     Option("rounds", "int", 100, "Rounds of the federation."),
     Option("clients_per_round", "int", None, "Clients drawn for every round; default all."),
@@ -281,9 +284,18 @@ FEDSVD_OPTIONS = (
         "Rounds a client takes part in at most; its noise is calibrated to it. Default rounds x drawn / clients.",
     ),
     Option(
-        "weighting", "str", "examples", "Average by numbers of examples, which become public, or all clients alike."
+        "weighting",
+        "str",
+        "examples",
+        "'examples': average by numbers of examples, which become public; 'uniform': all clients alike.",
     ),
     Option("federation_seed", "int", 0, "Public seed of the first rows and of the choice of clients."),
+)
+
+# Of the command line only: in Python the rows of the clients are datasets by name.
+FEDSVD_DATA_OPTIONS = (
+    Option("client_column", "str", None, "Dataset column that says whose a row is: its values are the clients."),
+    Option("clients", "int", None, "Put the values of client_column together to so many clients of about one size."),
 )
 
 # Bits and estimators are those of hfnoise.QuestConfig; "of the model" means: what a model that is quantised already
@@ -361,4 +373,12 @@ QAT_OPTIONS = (
     Option("adam_beta2", "float", 0.95, "The paper's; the stock Trainer has 0.999."),
     Option("warmup_steps", "float", 0.1, "Steps, or below 1 their share: the paper's."),
     Option("lr_scheduler_type", "str", "cosine", "The paper's shape; it ends at a tenth of the rate, this one at 0."),
+)
+
+# Of the command line only: in Python the rows are a dataset of tokens.
+QAT_DATA_OPTIONS = (
+    Option("text_column", "str", "text", "Column of the dataset that holds the texts."),
+    Option("block_size", "int", 512, "Tokens of a row."),
+    Option("from_scratch", "bool", False, "Start from random weights of that architecture."),
+    Option("sample_prompt", "str", None, "Print a continuation of it at the end, and tokens per second."),
 )

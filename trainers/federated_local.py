@@ -14,6 +14,7 @@ from transformers import Trainer
 from hfnoise.privacy.accounting import Mechanism, composed_epsilon
 from hfnoise.privacy.calibration import calibrate_noise_multiplier
 from hfnoise.trainers.private_mixin import DPTrainerMixin
+from hfnoise.trainers.private_run import SPENT
 
 # Seeds of rounds must differ between rounds and clients, and be known beforehand; any large odd numbers do.
 _ROUND_STRIDE = 1_000_003
@@ -109,6 +110,7 @@ class LocalTraining:
         if self._config.noise_multiplier is not None:
             return float(self._config.noise_multiplier)
         if self._noise_multiplier is None:
+            self._refuse_spent()
             try:
                 self._noise_multiplier = calibrate_noise_multiplier(
                     self._config.target_epsilon,
@@ -121,6 +123,15 @@ class LocalTraining:
             except ValueError as error:  # other runs on these data have left nothing
                 raise SpentBudgetError(f"{error} The ledger is {str(self.trainer._ledger_file)!r}.") from error
         return self._noise_multiplier
+
+    def _refuse_spent(self) -> None:
+        # What is left of a spent budget calibrates to noise that nothing survives: DPSFTTrainer refuses it as well.
+        budget, spent = float(self._config.target_epsilon), self.epsilon()
+        if spent is not None and spent > SPENT * budget:
+            raise SpentBudgetError(
+                f"target_epsilon={budget:g} is spent: other runs on these data have released epsilon={spent:.4g} "
+                f"(ledger {str(self.trainer._ledger_file)!r}). Raise target_epsilon to what you accept in all."
+            )
 
     def keep_ledger(self, file: Path | None = None) -> None:
         """Write the ledger of a Trainer with `unsafe_seed` into a file that lasts; real secrets have their own.

@@ -36,7 +36,7 @@ from hfnoise.trainers.private import DPConfig, DPSFTTrainer, DPTrainerMixin, mak
 
 logger = logging.getLogger(__name__)
 
-_STATE_FOLDER = "federation"
+STATE_FOLDER = "federation"
 
 
 class FedSVDTrainer:
@@ -140,7 +140,7 @@ class FedSVDTrainer:
         self, name: str, rows: Dataset, make: Any, privacy: DPConfig | None, eval_dataset: Any, kwargs: dict[str, Any]
     ) -> FedSVDClient:
         # Names come from a column of the data: "a/../b" is a name here, not a path.
-        folder = Path(self.args.output_dir) / _STATE_FOLDER / "clients" / quote(name, safe=" ").replace("..", "%2E%2E")
+        folder = Path(self.args.output_dir) / STATE_FOLDER / "clients" / quote(name, safe=" ").replace("..", "%2E%2E")
         args = copy.copy(self.args)
         args.report_to, args.push_to_hub, args.output_dir = [], False, str(folder)
         args.eval_strategy = IntervalStrategy.NO  # the server's adapter is evaluated, on the rounds
@@ -169,13 +169,13 @@ class FedSVDTrainer:
             ValueError: if there is a state of an earlier run and `resume_from_checkpoint` does not say what to do, or
                 none in the folder that it names.
         """
-        folder = Path(self.args.output_dir) / _STATE_FOLDER
+        folder = Path(self.args.output_dir) / STATE_FOLDER
         if str(resume_from_checkpoint).lower() in ("true", "false"):
             resume_from_checkpoint = str(resume_from_checkpoint).lower() == "true"
         if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint:
             folder = Path(resume_from_checkpoint)
-            if not (folder / STATE_FILE).exists() and (folder / _STATE_FOLDER / STATE_FILE).exists():
-                folder = folder / _STATE_FOLDER
+            if not (folder / STATE_FILE).exists() and (folder / STATE_FOLDER / STATE_FILE).exists():
+                folder = folder / STATE_FOLDER
             if not (folder / STATE_FILE).exists():
                 raise ValueError(
                     f"there is no {STATE_FILE} in {str(folder)!r}: no federation was saved there. Name the output_dir "
@@ -280,7 +280,7 @@ class FedSVDTrainer:
             api.create_branch(repo.repo_id, branch=branch, exist_ok=True)
         return api.upload_folder(
             repo_id=repo.repo_id, folder_path=self.args.output_dir, commit_message=commit_message, revision=branch,
-            run_as_future=not blocking, ignore_patterns=[f"{_STATE_FOLDER}/*", "runs/*", "checkpoint-*"],
+            run_as_future=not blocking, ignore_patterns=[f"{STATE_FOLDER}/*", "runs/*", "checkpoint-*"],
         )  # fmt: skip
 
     _card_values: dict[str, Any] = {}

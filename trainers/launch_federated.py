@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trl import ScriptArguments
 
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
+from hfnoise.options import FEDSVD_DATA_OPTIONS, option_help
 from hfnoise.trainers.command_line import NoiseParser, given_names, parse
 from hfnoise.trainers.dataset_loading import CODE, EMBEDDED
 from hfnoise.trainers.launch import hub_dataset
@@ -21,6 +24,8 @@ _NEEDED = {
 }
 # One of them makes the clients private.
 _PRIVATE = ("target_epsilon", "noise_multiplier")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,12 +44,9 @@ class FederatedScriptArguments(ScriptArguments):
     """
 
     client_column: str | None = field(
-        default=None, metadata={"help": "Dataset column that says whose a row is: its values are the clients."}
+        default=None, metadata={"help": option_help(FEDSVD_DATA_OPTIONS, "client_column")}
     )
-    clients: int | None = field(
-        default=None,
-        metadata={"help": "Put the values of client_column together to so many clients of about one size."},
-    )
+    clients: int | None = field(default=None, metadata={"help": option_help(FEDSVD_DATA_OPTIONS, "clients")})
 
     def __post_init__(self) -> None:
         if self.clients is not None:
@@ -81,15 +83,29 @@ def train_federated(arguments: Sequence[str]) -> int:
     script, training, federation, model = parsed[:4]
     try:
         check_writable(training.output_dir)
+        _refuse_earlier_federation(training)
         trainer = _trainer(script, training, federation, model, parsed[4] if private else None)
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(str(error)) from error
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     trainer.create_model_card(dataset_name=hub_dataset(script))
     trainer.save_model()
+    logger.info("adapter, card and federation_report.json saved to %s", training.output_dir)
     if training.push_to_hub:
         trainer.push_to_hub()
     return 0
+
+
+def _refuse_earlier_federation(training: Any) -> None:
+    # FedSVDTrainer.train refuses it too, after the data were read and the noise was calibrated, and in Python's words.
+    from hfnoise.trainers.federated_saving import STATE_FILE
+    from hfnoise.trainers.federated_trainer import STATE_FOLDER
+
+    if not training.resume_from_checkpoint and (Path(training.output_dir) / STATE_FOLDER / STATE_FILE).exists():
+        raise ValueError(
+            f"output_dir {training.output_dir!r} holds the state of an earlier federation, whose clients remember "
+            "their rounds. Go on with it by --resume_from_checkpoint true, or name another --output_dir."
+        )
 
 
 def _trainer(script: Any, training: Any, federation: Any, model: Any, privacy: Any) -> Any:

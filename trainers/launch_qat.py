@@ -11,6 +11,7 @@ from trl import ScriptArguments
 
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
+from hfnoise.options import QAT_DATA_OPTIONS, option_help
 from hfnoise.trainers.command_line import NoiseParser, parse, take_option
 from hfnoise.trainers.dataset_loading import CODE, EMBEDDED, resolve_model
 from hfnoise.trainers.launch import finish, launch_with_accelerate
@@ -41,12 +42,10 @@ class QATScriptArguments(ScriptArguments):
         'text'
     """
 
-    text_column: str = field(default="text", metadata={"help": "Column of the dataset that holds the texts."})
-    block_size: int = field(default=512, metadata={"help": "Tokens of a row."})
-    from_scratch: bool = field(default=False, metadata={"help": "Start from random weights of that architecture."})
-    sample_prompt: str | None = field(
-        default=None, metadata={"help": "Print a continuation of it at the end, and tokens per second."}
-    )
+    text_column: str = field(default="text", metadata={"help": option_help(QAT_DATA_OPTIONS, "text_column")})
+    block_size: int = field(default=512, metadata={"help": option_help(QAT_DATA_OPTIONS, "block_size")})
+    from_scratch: bool = field(default=False, metadata={"help": option_help(QAT_DATA_OPTIONS, "from_scratch")})
+    sample_prompt: str | None = field(default=None, metadata={"help": option_help(QAT_DATA_OPTIONS, "sample_prompt")})
 
     def __post_init__(self) -> None:
         super().__post_init__() if hasattr(super(), "__post_init__") else None

@@ -27,7 +27,7 @@ UNSAFE = "unsafe_seed"
 ROW_UNITS = ("row", "preference pair")
 _VERSION = 1
 # Of a budget; beyond it the rest buys only noise that drowns everything.
-_SPENT = 0.98
+SPENT = 0.98
 # What must agree for a checkpoint to be this run at all: other values are another mechanism.
 _MECHANISM = (
     "fingerprint", "units", "unit", "expected_batch_size", "delta", "clip_norm", "clipping", "noise",
@@ -283,17 +283,23 @@ def _tell_what_is_spent(state: RunState, others: Sequence[Any], ledger: Ledger) 
     if not others or state.target_epsilon is None:
         return
     spent = composed_epsilon(others, state.delta, state.accountant)
-    if spent > _SPENT * state.target_epsilon:
+    if spent > SPENT * state.target_epsilon:
         raise ValueError(
-            f"target_epsilon={state.target_epsilon:g} is spent: {len(others)} earlier runs on this dataset have "
+            f"target_epsilon={state.target_epsilon:g} is spent: {_runs(others)} "
             f"released epsilon={spent:.4g} (ledger {str(ledger.path)!r}). The budget covers all of them together. "
             "Raise target_epsilon to what you accept in all; or, if nothing of the earlier runs was or will be used, "
             "name another ledger_file."
         )
     logger.warning(
-        "%d earlier runs on this dataset have used epsilon=%.4g of target_epsilon=%g: this run is calibrated to the "
-        "rest.", len(others), spent, state.target_epsilon,
+        "%s used epsilon=%.4g of target_epsilon=%g: this run is calibrated to the rest.",
+        _runs(others), spent, state.target_epsilon,
     )  # fmt: skip
+
+
+def _runs(others: Sequence[Any]) -> str:
+    return (
+        "1 earlier run on this dataset has" if len(others) == 1 else f"{len(others)} earlier runs on this dataset have"
+    )
 
 
 def now() -> str:

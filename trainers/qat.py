@@ -200,3 +200,12 @@ class QATTrainer(QATTrainerMixin, Trainer):
         >>> issubclass(QATTrainer, __import__("transformers").Trainer)
         True
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        model = kwargs.get("model", args[0] if args else None)
+        if isinstance(model, str):
+            raise TypeError(
+                f"model is the string {model!r}, and the Trainer of transformers loads no names. Give the model: "
+                "AutoModelForCausalLM.from_pretrained(name)."
+            )
+        super().__init__(*args, **kwargs)

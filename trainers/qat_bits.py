@@ -57,7 +57,7 @@ class BitScheduleCallback(TrainerCallback):
 
     def _set(self, bits: tuple[float, float | None], step: int) -> None:
         if current_bits(self.model) != bits:
-            logger.info("step %d: weights at %s bits, activations at %s", step, *bits)
+            logger.info("step %d: bits of weights %s, of activations %s", step, bits[0], bits[1] or "not quantised")
             set_bits(self.model, *bits)
 
     def _check_checkpoint(self, folder: Path, state: Any) -> None:

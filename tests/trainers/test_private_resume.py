@@ -139,7 +139,7 @@ def test_the_budget_ends_the_training(make_private_trainer, tmp_path, caplog):
     first.train()
     assert first.epsilon() <= 4.0 and first.state.global_step == 6
     again = make_private_trainer(dp=dp, **SAVING)
-    with pytest.raises(ValueError, match="target_epsilon=4 is spent: 1 earlier runs on this dataset"):
+    with pytest.raises(ValueError, match="target_epsilon=4 is spent: 1 earlier run on this dataset has released"):
         again.train()
     longer = make_private_trainer(dp=dp, **SAVING | {"max_steps": 12})
     with pytest.raises(ValueError, match="is spent"):

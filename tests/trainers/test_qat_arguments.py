@@ -85,6 +85,11 @@ def test_distillation_is_the_divergence_per_prediction():
         distillation_loss(student, teacher[..., :4], labels)
 
 
+def test_name_in_the_place_of_a_model_is_refused():
+    with pytest.raises(TypeError, match="loads no names.*from_pretrained"):
+        QATTrainer("some/name", args=QATTrainingArguments(output_dir="unused", bits=1, use_cpu=True))
+
+
 def test_models_that_cannot_be_trained_so(tiny_model_path, tmp_path):
     packed = export_packed(prepare_qat(float_model(tiny_model_path), QuestConfig(bits=1)))
     with pytest.raises(ValueError, match="packed already.*load the master weights"):
