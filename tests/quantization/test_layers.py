@@ -172,7 +172,7 @@ def test_wrong_shapes_and_types():
     for made in (layer, packed_of(layer)):
         with pytest.raises((RuntimeError, ValueError)):
             made(inputs(2, 32))
-        for wrong in (inputs(2, 32), inputs(128), inputs(1, 128), torch.empty(2, 64, device="meta")):
+        for wrong in (inputs(2, 32), inputs(128), inputs(1, 128)):
             with torch.no_grad(), pytest.raises((RuntimeError, ValueError)):  # the way of the kernels
                 made(wrong)
         with pytest.raises(TypeError, match="float"):
