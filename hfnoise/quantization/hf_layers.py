@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -150,12 +151,36 @@ def quantize_layers(model: nn.Module, config: QuestConfig, packed: bool) -> nn.M
     chosen, skipped = layers_to_convert(model, config)
     _warn_of_experts(model)
     quantization = linear_quantization(config)
+    swapped = {}
     for name, module in chosen.items():
         made = packed_layer(module, quantization) if packed else master_layer(module, quantization)
-        made.train(module.training)
-        model.set_submodule(name, made)
+        swapped[name] = made.train(module.training)
+    swap_layers(model, swapped)
     model.quest_skipped = skipped  # type: ignore[assignment]
     return model
+
+
+def swap_layers(model: nn.Module, made: Mapping[str, nn.Module]) -> None:
+    """Put layers in the place of those of the same names, and of the other names that a shared layer has.
+
+    Example:
+        >>> from torch import nn
+        >>> from hfnoise.quantization.hf_layers import swap_layers
+        >>> model = nn.Sequential(nn.ReLU(), nn.ReLU())
+        >>> swap_layers(model, {"0": nn.GELU()})
+        >>> model
+        Sequential(
+          (0): GELU(approximate='none')
+          (1): ReLU()
+        )
+    """
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    places = {name: names[id(model.get_submodule(name))] for name in made}
+    for name, layer in made.items():
+        for place in places[name]:
+            model.set_submodule(place, layer)
 
 
 def _warn_of_experts(model: nn.Module) -> None:

@@ -125,3 +125,16 @@ def test_heads_stay():
     assert "score" in model.quest_skipped
     assert all(name.startswith("model.layers.") for name in quantized(model))
     assert "score" in str(quantization_report(model))
+
+
+def test_a_layer_with_two_names_is_one_layer():
+    """As the heads of detection models, which the decoder holds too."""
+    linear = torch.nn.Linear(64, 64)
+    model, x = torch.nn.Sequential(linear, torch.nn.ReLU(), linear), torch.randn(2, 64)
+    prepare_qat(model, QuestConfig(weight_bits=2))
+    assert type(model[2]).__name__ == "QuestLinear" and model[2] is model[0]
+    expected = model(x)
+    for change, name in ((export_packed, "QuestPackedLinear"), (dequantize, "Linear")):
+        change(model)
+        assert type(model[2]).__name__ == name and model[2] is model[0]
+        assert torch.equal(model(x), expected)
