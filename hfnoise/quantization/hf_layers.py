@@ -13,6 +13,9 @@ from hfnoise.quantization.hf_config import QuestConfig
 from hfnoise.quantization.linear import LinearQuantization, QuestLinear, describe, prepare_layer, quantized_forward
 from hfnoise.quantization.packed_linear import QuestPackedLinear
 
+# Of Mamba and its kin, whose mixers multiply by `dt_proj.weight`: quantised in no forward, and of no use when packed.
+_READ_NOT_CALLED = ("dt_proj",)
+
 
 class QuestConv1D(Conv1D):  # type: ignore[misc]
     """GPT-2's transposed linear layer (weight of shape `(in, out)`), quantised as a [`QuestLinear`] is.
@@ -114,6 +117,9 @@ def _kept(model: nn.Module) -> dict[str, str]:
         for name, _ in model.named_modules()
         if float32.intersection(name.split("."))
     }
+    for name, _ in model.named_modules():
+        if name.rpartition(".")[2] in _READ_NOT_CALLED:
+            kept.setdefault(name, "its weight is read, not called, by the model")
     if not hasattr(model, "get_output_embeddings"):  # of diffusers, or the user's own
         return kept
     from transformers.quantizers.base import get_keys_to_not_convert

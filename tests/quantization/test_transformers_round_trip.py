@@ -138,3 +138,14 @@ def test_a_layer_with_two_names_is_one_layer():
         change(model)
         assert type(model[2]).__name__ == name and model[2] is model[0]
         assert torch.equal(model(x), expected)
+
+
+@pytest.mark.slow
+def test_a_layer_whose_weight_is_read_and_that_is_not_called_stays():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    sizes = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}
+    model = prepare_qat(MambaForCausalLM(MambaConfig(**sizes)).eval(), QuestConfig(bits=2))
+    expected = logits(model)
+    assert torch.equal(logits(export_packed(model)), expected)
+    assert "not called" in model.quest_skipped["backbone.layers.0.mixer.dt_proj"]
