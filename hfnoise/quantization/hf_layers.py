@@ -57,7 +57,9 @@ def linear_quantization(config: QuestConfig) -> LinearQuantization:
     )  # fmt: skip
 
 
-def layers_to_convert(model: nn.Module, config: QuestConfig) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def layers_to_convert(
+    model: nn.Module, config: QuestConfig, stored: bool = False
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Return the layers of a model that are quantised, by name, and those that are not, with the reason.
 
     Left as they are: output embeddings and whatever is tied to them, the last layer, heads outside of the base model
@@ -66,6 +68,9 @@ def layers_to_convert(model: nn.Module, config: QuestConfig) -> tuple[dict[str, 
     Args:
         model (`torch.nn.Module`): of transformers, diffusers or your own.
         config ([`hfnoise.QuestConfig`]).
+        stored (`bool`, defaults to `False`): the configuration is that of a checkpoint, perhaps of a model with
+            another head: names of `modules_to_not_convert` may match nothing, and those of the base model have its
+            prefix.
 
     Raises:
         ValueError: if a name in `modules_to_not_convert` matches no linear layer, or nothing is left to quantise.
@@ -85,7 +90,10 @@ def layers_to_convert(model: nn.Module, config: QuestConfig) -> tuple[dict[str, 
     kept = _kept(model)
     wanted = config.modules_to_not_convert or []
     unmatched = [one for one in wanted if all(should_convert_module(name, [one]) for name, _ in model.named_modules())]
-    if unmatched:
+    prefix = getattr(model, "base_model_prefix", "")
+    if stored and prefix and not hasattr(model, prefix):  # the base model alone
+        wanted = [*wanted, *(one.removeprefix(f"{prefix}.") for one in wanted)]
+    if unmatched and not stored:
         offered = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise ValueError(
             f"modules_to_not_convert names {', '.join(map(repr, unmatched))}, which matches no module of "
@@ -134,13 +142,14 @@ def _kept(model: nn.Module) -> dict[str, str]:
     return kept
 
 
-def quantize_layers(model: nn.Module, config: QuestConfig, packed: bool) -> nn.Module:
+def quantize_layers(model: nn.Module, config: QuestConfig, packed: bool, stored: bool = False) -> nn.Module:
     """Swap the linear layers of `model` in place, re-using their Parameter objects; return the model.
 
     Args:
         model (`torch.nn.Module`): its weights may be on the meta device.
         config ([`hfnoise.QuestConfig`]).
         packed (`bool`): make packed layers, whose weights are then loaded; otherwise layers with master weights.
+        stored (`bool`, defaults to `False`): see [`layers_to_convert`].
 
     Raises:
         ValueError: as [`layers_to_convert`].
@@ -154,7 +163,7 @@ def quantize_layers(model: nn.Module, config: QuestConfig, packed: bool) -> nn.M
           (0): QuestLinear(in_features=8, out_features=8, bias=True, weight_bits=1, activation_bits=1, estimator=quest)
         )
     """
-    chosen, skipped = layers_to_convert(model, config)
+    chosen, skipped = layers_to_convert(model, config, stored)
     _warn_of_experts(model)
     quantization = linear_quantization(config)
     swapped = {}

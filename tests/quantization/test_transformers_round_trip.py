@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hfnoise import QuestConfig, dequantize, export_packed, prepare_qat, quantization_report
-from tests.quantization.tiny_models import BUILDERS, gpt2, llama, logits, mixtral, quantized, train
+from tests.quantization.tiny_models import BUILDERS, TOKENS, gpt2, llama, logits, mixtral, quantized, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*stacked experts")
 
@@ -149,3 +149,19 @@ def test_a_layer_whose_weight_is_read_and_that_is_not_called_stays():
     expected = logits(model)
     assert torch.equal(logits(export_packed(model)), expected)
     assert "not called" in model.quest_skipped["backbone.layers.0.mixer.dt_proj"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_checkpoints_load_under_another_head(packed, tmp_path):
+    """What was left out by name need not be there, and has no prefix in the base model."""
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    left = ["lm_head", "model.layers.0.mlp.down_proj"]
+    model = prepare_qat(llama(), QuestConfig(bits=2, modules_to_not_convert=left))
+    with torch.no_grad():
+        expected = model.model(TOKENS).last_hidden_state
+        (export_packed(model) if packed else model).save_pretrained(tmp_path)
+        base = AutoModel.from_pretrained(tmp_path)
+        assert torch.equal(base(TOKENS).last_hidden_state, expected)
+    assert type(base.layers[0].mlp.down_proj) is torch.nn.Linear
+    AutoModelForSequenceClassification.from_pretrained(tmp_path)
