@@ -181,6 +181,22 @@ def test_accumulation_in_cached_weights_is_equal(counted):
     assert all(layer.quantized_cache is None for layer in layers(model))  # 6 bytes an entry are free again
 
 
+def test_weights_alone_are_quantized_once(monkeypatch):
+    calls = []
+    plain = linear.float_weight
+    monkeypatch.setattr(linear, "float_weight", lambda *given: calls.append(1) or plain(*given))
+    model = prepare_qat(llama(), QuestConfig(weight_bits=2))
+    expected = logits(model)
+    calls.clear()
+    with cached_weights(model):
+        assert torch.equal(logits(model), expected) and torch.equal(logits(model), expected)
+        assert len(calls) == 2 * 7
+        first, second = gradients(model), gradients(model)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        changed_by_fused_adamw(model)
+        assert not torch.equal(logits(model), expected)
+
+
 def layers(model):
     return [module for module in model.modules() if isinstance(module, QuestLinear)]
 
