@@ -268,6 +268,18 @@ def test_inference_tensors():
             assert torch.equal(logits(model), logits(model))
 
 
+@pytest.mark.parametrize("settings", [{"bits": 2}, {"weight_bits": 2}])
+def test_training_after_inference_mode(settings):
+    """As a callback that generates a sample in mid-run."""
+    model = prepare_qat(llama(), QuestConfig(**settings))
+    expected = gradients(model)
+    with cached_weights(model):
+        with torch.inference_mode():
+            logits(model)
+        found = gradients(model)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize("mark", ["device_mesh", "ds_id", "_is_flat_param"])
 def test_cache_refuses_sharded_weights(mark):
     layer = QuestLinear(8, 8)
