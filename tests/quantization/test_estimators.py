@@ -188,7 +188,7 @@ def test_compiled_without_a_graph_break(settings):
         values.backward(upstream)
         results.append((values.detach(), leaf.grad))
     for found, expected in zip(*results, strict=True):
-        assert torch.allclose(found, expected, rtol=0, atol=3e-7)
+        assert torch.allclose(found, expected, rtol=0, atol=1e-6)  # kernel and torch: a few units in the last place
 
 
 def test_bad_settings():
