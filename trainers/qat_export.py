@@ -17,6 +17,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hfnoise.quantization.hf_export import dequantize, export_packed, forget_quantizer, master_layers
+from hfnoise.quantization.hf_layers import swap_layers
 from hfnoise.quantization.packed_linear import QuestPackedLinear
 
 _CONFIG = "config.json"
@@ -52,8 +53,7 @@ def exported(model: Any, form: str, weight_only: bool = False) -> Iterator[Any]:
             dequantize(model, weight_only=weight_only)
         yield model
     finally:
-        for name, module in masters.items():
-            model.set_submodule(name, module)
+        swap_layers(model, masters)
         forget_quantizer(model)
         if config is not None:
             holder.quantization_config = config  # type: ignore[union-attr]

@@ -33,7 +33,9 @@ class QuestFunction(torch.autograd.Function):
         settings = RowQuantizer(levels, unit, group, absmax, trusted_steps, trust_radius)
         points, _, _, mask = quantized_rows(x.reshape(-1, x.shape[-1]), settings, codes=False, scaled=True)
         assert points is not None  # asked for by default
-        return points.to(x.dtype).view(x.shape), None if mask is None else mask.view(x.shape)
+        # Not a view, which nobody could change in place afterwards.
+        values: Tensor = torch.ops.aten._unsafe_view(points.to(x.dtype), x.shape)
+        return values, None if mask is None else mask.view(x.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:

@@ -133,7 +133,9 @@ class _Rotation(torch.autograd.Function):
     def forward(x: Tensor, group: int) -> Tensor:
         from hfnoise.quantization.rows import masked_and_rotated  # which needs this module
 
-        return masked_and_rotated(x.reshape(-1, x.shape[-1]), None, group).to(x.dtype).view(x.shape)
+        rotated = masked_and_rotated(x.reshape(-1, x.shape[-1]), None, group).to(x.dtype)
+        # Not a view, which nobody could change in place afterwards.
+        return torch.ops.aten._unsafe_view(rotated, x.shape)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

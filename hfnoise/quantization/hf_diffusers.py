@@ -81,7 +81,7 @@ class QuestDiffusersQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         if state_dict is not None:  # from_single_file, which does not know what it loads
             self.pre_quantized = any(name.endswith(".weight_scale") for name in state_dict)
         if config.store_master_weights or self.pre_quantized:
-            quantize_layers(model, config, packed=not config.store_master_weights)
+            quantize_layers(model, config, not config.store_master_weights, stored=self.pre_quantized)
         else:
             # Layers stay until their weight comes: diffusers compares its shape with that of the model.
             chosen, skipped = layers_to_convert(model, config)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hfnoise.quantization.hf_config import QuestConfig
-from hfnoise.quantization.hf_layers import quantize_layers, stock_layer
+from hfnoise.quantization.hf_layers import quantize_layers, stock_layer, swap_layers
 from hfnoise.quantization.linear import LinearQuantization, describe, float_weight
 from hfnoise.quantization.packed_linear import QuestPackedLinear, pack_weight
 
@@ -100,8 +100,7 @@ def export_packed(model: Any) -> Any:
             raise ValueError(f"{name}.weight: {error}") from error
         made.bias = module.bias
         packed[name] = made.train(module.training)
-    for name, made in packed.items():
-        model.set_submodule(name, made)
+    swap_layers(model, packed)
     if config is not None:
         # Of the layers, whose widths a schedule may have changed since the model was prepared.
         settings = {**_as_dict(config), **kinds.pop()._asdict(), "store_master_weights": False}
@@ -165,7 +164,8 @@ def dequantize(model: Any, dtype: torch.dtype | None = None, weight_only: bool =
     default = getattr(model, "dtype", None)
     with torch.no_grad():
         for name, (module, quantization) in layers.items():
-            model.set_submodule(name, stock_layer(module, dense_weight(module, quantization, dtype or default)))
+            # One by one: all weights twice are more than there may be room for.
+            swap_layers(model, {name: stock_layer(module, dense_weight(module, quantization, dtype or default))})
     forget_quantizer(model)
     set_quantization_config(model, None)
     return model

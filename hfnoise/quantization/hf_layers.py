@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from transformers.pytorch_utils import Conv1D
 from hfnoise.quantization.hf_config import QuestConfig
 from hfnoise.quantization.linear import LinearQuantization, QuestLinear, describe, prepare_layer, quantized_forward
 from hfnoise.quantization.packed_linear import QuestPackedLinear
+
+# Of Mamba and its kin, whose mixers multiply by `dt_proj.weight`: quantised in no forward, and of no use when packed.
+_READ_NOT_CALLED = ("dt_proj",)
 
 
 class QuestConv1D(Conv1D):  # type: ignore[misc]
@@ -53,7 +57,9 @@ def linear_quantization(config: QuestConfig) -> LinearQuantization:
     )  # fmt: skip
 
 
-def layers_to_convert(model: nn.Module, config: QuestConfig) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def layers_to_convert(
+    model: nn.Module, config: QuestConfig, stored: bool = False
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Return the layers of a model that are quantised, by name, and those that are not, with the reason.
 
     Left as they are: output embeddings and whatever is tied to them, the last layer, heads outside of the base model
@@ -62,6 +68,9 @@ def layers_to_convert(model: nn.Module, config: QuestConfig) -> tuple[dict[str, 
     Args:
         model (`torch.nn.Module`): of transformers, diffusers or your own.
         config ([`hfnoise.QuestConfig`]).
+        stored (`bool`, defaults to `False`): the configuration is that of a checkpoint, perhaps of a model with
+            another head: names of `modules_to_not_convert` may match nothing, and those of the base model have its
+            prefix.
 
     Raises:
         ValueError: if a name in `modules_to_not_convert` matches no linear layer, or nothing is left to quantise.
@@ -81,7 +90,10 @@ def layers_to_convert(model: nn.Module, config: QuestConfig) -> tuple[dict[str, 
     kept = _kept(model)
     wanted = config.modules_to_not_convert or []
     unmatched = [one for one in wanted if all(should_convert_module(name, [one]) for name, _ in model.named_modules())]
-    if unmatched:
+    prefix = getattr(model, "base_model_prefix", "")
+    if stored and prefix and not hasattr(model, prefix):  # the base model alone
+        wanted = [*wanted, *(one.removeprefix(f"{prefix}.") for one in wanted)]
+    if unmatched and not stored:
         offered = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise ValueError(
             f"modules_to_not_convert names {', '.join(map(repr, unmatched))}, which matches no module of "
@@ -113,6 +125,9 @@ def _kept(model: nn.Module) -> dict[str, str]:
         for name, _ in model.named_modules()
         if float32.intersection(name.split("."))
     }
+    for name, _ in model.named_modules():
+        if name.rpartition(".")[2] in _READ_NOT_CALLED:
+            kept.setdefault(name, "its weight is read, not called, by the model")
     if not hasattr(model, "get_output_embeddings"):  # of diffusers, or the user's own
         return kept
     from transformers.quantizers.base import get_keys_to_not_convert
@@ -127,13 +142,14 @@ def _kept(model: nn.Module) -> dict[str, str]:
     return kept
 
 
-def quantize_layers(model: nn.Module, config: QuestConfig, packed: bool) -> nn.Module:
+def quantize_layers(model: nn.Module, config: QuestConfig, packed: bool, stored: bool = False) -> nn.Module:
     """Swap the linear layers of `model` in place, re-using their Parameter objects; return the model.
 
     Args:
         model (`torch.nn.Module`): its weights may be on the meta device.
         config ([`hfnoise.QuestConfig`]).
         packed (`bool`): make packed layers, whose weights are then loaded; otherwise layers with master weights.
+        stored (`bool`, defaults to `False`): see [`layers_to_convert`].
 
     Raises:
         ValueError: as [`layers_to_convert`].
@@ -147,15 +163,39 @@ def quantize_layers(model: nn.Module, config: QuestConfig, packed: bool) -> nn.M
           (0): QuestLinear(in_features=8, out_features=8, bias=True, weight_bits=1, activation_bits=1, estimator=quest)
         )
     """
-    chosen, skipped = layers_to_convert(model, config)
+    chosen, skipped = layers_to_convert(model, config, stored)
     _warn_of_experts(model)
     quantization = linear_quantization(config)
+    swapped = {}
     for name, module in chosen.items():
         made = packed_layer(module, quantization) if packed else master_layer(module, quantization)
-        made.train(module.training)
-        model.set_submodule(name, made)
+        swapped[name] = made.train(module.training)
+    swap_layers(model, swapped)
     model.quest_skipped = skipped  # type: ignore[assignment]
     return model
+
+
+def swap_layers(model: nn.Module, made: Mapping[str, nn.Module]) -> None:
+    """Put layers in the place of those of the same names, and of the other names that a shared layer has.
+
+    Example:
+        >>> from torch import nn
+        >>> from hfnoise.quantization.hf_layers import swap_layers
+        >>> model = nn.Sequential(nn.ReLU(), nn.ReLU())
+        >>> swap_layers(model, {"0": nn.GELU()})
+        >>> model
+        Sequential(
+          (0): GELU(approximate='none')
+          (1): ReLU()
+        )
+    """
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    places = {name: names[id(model.get_submodule(name))] for name in made}
+    for name, layer in made.items():
+        for place in places[name]:
+            model.set_submodule(place, layer)
 
 
 def _warn_of_experts(model: nn.Module) -> None:

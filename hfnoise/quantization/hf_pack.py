@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from hfnoise.errors import UsageError
 from hfnoise.folders import output_folder
@@ -172,6 +173,11 @@ def _folders(given: argparse.Namespace) -> tuple[Path, Path, dict[str, Any]]:
     folder, out = Path(given.folder), output_folder(given.out)
     if not (folder / "config.json").is_file():
         raise UsageError(f"{given.folder!r} holds no config.json; give a checkpoint folder of transformers.")
+    if (folder / "adapter_config.json").exists():  # transformers would load it, and save the adapter alone
+        raise UsageError(
+            f"{given.folder!r} holds an adapter (adapter_config.json) beside the model. Merge it first "
+            "(merge_and_unload of PEFT), or take it out of the folder to keep it beside the result."
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{given.out!r} is there already and not empty; name a new folder.")
     try:
@@ -255,6 +261,9 @@ def _carry_along(folder: Path, made: Path) -> None:
         weights = path.name.endswith(_WEIGHTS) or path.name in ("trainer_state.json", "training_args.bin")
         if path.is_file() and not weights and path.name not in _WRITTEN and not (made / path.name).exists():
             shutil.copy2(path, made / path.name)
+    templates = folder / CHAT_TEMPLATE_DIR
+    if templates.is_dir() and not (made / CHAT_TEMPLATE_DIR).exists():
+        shutil.copytree(templates, made / CHAT_TEMPLATE_DIR)
 
 
 def _size(folder: Path) -> int:

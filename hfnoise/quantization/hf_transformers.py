@@ -59,13 +59,10 @@ class QuestHfQuantizer(HfQuantizer):  # type: ignore[misc]
                     "compute something else. Load it packed, then hfnoise.dequantize(model, weight_only=True)."
                 )
             # Only to know the shapes that the packed bytes do not tell; the layers stay what they are.
-            self._dense_shapes = {
-                name: module for name, module in layers_to_convert(model, self.quantization_config)[0].items()
-            }
+            self._dense_shapes, _ = layers_to_convert(model, self.quantization_config, stored=True)
             return model
-        return quantize_layers(
-            model, self.quantization_config, packed=not self.quantization_config.store_master_weights
-        )
+        packed = not self.quantization_config.store_master_weights
+        return quantize_layers(model, self.quantization_config, packed, stored=self.pre_quantized)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if self.quantization_config.dequantize:

@@ -154,7 +154,10 @@ def quantized_forward(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
     if quantization.estimator == "lsq":
         return _lsq_forward(layer, x, weight)
     if quantization.activation_bits is None:
-        return functional.linear(x, float_weight(layer, weight), bias)
+        if weight.requires_grad and torch.is_grad_enabled():  # through it, so that nothing can be kept
+            return functional.linear(x, float_weight(layer, weight), bias)
+        kept: Tensor = kept_between_steps(layer, (weight,), quantization, lambda: float_weight(layer, weight).detach())
+        return functional.linear(x, kept, bias)
     dtype = output_dtype(x)
     points, codes, step = quantized_activation(x, row_quantizer(x, *quantization.of(quantization.activation_bits)))
     rows = _weight_rows(layer, weight)

@@ -46,6 +46,7 @@ class QuantizeActivation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         nothing = (None,) * len(RowQuantizer._fields)
+        ctx.spent = True  # the mask may be freed after this: see `activation_sharing`
         if gradient is None:
             return None, *nothing
         mask = ctx.saved_tensors[0] if ctx.masked else None

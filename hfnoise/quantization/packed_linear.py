@@ -81,13 +81,19 @@ class QuestPackedLinear(nn.Linear):
         if quantization.activation_bits is None:
             return functional.linear(input, self._kept(lambda: self.float_weight(input.dtype), input.dtype), self.bias)
         settings = row_quantizer(input, *quantization.of(quantization.activation_bits))
+        if input.shape[-1] != self.in_features or input.device != self.weight.device:
+            # The kernels read memory: they would take other rows, or addresses of another device.
+            raise ValueError(
+                f"input has shape {tuple(input.shape)} on {input.device}; the layer takes rows of {self.in_features} "
+                f"on {self.weight.device}."
+            )
         trains = input.requires_grad or (self.bias is not None and self.bias.requires_grad)
-        if not (trains and torch.is_grad_enabled()):
+        if not (trains and torch.is_grad_enabled()) and type(input) in (Tensor, nn.Parameter):
             prepared = self._prepared()
             if prepared is not None:
                 flat, step_w = input.reshape(-1, self.in_features), self.weight_scale[:, None]
                 output = kernel_linear(flat, settings, prepared, step_w, self.bias, output_dtype(input))
-                return output.view(*input.shape[:-1], -1)
+                return output.view(*input.shape[:-1], self.out_features)
         points, codes, step = quantized_activation(input, settings)
         rows = self._kept(lambda: self._rows(points.dtype), points.dtype)
         levels = quantization.activation_levels(), quantization.weight_levels()

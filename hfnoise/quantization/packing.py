@@ -75,13 +75,14 @@ def pack(codes: Tensor, bits: float) -> Tensor:
     return packed.flatten(-2)[..., :length].contiguous()
 
 
-def unpack(packed: Tensor, bits: float, length: int) -> Tensor:
+def unpack(packed: Tensor, bits: float, length: int | None = None) -> Tensor:
     """Return the codes of rows that [`pack`] made.
 
     Args:
         packed (`torch.Tensor` of shape `(..., packed_length(length, bits))`, uint8).
         bits (`int` or `float`): the width they were packed with.
-        length (`int`): codes in a row, which the bytes alone do not tell.
+        length (`int`, *optional*): codes in a row. By default as many as the bytes hold, which is what was packed if
+            they were a multiple of 8 (of 5 at the ternary width); of other lengths the last may be unused bits, 0.
 
     Returns:
         `torch.Tensor` of shape `(..., length)`, uint8.
@@ -98,6 +99,10 @@ def unpack(packed: Tensor, bits: float, length: int) -> Tensor:
     """
     if packed.dtype != torch.uint8:
         raise TypeError(f"packed is {packed.dtype}; give the uint8 bytes that pack returned.")
+    if length is None:
+        grid_for(bits)
+        row = packed.shape[-1] if packed.ndim else 0
+        length = row * _TRITS_PER_BYTE if bits == TERNARY_BITS else row * 8 // int(bits)
     expected = packed_length(length, bits)
     if packed.ndim == 0 or packed.shape[-1] != expected:
         raise ValueError(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -57,7 +58,9 @@ def kept_between_steps(layer: Module, tensors: tuple[Tensor, ...], settings: Any
     """
     if weights_version() is None or any(tensor.is_inference() for tensor in tensors):
         return make()
-    key = [(tensor.data_ptr(), tensor._version, tensor.device, tensor.dtype) for tensor in tensors], settings
+    # What is made in inference mode could not be saved for a backward pass later.
+    mode = torch.is_inference_mode_enabled()
+    key = [(tensor.data_ptr(), tensor._version, tensor.device, tensor.dtype) for tensor in tensors], settings, mode
     known = getattr(layer, "quantized_cache", None)
     if known is None or known[0] != key:
         known = (key, make())

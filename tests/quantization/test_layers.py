@@ -172,12 +172,26 @@ def test_wrong_shapes_and_types():
     for made in (layer, packed_of(layer)):
         with pytest.raises((RuntimeError, ValueError)):
             made(inputs(2, 32))
+        for wrong in (inputs(2, 32), inputs(128), inputs(1, 128)):
+            with torch.no_grad(), pytest.raises((RuntimeError, ValueError)):  # the way of the kernels
+                made(wrong)
         with pytest.raises(TypeError, match="float"):
             made(torch.ones(2, 64, dtype=torch.int64))
+    with torch.no_grad(), pytest.raises(ValueError, match="on meta"):
+        packed_of(layer)(torch.empty(2, 64, device="meta"))
     with pytest.raises(ValueError, match="two dimensions"):
         pack_weight(torch.ones(2, 3, 4), LinearQuantization(4))
     with pytest.raises(ValueError, match="no packed form"):
         QuestPackedLinear(8, 8, quantization=LinearQuantization(estimator="lsq"))
+
+
+@pytest.mark.parametrize("shape", [(0, 64), (0, 5, 64), (3, 0, 64)])
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_no_rows(shape, bits):
+    layer = layer_of(bits)
+    for made in (layer, packed_of(layer)):
+        with torch.no_grad():
+            assert made(torch.empty(shape)).shape == (*shape[:-1], layer.out_features)
 
 
 @pytest.mark.slow

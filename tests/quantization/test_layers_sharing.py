@@ -4,6 +4,7 @@ import copy
 import gc
 import weakref
 
+import numpy
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -135,6 +136,38 @@ def test_checkpoint_of_layers_that_share(reentrant):
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
+def test_checkpointed_blocks_that_read_one_tensor():
+    """As cross-attention reads the encoder's output in every block, and post-norm models their block's input."""
+    layers = [QuestLinear(64, 8, quantization=LinearQuantization(2, 2)) for _ in range(4)]
+    results = []
+    for run in (lambda block, x: block(x), lambda block, x: checkpoint(block, x, use_reentrant=False)):
+        leaf = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        x = leaf * 2
+        blocks = [lambda x, pair=pair: pair[0](x) + pair[1](x) for pair in (layers[:2], layers[2:])]
+        sum(run(block, x) for block in blocks).square().sum().backward()
+        results.append([leaf.grad, *(layer.weight.grad.clone() for layer in layers)])
+        for layer in layers:
+            layer.zero_grad()
+    for plain, checkpointed in zip(*results, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+def test_a_second_gradient_of_one_input():
+    layer = QuestLinear(64, 8, quantization=LinearQuantization(2, 2))
+    x = torch.randn(4, 64, requires_grad=True) * 2
+    first, second = (torch.autograd.grad(layer(x).sum(), x)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_memory_that_numpy_writes():
+    layer, values = QuestLinear(64, 8, quantization=LinearQuantization(4, 4)), numpy.ones((2, 64), dtype="float32")
+    x = torch.from_numpy(values)
+    with torch.no_grad():
+        layer(x)
+        values[:, ::3] = -3  # counted by nobody
+        assert torch.equal(layer(x), layer(x.clone()))
+
+
 def test_accumulation_in_cached_weights_is_equal(counted):
     model = model_of().train()
     expected = gradients(model)
@@ -146,6 +179,22 @@ def test_accumulation_in_cached_weights_is_equal(counted):
         assert all(layer.quantized_cache is not None for layer in layers(model))
     assert len(counted["weights"]) == 2 * 7
     assert all(layer.quantized_cache is None for layer in layers(model))  # 6 bytes an entry are free again
+
+
+def test_weights_alone_are_quantized_once(monkeypatch):
+    calls = []
+    plain = linear.float_weight
+    monkeypatch.setattr(linear, "float_weight", lambda *given: calls.append(1) or plain(*given))
+    model = prepare_qat(llama(), QuestConfig(weight_bits=2))
+    expected = logits(model)
+    calls.clear()
+    with cached_weights(model):
+        assert torch.equal(logits(model), expected) and torch.equal(logits(model), expected)
+        assert len(calls) == 2 * 7
+        first, second = gradients(model), gradients(model)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        changed_by_fused_adamw(model)
+        assert not torch.equal(logits(model), expected)
 
 
 def layers(model):
@@ -217,6 +266,18 @@ def test_inference_tensors():
         export_packed(model)
         with cached_weights(model):
             assert torch.equal(logits(model), logits(model))
+
+
+@pytest.mark.parametrize("settings", [{"bits": 2}, {"weight_bits": 2}])
+def test_training_after_inference_mode(settings):
+    """As a callback that generates a sample in mid-run."""
+    model = prepare_qat(llama(), QuestConfig(**settings))
+    expected = gradients(model)
+    with cached_weights(model):
+        with torch.inference_mode():
+            logits(model)
+        found = gradients(model)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("mark", ["device_mesh", "ds_id", "_is_flat_param"])

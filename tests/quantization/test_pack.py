@@ -1,5 +1,7 @@
 """`hfnoise pack` and `hfnoise unpack`: whole folders or nothing, equal logits, other files carried along."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -79,3 +81,16 @@ def test_help(capsys, command):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     assert "FOLDER OUT" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_lies_beside_the_model(tiny_model_path, tmp_path, capsys):
+    folder, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(tiny_model_path, folder)
+    templates = folder / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "tool_use.jinja").write_text("{{ messages }}")
+    (folder / "adapter_config.json").write_text("{}")
+    assert "holds an adapter" in refused(capsys, "pack", folder, out, "--bits", 4) and not out.exists()
+    (folder / "adapter_config.json").unlink()
+    assert main(["pack", str(folder), str(out), "--bits", "4"]) == 0
+    assert (out / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ messages }}"

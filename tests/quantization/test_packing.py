@@ -17,6 +17,9 @@ def test_round_trip(bits, leading, length, seed):
     packed = pack(codes, bits)
     assert packed.dtype == torch.uint8 and packed.shape == (*leading, packed_length(length, bits))
     assert torch.equal(unpack(packed, bits, length), codes)
+    held = unpack(packed, bits)  # and what may fill the last byte
+    assert torch.equal(held[..., :length], codes) and not held[..., length:].any()
+    assert held.shape[-1] == length or length % (5 if bits == 1.58 else 8)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 7, 8])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfnoise.quantization import decode, encode, quantize, rows
+from hfnoise.quantization import LinearQuantization, QuestPackedLinear, decode, encode, quantize, rows
 from hfnoise.quantization.kernels import rows as kernel
 from hfnoise.quantization.kernels.library import LEVELS, load
 from hfnoise.quantization.kernels.selection import library
@@ -82,3 +82,21 @@ def test_codes_are_those_of_training(dtype, length):
     for bits in BITS:
         codes, scale, _ = encode(x, bits)
         assert torch.equal(decode(codes, scale, bits, rotate_back=False).to(dtype), quantize(x, bits))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_defaults_of_torch_change_nothing(default):
+    """C writes float32 on the CPU: into a tensor of another dtype it would be nonsense, or beyond its end."""
+    x, layer = torch.randn(4096, 64), QuestPackedLinear(64, 8, quantization=LinearQuantization(1, 1))
+    layer.set_weight(torch.randn(8, 64))
+    results = []
+    for dtype, device in ((torch.float32, "cpu"), (default, "meta")):
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device), torch.no_grad():
+                codes, scale, _ = encode(x, bits=2)
+                results.append((codes, scale, decode(codes, scale, bits=2), layer(x)))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for expected, found in zip(*results, strict=True):
+        assert found.dtype == expected.dtype and torch.equal(found, expected)

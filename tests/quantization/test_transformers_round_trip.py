@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hfnoise import QuestConfig, dequantize, export_packed, prepare_qat, quantization_report
-from tests.quantization.tiny_models import BUILDERS, gpt2, llama, logits, mixtral, quantized, train
+from tests.quantization.tiny_models import BUILDERS, TOKENS, gpt2, llama, logits, mixtral, quantized, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*stacked experts")
 
@@ -125,3 +125,43 @@ def test_heads_stay():
     assert "score" in model.quest_skipped
     assert all(name.startswith("model.layers.") for name in quantized(model))
     assert "score" in str(quantization_report(model))
+
+
+def test_a_layer_with_two_names_is_one_layer():
+    """As the heads of detection models, which the decoder holds too."""
+    linear = torch.nn.Linear(64, 64)
+    model, x = torch.nn.Sequential(linear, torch.nn.ReLU(), linear), torch.randn(2, 64)
+    prepare_qat(model, QuestConfig(weight_bits=2))
+    assert type(model[2]).__name__ == "QuestLinear" and model[2] is model[0]
+    expected = model(x)
+    for change, name in ((export_packed, "QuestPackedLinear"), (dequantize, "Linear")):
+        change(model)
+        assert type(model[2]).__name__ == name and model[2] is model[0]
+        assert torch.equal(model(x), expected)
+
+
+@pytest.mark.slow
+def test_a_layer_whose_weight_is_read_and_that_is_not_called_stays():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    sizes = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}
+    model = prepare_qat(MambaForCausalLM(MambaConfig(**sizes)).eval(), QuestConfig(bits=2))
+    expected = logits(model)
+    assert torch.equal(logits(export_packed(model)), expected)
+    assert "not called" in model.quest_skipped["backbone.layers.0.mixer.dt_proj"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_checkpoints_load_under_another_head(packed, tmp_path):
+    """What was left out by name need not be there, and has no prefix in the base model."""
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    left = ["lm_head", "model.layers.0.mlp.down_proj"]
+    model = prepare_qat(llama(), QuestConfig(bits=2, modules_to_not_convert=left))
+    with torch.no_grad():
+        expected = model.model(TOKENS).last_hidden_state
+        (export_packed(model) if packed else model).save_pretrained(tmp_path)
+        base = AutoModel.from_pretrained(tmp_path)
+        assert torch.equal(base(TOKENS).last_hidden_state, expected)
+    assert type(base.layers[0].mlp.down_proj) is torch.nn.Linear
+    AutoModelForSequenceClassification.from_pretrained(tmp_path)

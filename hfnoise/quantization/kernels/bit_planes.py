@@ -31,7 +31,7 @@ def weight_planes(library: Library, packed: Tensor, bits: int, length: int) -> T
     """
     packed = packed.contiguous()
     rows = packed.shape[0]
-    planes = torch.zeros(-(-rows // _ROWS), -(-length // _WORD), bits, _ROWS, dtype=torch.int64)
+    planes = torch.zeros(-(-rows // _ROWS), -(-length // _WORD), bits, _ROWS, dtype=torch.int64, device="cpu")
     code = library.functions.hfnoise_weight_planes(packed.data_ptr(), rows, length, bits, planes.data_ptr())
     if code == _CODE_TOO_LARGE:
         raise ValueError(f"packed holds codes beyond length={length}: wrong bits or length, or damaged data.")
@@ -58,7 +58,7 @@ def product(library: Library, codes: Tensor, activation_bits: int, planes: Tenso
         MemoryError: if there is no room for the planes of the inputs.
         ValueError: if a code does not fit into `activation_bits`.
     """
-    sums = torch.empty(len(codes), rows, dtype=torch.int32)
+    sums = torch.empty(len(codes), rows, dtype=torch.int32, device="cpu")
     _multiply(library, codes, activation_bits, planes, rows, (sums, None, None, None, None))
     return sums
 
@@ -87,7 +87,7 @@ def linear(
         MemoryError, ValueError: as [`product`].
     """
     rows = len(step_w)
-    output = torch.empty(len(codes), rows)
+    output = torch.empty(len(codes), rows, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
     step_x, step_w = step_x.contiguous(), step_w.contiguous()
     bias = None if bias is None else bias.contiguous()
     _multiply(library, codes, activation_bits, planes, rows, (None, output, step_x, step_w, bias))
@@ -124,6 +124,11 @@ def check_library(library: Library) -> None:
 
     Takes less than a millisecond.
     """
+    with torch.device("cpu"):
+        _check_products(library)
+
+
+def _check_products(library: Library) -> None:
     generator = torch.Generator().manual_seed(0)
     for weight_bits in (1, 2):
         # Odd sizes: more tokens and rows than a tile has, and a last word that is not full.

@@ -43,7 +43,7 @@ def quantize(
         `torch.Tensor` of shape `(rows, 1)`, float32.
     """
     rows, length = x.shape
-    step = torch.empty(rows, 1)
+    step = torch.empty(rows, 1, dtype=torch.float32, device="cpu")  # whatever torch's defaults are: C writes it
     trusted = settings.trusted_steps if settings.trusted_steps is not None else 0.0
     status = library.functions.hfnoise_quantize_rows(
         x.data_ptr(), rows, length, settings.group, settings.levels, settings.unit, trusted,
@@ -67,7 +67,7 @@ def rotate_gradients(library: Library, gradient: Tensor, mask: Tensor | None, gr
 
 def decode(library: Library, codes: Tensor, levels: int, step: Tensor | None) -> Tensor:
     """Return (codes - (levels - 1) / 2) * step in float32, for a contiguous matrix of codes and a step a row."""
-    out = torch.empty(codes.shape)
+    out = torch.empty(codes.shape, dtype=torch.float32, device="cpu")
     status = library.functions.hfnoise_decode_rows(
         codes.data_ptr(), _address(step), *codes.shape, (levels - 1) / 2, out.data_ptr(), library.level,
         _threads(codes),
