@@ -135,7 +135,7 @@ class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin):
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)  # type: ignore[attr-defined]
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Return the names of the matrices of linear layers, but for the output head: what weight decay reaches."""
+        """Return the names of the weights of linear layers, but for the output head: what weight decay reaches."""
         kept = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         base = self.accelerator.unwrap_model(model)
         head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None

@@ -123,7 +123,7 @@ def _grids(half_ranges: dict[float, float]) -> dict[float, Grid]:
 _GRIDS = {"exact": _grids(EXACT_HALF_RANGES), "upstream": _grids(UPSTREAM_HALF_RANGES)}
 
 
-def grid_for(bits: float, grid: str = "exact") -> Grid:
+def grid_for(bits: float, grid: str = "exact", name: str = "bits") -> Grid:
     """Return the grid of a bit width (QuEST, arXiv 2502.05003, section 3: the least squared error on a normal).
 
     Departure: the constants of `"exact"` are the optimum to 15 digits; those of the official code are `"upstream"`.
@@ -131,6 +131,7 @@ def grid_for(bits: float, grid: str = "exact") -> Grid:
     Args:
         bits (`int` or `float`): 1 to 8, or 1.58 for the ternary grid {-1, 0, 1}.
         grid (`str`, defaults to `"exact"`): or `"upstream"`, to compare with the official code.
+        name (`str`, defaults to `"bits"`): of the setting, for the error.
 
     Returns:
         [`Grid`].
@@ -147,5 +148,5 @@ def grid_for(bits: float, grid: str = "exact") -> Grid:
         raise ValueError(f"grid is {grid!r}; choose 'exact' or 'upstream' (the constants of the official code).")
     if isinstance(bits, bool) or not isinstance(bits, (int, float)) or bits not in _GRIDS[grid]:
         allowed = ", ".join(str(width) for width in _GRIDS[grid])
-        raise ValueError(f"bits is {bits!r}; allowed are {allowed} (1.58 is the ternary grid -1, 0, 1).")
+        raise ValueError(f"{name} is {bits!r}; allowed are {allowed} (1.58 is the ternary grid -1, 0, 1).")
     return _GRIDS[grid][bits]

@@ -15,8 +15,8 @@ from hfnoise.quantization.report import QuantizationReport
 _TAGS = ("hfnoise", "quest", "quantization-aware-training")
 _FORM = {
     "packed": (
-        "Weights are stored at their bits, as codes of a grid, with one float32 scale a row. The model computes what "
-        "it computed in training, to the last bit."
+        "Weights are stored at their bits, as codes of a grid, with one float32 scale a row. It computes what the "
+        "float weights compute when they are quantised in every forward pass, as in training, to the last bit."
     ),
     "master": "Weights are float master weights, which are quantised in every forward pass: they can be trained on.",
     "dense": "Weights are floats that lie on the grid of the quantised ones, under their stock names.",
@@ -92,7 +92,7 @@ def quantization_card(
         lead=f"{start}, quantised with QuEST ([paper](https://huggingface.co/papers/2502.05003)) by hfnoise.",
         quantization_rows=[
             ("bits of a weight", f"{quantization.weight_bits}"),
-            ("bits of an activation", "not quantised" if activations is None else f"{activations}"),
+            ("bits of an activation", _activations(form, activations)),
             ("bits of a quantised weight, scales included", f"{report.quantized_bits_per_weight:.3f}"),
             ("bits of a weight of the whole model, embeddings included", f"{report.bits_per_weight:.3f}"),
             ("estimator of the gradient", quantization.estimator),
@@ -117,13 +117,19 @@ def quantization_card(
     )
 
 
+def _activations(form: str, activations: float | None) -> str:
+    if activations is None:
+        return "not quantised"
+    return f"not quantised here; {activations} before" if form == "dense" else f"{activations}"
+
+
 def _dense_notes(form: str, activations: float | None, difference: dict[str, float] | None) -> list[str]:
     if form != "dense":
         return []
     if activations is None:
         return ["It computes what the quantised model computes, to the last bit."]
     note = (
-        f"**It does not compute what was trained**: there activations had {activations} bits, and stock layers do not "
+        f"**It does not compute what was trained**: there an activation had {activations} bit, and stock layers do not "
         "quantise them."
     )
     if difference is None:

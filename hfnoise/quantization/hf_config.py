@@ -111,9 +111,9 @@ class QuestConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     def post_init(self) -> None:
         """Raise for what is not allowed; YAML and JSON come here as the command line does."""
-        grid_for(self.weight_bits, self.grid)
+        grid_for(self.weight_bits, self.grid, "weight_bits")
         if self.activation_bits is not None:
-            grid_for(self.activation_bits, self.grid)
+            grid_for(self.activation_bits, self.grid, "activation_bits")
         if self.trust_factor is not None:
             check_positive(self.trust_factor, "trust_factor")
         group = self.hadamard_group

@@ -37,7 +37,7 @@ def prepare_qat(model: Any, config: QuestConfig) -> Any:
         1
     """
     if not isinstance(config, QuestConfig):
-        raise ValueError(f"config is a {type(config).__name__}; give a QuestConfig.")
+        raise ValueError(f"config is {config!r}; give a QuestConfig.")
     if not config.store_master_weights:
         raise ValueError(
             "config has store_master_weights=False, which packs: call prepare_qat, train, then export_packed."

@@ -237,7 +237,7 @@ def _usage_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(str(error).replace("weight_only=True", "--weight_only")) from error
 
 
 @contextmanager
@@ -267,4 +267,8 @@ def _carry_along(folder: Path, made: Path) -> None:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.name.endswith(_WEIGHTS))
+    return sum(
+        path.stat().st_size
+        for path in folder.iterdir()
+        if path.name.endswith(_WEIGHTS) and path.name != "training_args.bin"
+    )

@@ -37,9 +37,9 @@ class LinearQuantization(NamedTuple):
 
     def check(self) -> None:
         """Raise a ValueError or TypeError for what is not allowed."""
-        grid_for(self.weight_bits, self.grid)
+        grid_for(self.weight_bits, self.grid, "weight_bits")
         if self.activation_bits is not None:
-            grid_for(self.activation_bits, self.grid)
+            grid_for(self.activation_bits, self.grid, "activation_bits")
         if self.trust_factor is not None:
             check_positive(self.trust_factor, "trust_factor")
 
