@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 from transformers import Trainer
+from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import get_last_checkpoint
 
 from hfnoise.quantization.weight_cache import cached_weights
@@ -140,7 +141,8 @@ class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin):
         base = self.accelerator.unwrap_model(model)
         head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
         kept |= {id(parameter) for parameter in (() if head is None else head.parameters())}
-        return [name for name, one in model.named_parameters() if one.ndim > 1 and id(one) not in kept]
+        linear = {id(module.weight) for module in model.modules() if isinstance(module, (nn.Linear, Conv1D))}
+        return [name for name, one in model.named_parameters() if id(one) in linear and id(one) not in kept]
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Return the Trainer's optimizer; LSQ's steps are a group of their own, at `step_learning_rate`."""

@@ -129,8 +129,8 @@ def _dense_notes(form: str, activations: float | None, difference: dict[str, flo
     if activations is None:
         return ["It computes what the quantised model computes, to the last bit."]
     note = (
-        f"**It does not compute what was trained**: there an activation had {activations} bit, and stock layers do not "
-        "quantise them."
+        f"**It does not compute what was trained**: there an activation had {activations} bit, and stock layers do "
+        "not quantise them."
     )
     if difference is None:
         return [note, "The difference was not measured: no data was at hand."]

@@ -58,8 +58,7 @@ class QuestHfQuantizer(HfQuantizer):  # type: ignore[misc]
                     f"{self.quantization_config.activation_bits}), and stock layers do not, so the float model would "
                     "compute something else. Load it packed, then hfnoise.dequantize(model, weight_only=True)."
                 )
-            # Only to know the shapes that the packed bytes do not tell; the layers stay what they are.
-            self._dense_shapes, _ = layers_to_convert(model, self.quantization_config, stored=True)
+            layers_to_convert(model, self.quantization_config, stored=True)  # raises; the layers stay what they are
             return model
         packed = not self.quantization_config.store_master_weights
         return quantize_layers(model, self.quantization_config, packed, stored=self.pre_quantized)

@@ -146,13 +146,14 @@ class QuestPackedLinear(nn.Linear):
         quantization, weight = self.quantization, self.weight
         assert quantization.activation_bits is not None  # only then there is a product of codes
         widths = quantization.weight_bits, quantization.activation_bits
-        if kernel_for(self.in_features, *widths, weight.device) is None:
-            return None
         version = 0 if weight.is_inference() else weight._version
         known = self.prepared
-        if known is None or known[0] is not weight or known[1] != version:
-            known = self.prepared = weight, version, prepare_weight(weight, *widths, self.in_features)
-        return known[2]
+        if known is not None and known[0] is weight and known[1] == version and not torch.compiler.is_compiling():
+            return known[2]
+        if kernel_for(self.in_features, *widths, weight.device) is None:
+            return None
+        self.prepared = weight, version, prepare_weight(weight, *widths, self.in_features)
+        return self.prepared[2]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "prepared": None}  # made again where it is loaded, for that machine

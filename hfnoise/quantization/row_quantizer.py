@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -75,12 +76,30 @@ def row_quantizer(
         64
     """
     check_rows(x)
+    given = x.shape[-1], bits, estimator, hadamard_group, grid, trust_factor, trust_radius
+    if torch.compiler.is_compiling():
+        return _settings(*given)
+    try:
+        return _known_settings(*given)
+    except TypeError:  # of what cannot be hashed; the error is to name the setting
+        return _settings(*given)
+
+
+def _settings(
+    length: int,
+    bits: float,
+    estimator: str,
+    hadamard_group: int | None,
+    grid: str,
+    trust_factor: float | None,
+    trust_radius: float | None,
+) -> RowQuantizer:
     widths = grid_for(bits, grid)
     if estimator == "lsq":
         raise ValueError("estimator is 'lsq', whose step is learned: call lsq_quantize(x, step, bits).")
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator is {estimator!r}; choose one of {', '.join(map(repr, ESTIMATORS))}.")
-    group = effective_hadamard_group(x.shape[-1], hadamard_group)
+    group = effective_hadamard_group(length, hadamard_group)
     if estimator != "quest":
         if trust_factor is not None or trust_radius is not None:
             raise ValueError(
@@ -95,6 +114,10 @@ def row_quantizer(
         raise ValueError("trust_factor and trust_radius are two forms of one bound; give one of them.")
     radius = check_positive(trust_radius, "trust_radius") / widths.step
     return RowQuantizer(widths.levels, widths.step, group, False, None, radius)
+
+
+# A layer asks in every forward: the checks take longer than a small product. True is not 1 here.
+_known_settings = lru_cache(maxsize=1024, typed=True)(_settings)
 
 
 def row_steps(x: Tensor, settings: RowQuantizer) -> Tensor:
