@@ -79,7 +79,7 @@ def test_blocks_of_the_docs_run(block, empty_folder):
 
 
 def test_blocks_of_the_readme(empty_folder, capsys):
-    on_a_gpu, on_a_cpu, private = python_blocks("README.md")
+    on_a_gpu, on_a_cpu, private, one_bit = python_blocks("README.md")
     compile(on_a_gpu, "README.md", "exec")  # it downloads a model, so it is not run
     import hfnoise
 
@@ -98,6 +98,9 @@ def test_blocks_of_the_readme(empty_folder, capsys):
     # A noise multiplier of 1, a batch of 16 of 64, one step: delta 1e-5.
     assert "1e-05)-differentially private with respect to adding or removing one unit (row; 64 of them)." in shown
     assert list(empty_folder.glob("hf_home/hfnoise/privacy/*/ledger.json"))
+
+    exec(compile(one_bit, "README.md", "exec"), {})
+    assert re.search(r"21 weights quantised: [\d,]+ entries at 1\.\d+ bits", capsys.readouterr().out)
 
 
 @pytest.mark.slow  # calibrates six plans
