@@ -122,7 +122,7 @@ class AdaptiveGuidance(UpdateGuidance):
 
     def _observe(self, step: GuidanceStep) -> None:
         guided = step.guided
-        if self._converged is None:
+        if self._converged is None or self._reached is None or self._stop_steps is None:
             self._converged, self._reached = torch.zeros_like(guided), torch.zeros_like(guided, dtype=torch.int64)
             self._stop_steps = torch.full_like(self._reached, -1)
         cosine = self._similarity(step)

@@ -57,8 +57,9 @@ class AutoGuider:
             pretrained_model_name_or_path, subfolder=subfolder, return_unused_kwargs=True, **kwargs
         )
         name = config.get("_class_name")
-        guider_class = UpdateGuidance._classes.get(name) or getattr(diffusers.guiders, str(name), None)
-        if not isinstance(guider_class, type) or not issubclass(guider_class, BaseGuidance):
+        guider_class: Any = UpdateGuidance._classes.get(name) or getattr(diffusers.guiders, str(name), None)
+        is_guider = isinstance(guider_class, type) and issubclass(guider_class, BaseGuidance)
+        if not is_guider:
             known = sorted([*UpdateGuidance._classes, "those of diffusers.guiders"])
             raise ValueError(f"the guider is of class {name!r}; known are {', '.join(known)}.")
         return guider_class.from_config(config, **kwargs)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -92,12 +93,15 @@ class ProjectedGuidance(UpdateGuidance):
     def _shape(self, update: torch.Tensor | None, step: GuidanceStep) -> torch.Tensor | None:
         if self._is_neutral:
             return update
-        uncond = step.uncond if update is None else step.cond.to(update.dtype) - update
-        cond = step.cond if update is None else step.cond.to(update.dtype)
-        options = {
-            "eta": self.eta, "norm_threshold": self.norm_threshold, "momentum_state": self._momentum_state,
-            "dims": self.norm_dims, "advance": step.is_first_evaluation,
-        }  # fmt: skip
-        if self.space == "model":
-            return projected_update(cond, uncond, **options)
-        return projected_output_update(cond, uncond, step.noisy, step.point, **options)
+        cond, uncond = step.cond, step.uncond
+        if update is not None:
+            cond = cond.to(update.dtype)
+            uncond = cond - update
+        assert uncond is not None
+        rule: Callable[..., torch.Tensor] = projected_update
+        if self.space == "x0":
+            rule = partial(projected_output_update, model_input=step.noisy, point=step.point)
+        return rule(
+            cond, uncond, eta=self.eta, norm_threshold=self.norm_threshold, momentum_state=self._momentum_state,
+            dims=self.norm_dims, advance=step.is_first_evaluation,
+        )  # fmt: skip

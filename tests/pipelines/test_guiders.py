@@ -81,6 +81,23 @@ def test_projected_guidance_equals_the_golden_vectors(apg_x0, name, parameters):
         scheduler.step(guided, timestep, model_input)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"guidance_rescale": 0.7}, {"use_original_formulation": True}, {"start": 0.5}]
+)
+def test_neutral_settings_are_stock_to_the_bit(options):
+    """In real pipelines: test_guiders_modular.py."""
+    x, cond, uncond = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    stock = ClassifierFreeGuidance(guidance_scale=5.0, **options)
+    for guider in (
+        AdaptiveGuidance(5.0, space="model", min_steps=1.0, **options),
+        AdaptiveGuidance(5.0, space="model", min_steps=1.0, inner=ProjectedGuidance(eta=1.0), **options),
+        ProjectedGuidance(5.0, eta=1.0, momentum=0.0, norm_threshold=0.0, **options),
+    ):
+        for number in range(4):
+            expected = step(stock, number, 4, 0, x, cond, uncond)
+            assert torch.equal(step(guider, number, 4, 0, x, cond, uncond), expected)
+
+
 def test_sixteen_bits_in_and_out(apg_x0):
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(5)

@@ -10,6 +10,7 @@ from tests.pipelines.modular import STEPS, Loop
 
 # diffusers' Euler scheduler hands tensors to numpy in a way that numpy 2 deprecates.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     # Thresholds on the raw output of an eps model are warned of (test_guiders.py); on random models they do.
     pytest.mark.filterwarnings("ignore:threshold=.* on noise predictions"),
