@@ -265,11 +265,11 @@ class UpdateGuidance(ClassifierFreeGuidance):
             for stage in self.stages:
                 stage._forget_updates()
         self._denoiser = denoiser
+        partial = self._rows is not None
         # Caches between blocks hold the rows of the step before.
-        slices = self._count_prepared == 2 and self._rows is not None and not getattr(
-            denoiser, "is_cache_enabled", False
-        )  # fmt: skip
-        watches = self._count_prepared == 1 and (self._branches == 2 or any(s._needs_input for s in self.stages))
+        slices = self._count_prepared == 2 and partial and not getattr(denoiser, "is_cache_enabled", False)
+        needed = partial or any(stage._needs_input for stage in self.stages)
+        watches = self._count_prepared == 1 and needed and self._is_cfg_enabled()
         if slices or watches:
             self._remove_hook()
             handle = self._slice_rows if slices else self._watch
@@ -286,9 +286,7 @@ class UpdateGuidance(ClassifierFreeGuidance):
 
     def _watch(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._remove_hook()  # at once: an error in the model leaves nothing on it
-        needed = any(stage._needs_input for stage in self.stages) or self._rows is not None
-        if needed and self._is_cfg_enabled():
-            self._model_input = noisy_input(args, kwargs)
+        self._model_input = noisy_input(args, kwargs)
 
     def _slice_rows(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         self._remove_hook()
