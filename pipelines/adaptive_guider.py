@@ -19,7 +19,7 @@ _LEAST_EPS_THRESHOLD = 0.9999
 class AdaptiveGuidance(UpdateGuidance):
     """Classifier-free guidance until the two predictions of a sample agree, then the conditional one alone.
 
-    Adaptive Guidance (arXiv 2312.12487, section 4): per sample, once the cosine between them reaches `threshold`, the
+    Adaptive Guidance (arXiv 2312.12487): per sample, once the cosine between them reaches `threshold`, the
     unconditional prediction is neither used nor evaluated for the rest of the run.
 
     Departures. The cosine is taken on x0, not on eps: there every Stable Diffusion model starts above the paper's

@@ -24,7 +24,7 @@ from hfnoise.pipelines.scheduler_points import schedule_levels
 class LinearGuidance(UpdateGuidance):
     """Classifier-free guidance whose update, cond - uncond, is estimated at some steps instead of evaluated.
 
-    After LinearAG (arXiv 2312.12487, section 5), with the update in the place of the unconditional prediction: the
+    After LinearAG (arXiv 2312.12487), with the update in the place of the unconditional prediction: the
     paper's regression diverges when its estimates are fed back. Order 0 holds the last update and needs nothing; order
     1 and 2 are weighted sums of the last ones, with coefficients fitted by [`GuidanceRecorder`] for one model,
     scheduler, number of steps and scale, and refused for any other. For them call `guider.bind(pipe)` once.

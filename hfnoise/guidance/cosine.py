@@ -9,7 +9,7 @@ from hfnoise.guidance.tensor_math import check_pair, inner, norm, widened
 
 
 def cosine_similarity(cond: Tensor, uncond: Tensor, *, per_sample: bool = True) -> Tensor:
-    """Return the cosine between two predictions per sample: gamma_t of Adaptive Guidance (arXiv 2312.12487, eq. 7).
+    """Return the cosine between two predictions per sample: gamma_t of Adaptive Guidance (arXiv 2312.12487).
 
     Once it reaches a threshold the unconditional evaluation of that sample is skipped to the end of the run. The paper
     writes it with the noise prediction eps, which does not carry over to public models: at high noise both eps are

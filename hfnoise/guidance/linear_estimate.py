@@ -18,7 +18,7 @@ def evaluated_steps(policy: str, num_inference_steps: int) -> tuple[bool, ...]:
 
     Args:
         policy (`str`): `"alternate"`: every second step. `"alternate_then_estimate"`: every second step of the first
-            half, then none (LinearAG, arXiv 2312.12487, section 5: 25 evaluations for 20 steps).
+            half, then none (LinearAG, arXiv 2312.12487: 25 evaluations for 20 steps).
             `"full_then_estimate"`: all of the first half, then none (what FastVideo and SGLang call LinearAG).
         num_inference_steps (`int`): T, at least 1.
 
@@ -46,8 +46,8 @@ def fit_linear_coefficients(
 ) -> LinearCoefficients:
     """Return least-squares coefficients of each update on the `order` updates before it, over samples and pixels.
 
-    Departure from LinearAG (arXiv 2312.12487, eq. 9), which regresses the unconditional prediction on all predictions
-    so far: those are nearly collinear, the fit has an R^2 of 1.000 at every step, and the run diverges all the same,
+    Departure from LinearAG (arXiv 2312.12487), which regresses the unconditional prediction on all predictions
+    so far: those are nearly collinear, and on a Gaussian mixture the run diverges though R^2 is 1.000 at every step,
     since estimates are fed back and their error is multiplied by the scale. The update delta = cond - uncond is what
     matters; two numbers per step and a ridge suffice, and stay stable.
 

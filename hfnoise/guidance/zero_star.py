@@ -9,7 +9,7 @@ from hfnoise.guidance.tensor_math import check_pair, inner, sample_dims, widened
 
 
 def zero_star_scale(cond: Tensor, uncond: Tensor) -> Tensor:
-    """Return s* = <cond, uncond> / ||uncond||^2 per sample (CFG-Zero*, arXiv 2503.18886, eq. 10).
+    """Return s* = <cond, uncond> / ||uncond||^2 per sample (the optimised scale of CFG-Zero*, arXiv 2503.18886).
 
     Guidance then starts from s* uncond, the multiple that is nearest to cond. Its zero-init, no velocity at all in the
     first steps, is a matter of the caller. Departure: no epsilon in the denominator (1e-8 in diffusers); an all-zero
