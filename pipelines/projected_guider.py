@@ -33,7 +33,8 @@ class ProjectedGuidance(UpdateGuidance):
         eta (`float`, defaults to `0.0`): what is kept of the parallel part.
         norm_threshold (`float`, *optional*): r, the largest norm of the update in x0, at least 0; 0 or `None` is
             none. The paper's: 15 (SDXL), 5 (DiT), 2.5 (EDM2-S).
-        momentum (`float`, *optional*): beta in (-1, 1); 0 or `None` is none. The paper's: -0.5 (SDXL, DiT), -0.75 (EDM2-S).
+        momentum (`float`, *optional*): beta in (-1, 1); 0 or `None` is none. The paper's: -0.5 (SDXL, DiT),
+            -0.75 (EDM2-S).
         norm_dims (`tuple[int, ...]`, *optional*): what norm and projection run over, all but the batch by default.
         space (`str`, defaults to `"x0"`): `"model"` works on the raw output, which is not the paper's.
         guidance_rescale (`float`, defaults to `0.0`), use_original_formulation (`bool`, defaults to `False`: the
