@@ -1,4 +1,4 @@
-"""A complete Stable Diffusion pipeline of stock classes and 0.7 million parameters: untrained, for the digits world."""
+"""A complete Stable Diffusion pipeline of stock classes, with 0.7 million parameters: the digits world untrained."""
 
 from __future__ import annotations
 
