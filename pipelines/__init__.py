@@ -1,5 +1,31 @@
-"""Diffusers side of hfnoise; import it as `hfnoise.pipelines`."""
+"""Diffusers side of hfnoise; import it as `hfnoise.pipelines`. Names are imported when they are first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 if __name__ != "hfnoise.pipelines":
     # A second copy of every class under another name would break isinstance and pickle without a word.
     raise ImportError("import hfnoise.pipelines instead of the bare folder 'pipelines'")
+
+_MODULES = {
+    "AdaptiveGuidance": "guiders",
+    "AutoGuider": "guiders",
+    "GuidanceRecorder": "guiders",
+    "GuidanceReport": "guidance_report",
+    "LinearGuidance": "guiders",
+    "ProjectedGuidance": "guiders",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'hfnoise.pipelines' has no attribute {name!r}; it has {', '.join(_MODULES)}")
+    value = getattr(import_module(f"hfnoise.pipelines.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

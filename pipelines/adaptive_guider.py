@@ -1,0 +1,174 @@
+"""Adaptive Guidance: no unconditional evaluation for a sample whose two predictions have become alike."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+
+from hfnoise.guidance import SPACES, cosine_similarity
+from hfnoise.pipelines.guidance_report import GuidanceReport
+from hfnoise.pipelines.guider_base import GuidanceStep, UpdateGuidance
+
+# In eps space SDXL begins above 0.9999 and SD at 0.9976 or more.
+_LEAST_EPS_THRESHOLD = 0.9999
+
+
+class AdaptiveGuidance(UpdateGuidance):
+    """Classifier-free guidance until the two predictions of a sample agree, then the conditional one alone.
+
+    Adaptive Guidance (arXiv 2312.12487): per sample, once the cosine between them reaches `threshold`, the
+    unconditional prediction is neither used nor evaluated for the rest of the run.
+
+    Departures. The cosine is taken on x0, not on eps: there every Stable Diffusion model starts above the paper's
+    0.991, whose curve is of its own models, and guidance would end at the first step. Hence another default, 0.999.
+    The step at which a sample is found to have converged is still guided, since both evaluations are paid for
+    (`at_detection`). And not before a tenth of the steps (`min_steps`).
+
+    On `space="x0"`, `"v"` and `"eps"` the noise level is needed: call `guider.bind(pipe)` once. With a compiled
+    denoiser, where each number of rows is compiled anew, use `per_sample=False`.
+
+    Args:
+        guidance_scale (`float`, *optional*): w; 7.5, or that of `inner`. 1 is no guidance.
+        threshold (`float`, defaults to `0.999`): in (0, 1].
+        space (`str`, defaults to `"x0"`): of the cosine: `"x0"`, `"v"`, `"eps"` or `"model"` (the raw output).
+        min_steps (`float`, defaults to `0.1`): share of the steps that are guided in any case, in [0, 1].
+        patience (`int`, defaults to `1`): consecutive steps at which the threshold is to be reached.
+        per_sample (`bool`, defaults to `True`): `False`: one cosine over the whole batch, which stops together, as
+            ComfyUI's node has it.
+        at_detection (`str`, defaults to `"cfg"`): what the detecting step returns; `"cond"` is the paper's formula.
+        inner ([`LinearGuidance`], [`ProjectedGuidance`] or `dict`, *optional*): how the samples that are guided are;
+            its own `start`, `stop` and `guidance_rescale` stay at their defaults.
+        guidance_rescale (`float`, defaults to `0.0`), use_original_formulation (`bool`, defaults to `False`), start
+            (`float`, defaults to `0.0`), stop (`float`, defaults to `1.0`), enabled (`bool`, defaults to `True`): of
+            `diffusers.ClassifierFreeGuidance`. Outside of `start` and `stop` nothing is guided, nor measured.
+
+    Raises:
+        ValueError: if an option is out of range, or `inner` cannot be inside.
+
+    Example:
+        >>> from hfnoise.pipelines import AdaptiveGuidance, ProjectedGuidance
+        >>> guider = AdaptiveGuidance(guidance_scale=7.5, inner=ProjectedGuidance(norm_threshold=15.0))
+        >>> guider.config["threshold"], guider.config["inner"]["norm_threshold"]
+        (0.999, 15.0)
+    """
+
+    _accepts_inner = ("LinearGuidance", "ProjectedGuidance")
+
+    @register_to_config
+    def __init__(
+        self,
+        guidance_scale: float | None = None,
+        threshold: float = 0.999,
+        space: str = "x0",
+        min_steps: float = 0.1,
+        patience: int = 1,
+        per_sample: bool = True,
+        at_detection: str = "cfg",
+        inner: UpdateGuidance | dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        use_original_formulation: bool = False,
+        start: float = 0.0,
+        stop: float = 1.0,
+        enabled: bool = True,
+    ) -> None:
+        self._set_up(guidance_scale, guidance_rescale, use_original_formulation, start, stop, enabled, inner)
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold must lie in (0, 1], got {threshold}: it is a cosine, 0.999 by default.")
+        if space not in SPACES:
+            raise ValueError(f"space must be one of {SPACES}, got {space!r}.")
+        if not 0 <= min_steps <= 1:
+            raise ValueError(f"min_steps is a share of the steps, in [0, 1], got {min_steps}.")
+        if patience < 1:
+            raise ValueError(f"patience must be at least 1 step, got {patience}.")
+        if at_detection not in ("cfg", "cond"):
+            raise ValueError(f"at_detection must be 'cfg' or 'cond', got {at_detection!r}.")
+        if space == "eps":
+            self._warn_of_eps(threshold)
+        self.threshold = threshold
+        self.space = space
+        self.min_steps = min_steps
+        self.patience = patience
+        self.per_sample = per_sample
+        self.at_detection = at_detection
+        self._reset()
+
+    def _warn_of_eps(self, threshold: float) -> None:
+        if threshold < _LEAST_EPS_THRESHOLD:
+            warnings.warn(
+                f"threshold={threshold} on noise predictions ends guidance at the first steps: at high noise both are "
+                "nearly x / sigma, whatever the prompt (SDXL starts above 0.9999). The 0.991 of the paper (arXiv "
+                "2312.12487) is of its own models, and the 0.99 of ComfyUI's node is a cosine of x0. Leave space at "
+                "'x0', with a threshold of 0.99 to 0.999.",
+                stacklevel=4,
+            )
+
+    @property
+    def _needs_input(self) -> bool:
+        return self.space != "model"
+
+    def _reset(self) -> None:
+        self._converged: torch.Tensor | None = None
+        self._reached: torch.Tensor | None = None
+        self._warned = False
+        self._trace: list[torch.Tensor] = []
+        self._rows_per_step: list[int] = []
+        self._stop_steps: torch.Tensor | None = None
+
+    def _guided(self) -> torch.Tensor | None:
+        return None if self._converged is None else ~self._converged
+
+    def _observe(self, step: GuidanceStep) -> None:
+        guided = step.guided
+        if self._converged is None or self._reached is None or self._stop_steps is None:
+            self._converged, self._reached = torch.zeros_like(guided), torch.zeros_like(guided, dtype=torch.int64)
+            self._stop_steps = torch.full_like(self._reached, -1)
+        cosine = self._similarity(step)
+        self._trace.append(cosine)
+        self._rows_per_step.append(len(step.cond) + step.uncond_rows)
+        # NaN, also of what was not measured, reaches nothing.
+        self._reached = torch.where(cosine >= self.threshold, self._reached + 1, torch.zeros_like(self._reached))
+        first = step.number if self.at_detection == "cond" else step.number + 1
+        if first < int(self.min_steps * step.num_inference_steps):
+            return
+        found = guided & (self._reached >= self.patience)
+        self._converged = self._converged | found
+        self._stop_steps = torch.where(found, torch.full_like(self._stop_steps, first), self._stop_steps)
+        if self.at_detection == "cond":
+            step.guided = guided & ~found
+
+    def _similarity(self, step: GuidanceStep) -> torch.Tensor:
+        unknown = torch.full((len(step.cond),), float("nan"), device=step.cond.device)
+        if step.uncond is None:
+            return unknown
+        cond, uncond = step.cond, step.uncond
+        if self._needs_input:
+            if not step.point.has_denoised or (self.space != "x0" and step.point.sigma == 0):
+                return unknown
+            cond, uncond = (step.point.in_space(self.space, step.noisy, output) for output in (cond, uncond))
+        elif step.scheduler is not None and not self._warned and step.predicts_noise:
+            self._warned = True
+            self._warn_of_eps(self.threshold)
+        cosine = cosine_similarity(cond, uncond, per_sample=self.per_sample)
+        return torch.where(step.guided, cosine.to(unknown.dtype), unknown)
+
+    def _pass_over(self, cond: torch.Tensor) -> None:
+        self._trace.append(torch.full((len(cond),), float("nan"), device=cond.device))
+        self._rows_per_step.append(len(cond))
+
+    @property
+    def report(self) -> GuidanceReport:
+        """The last run, or the one that is going on.
+
+        Raises:
+            ValueError: if there was none.
+        """
+        if not self._trace:
+            raise ValueError("this guider has not seen a run yet.")
+        batch = len(self._trace[0])
+        stops: tuple[int | None, ...] = (None,) * batch
+        if self._stop_steps is not None:
+            stops = tuple(None if number < 0 else number for number in self._stop_steps.tolist())
+        return GuidanceReport(torch.stack(self._trace).cpu(), stops, tuple(self._rows_per_step), batch)

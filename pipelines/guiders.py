@@ -1,0 +1,65 @@
+"""The guiders of hfnoise in one place, and the one that loads any of them."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+import diffusers.guiders
+from diffusers.guiders import BaseGuidance
+
+from hfnoise.pipelines.adaptive_guider import AdaptiveGuidance
+from hfnoise.pipelines.guidance_report import GuidanceReport
+from hfnoise.pipelines.guider_base import UpdateGuidance
+from hfnoise.pipelines.linear_guider import GuidanceRecorder, LinearGuidance
+from hfnoise.pipelines.projected_guider import ProjectedGuidance
+
+__all__ = [
+    "AdaptiveGuidance",
+    "AutoGuider",
+    "GuidanceRecorder",
+    "GuidanceReport",
+    "LinearGuidance",
+    "ProjectedGuidance",
+]
+
+
+class AutoGuider:
+    """Loads a guider, ours or one of diffusers, by the class in its `guider_config.json`.
+
+    `BaseGuidance.from_pretrained` does not look at that class: it would make a plain guider of another's options.
+    """
+
+    def __init__(self) -> None:
+        raise TypeError("AutoGuider is not made; call AutoGuider.from_pretrained(repo).")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], subfolder: str | None = None, **kwargs: Any
+    ) -> BaseGuidance:
+        """Return the guider of a folder or Hub repository.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): folder, or name on the Hub.
+            subfolder (`str`, *optional*): `"guider"` in a repository of a pipeline.
+            kwargs: `revision`, `token`, `cache_dir` and so on, and options that replace saved ones.
+
+        Raises:
+            ValueError: if the class is no guider of hfnoise or diffusers.
+
+        Example:
+            >>> from hfnoise.pipelines import AdaptiveGuidance, AutoGuider
+            >>> AdaptiveGuidance(threshold=0.99).save_pretrained("guider")
+            >>> AutoGuider.from_pretrained("guider").threshold
+            0.99
+        """
+        config, kwargs = BaseGuidance.load_config(
+            pretrained_model_name_or_path, subfolder=subfolder, return_unused_kwargs=True, **kwargs
+        )
+        name = config.get("_class_name")
+        guider_class: Any = UpdateGuidance._classes.get(name) or getattr(diffusers.guiders, str(name), None)
+        is_guider = isinstance(guider_class, type) and issubclass(guider_class, BaseGuidance)
+        if not is_guider:
+            known = sorted([*UpdateGuidance._classes, "those of diffusers.guiders"])
+            raise ValueError(f"the guider is of class {name!r}; known are {', '.join(known)}.")
+        return guider_class.from_config(config, **kwargs)
