@@ -126,6 +126,7 @@ class LocalTraining:
 
     def _refuse_spent(self) -> None:
         # What is left of a spent budget calibrates to noise that nothing survives: DPSFTTrainer refuses it as well.
+        assert self._config is not None  # of private clients only
         budget, spent = float(self._config.target_epsilon), self.epsilon()
         if spent is not None and spent > SPENT * budget:
             raise SpentBudgetError(
