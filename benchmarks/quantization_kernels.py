@@ -180,25 +180,26 @@ def speed_ups(times: dict[str, dict[str, float]], part: str) -> dict[str, float]
 
 
 def _plot(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(results), figsize=(6 * len(results), 4.5), squeeze=False)
-    for axis, (title, times) in zip(axes[0], results.items(), strict=True):
+    rows = -(-len(results) // 2)
+    figure = Figure(figsize=(11, 3.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, min(2, len(results)), squeeze=False).flat
+    for axis, (title, times) in zip(panels, results.items(), strict=False):
         for shift, part in enumerate(PARTS):
             places = [place + 0.4 * shift for place in range(len(times))]
             axis.barh(places, [1e3 * value[part] for value in times.values()], 0.4, label=part)
         axis.set_yticks([place + 0.2 for place in range(len(times))], list(times), fontsize=8)
         axis.invert_yaxis()
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("milliseconds, fastest of many")
         axis.set_title(title, fontsize=9)
-        axis.legend(frameon=False)
-    figure.tight_layout()
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
