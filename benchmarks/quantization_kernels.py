@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UsageError("--repeats and --threads must be at least 1.")
     header = ["way", "product", "layer", "float32 / product", "float32 / layer"]
     results: dict[str, Any] = {}
-    tables, claims = [f"Kernels: {status()}\n"], {}
+    tables, claims = [f"Kernels: {status().level or 'torch'}\n"], {}
     threads_before = torch.get_num_threads()
     for threads in given.threads:
         torch.set_num_threads(threads)
