@@ -35,9 +35,10 @@ class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin):
     A float model is quantised in place ([`~hfnoise.prepare_qat`]); one that is quantised already stays as it is.
     Without a schedule and without distillation a step is that of the stock Trainer on the prepared model, to the bit.
     Weight decay reaches the matrices of linear layers only: not embeddings, the output head, norms, biases and LSQ's
-    steps. With gradient accumulation a weight is quantised once per optimizer step, and in evaluation once in all
-    (not under FSDP and DeepSpeed). Logs have `qat/trust_fraction`, `qat/error_mean`, `qat/error_worst`,
-    `qat/bits_per_weight`, `qat/weight_bits`; the name of the worst layer is in `state.log_history`.
+    steps. With gradient accumulation a weight is quantised once per optimizer step (where inputs are quantised too:
+    otherwise its gradient goes through it), and in evaluation once in all; not under FSDP and DeepSpeed. Logs have
+    `qat/trust_fraction`, `qat/error_mean`, `qat/error_worst`, `qat/bits_per_weight`, `qat/weight_bits`; the name of
+    the worst layer is in `state.log_history`.
 
     Checkpoints have master weights and the bits of their step; `save_model` and `push_to_hub` write `args.export`.
 
@@ -114,7 +115,7 @@ class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin):
         return next(m.quantization.estimator for m in self.model.modules() if hasattr(m, "quantization"))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as the Trainer does; weights are quantised once per step, not in every micro-batch."""
+        """Train as the Trainer does; quantised weights are kept between micro-batches where that is possible."""
         if self._bits is not None:
             found = resume_from_checkpoint
             self._bits.model = self.model

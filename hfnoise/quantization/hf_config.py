@@ -7,11 +7,10 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hfnoise.quantization.grids import check_positive, grid_for
+from hfnoise.quantization.linear import LinearQuantization
 
 # Of the checkpoint format (docs/quantization.md): raised when a reader of this one would misread a file of the next.
 FORMAT_VERSION = 1
-ESTIMATORS = ("quest", "ste", "ste_absmax", "lsq")
 
 
 class QuantizationMethod(str, Enum):
@@ -111,23 +110,14 @@ class QuestConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     def post_init(self) -> None:
         """Raise for what is not allowed; YAML and JSON come here as the command line does."""
-        grid_for(self.weight_bits, self.grid, "weight_bits")
-        if self.activation_bits is not None:
-            grid_for(self.activation_bits, self.grid, "activation_bits")
-        if self.trust_factor is not None:
-            check_positive(self.trust_factor, "trust_factor")
-        group = self.hadamard_group
-        if group is not None and (isinstance(group, bool) or not isinstance(group, int) or group < 0):
-            raise ValueError(f"hadamard_group is {group!r}; give a whole number, or None for no rotation.")
+        LinearQuantization(
+            self.weight_bits, self.activation_bits, self.estimator, self.hadamard_group, self.grid, self.trust_factor
+        ).check()
         for name in ("store_master_weights", "dequantize"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give True or False.")
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"estimator is {self.estimator!r}; choose {', '.join(ESTIMATORS)}.")
         if self.estimator == "lsq" and not self.store_master_weights:
             raise ValueError("estimator='lsq' is a baseline to train: it has no packed form. Choose 'quest' to pack.")
-        if self.estimator != "quest" and self.trust_factor is not None:
-            raise ValueError(f"trust_factor is read by estimator='quest' only; this one is {self.estimator!r}.")
         modules = self.modules_to_not_convert
         if modules is not None and (isinstance(modules, str) or not all(isinstance(name, str) for name in modules)):
             raise ValueError(f"modules_to_not_convert is {modules!r}; give a list of names.")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hfnoise.quantization.hf_config import QuestConfig
 from hfnoise.quantization.hf_layers import quantize_layers, stock_layer, swap_layers
 from hfnoise.quantization.linear import LinearQuantization, describe, float_weight
+from hfnoise.quantization.lsq import lsq_quantize
 from hfnoise.quantization.packed_linear import QuestPackedLinear, pack_weight
 
 
@@ -183,8 +184,6 @@ def dense_weight(module: Any, quantization: LinearQuantization, dtype: torch.dty
     if isinstance(module, QuestPackedLinear):
         return module.float_weight(dtype)
     if quantization.estimator == "lsq":
-        from hfnoise.quantization.lsq import lsq_quantize
-
         return lsq_quantize(module.weight, module.weight_step, quantization.weight_bits).to(
             dtype or module.weight.dtype
         )

@@ -14,9 +14,11 @@ from hfnoise.quantization.grids import check_positive, grid_for
 from hfnoise.quantization.hadamard import computing_dtype, hadamard_rotate
 from hfnoise.quantization.linear_function import QuantizedLinear
 from hfnoise.quantization.lsq import lsq_initial_step, lsq_quantize
-from hfnoise.quantization.row_quantizer import row_quantizer
+from hfnoise.quantization.row_quantizer import ESTIMATORS, row_quantizer
 from hfnoise.quantization.rows import QuantizedRows, quantized_rows
 from hfnoise.quantization.weight_cache import kept_between_steps
+
+LAYER_ESTIMATORS = (*ESTIMATORS, "lsq")
 
 
 class LinearQuantization(NamedTuple):
@@ -36,12 +38,23 @@ class LinearQuantization(NamedTuple):
     trust_factor: float | None = None
 
     def check(self) -> None:
-        """Raise a ValueError or TypeError for what is not allowed."""
+        """Raise a ValueError or TypeError for what is not allowed, or would be ignored."""
         grid_for(self.weight_bits, self.grid, "weight_bits")
         if self.activation_bits is not None:
             grid_for(self.activation_bits, self.grid, "activation_bits")
         if self.trust_factor is not None:
             check_positive(self.trust_factor, "trust_factor")
+        group = self.hadamard_group
+        if group is not None and (isinstance(group, bool) or not isinstance(group, int) or group < 0):
+            raise ValueError(f"hadamard_group is {group!r}; give a whole number, or None for no rotation.")
+        if self.estimator not in LAYER_ESTIMATORS:
+            raise ValueError(f"estimator is {self.estimator!r}; choose {', '.join(LAYER_ESTIMATORS)}.")
+        if self.estimator != "quest" and self.trust_factor is not None:
+            raise ValueError(f"trust_factor is read by estimator='quest' only; this one is {self.estimator!r}.")
+        if self.estimator == "lsq" and self.grid != "exact":
+            raise ValueError(
+                f"grid is {self.grid!r}, and estimator='lsq' learns its steps: it reads no table of grids."
+            )
 
     def weight_levels(self) -> int:
         """Return the number of levels of a weight."""
@@ -92,7 +105,6 @@ class QuestLinear(nn.Linear):
         dtype: Any = None,
         quantization: LinearQuantization = LinearQuantization(),  # noqa: B008  (immutable)
     ) -> None:
-        quantization.check()
         super().__init__(in_features, out_features, bias, device, dtype)
         prepare_layer(self, quantization)
 
@@ -129,6 +141,7 @@ def prepare_layer(layer: Any, quantization: LinearQuantization) -> None:
         >>> [name for name, _ in layer.named_parameters()]
         ['weight', 'bias', 'weight_step', 'activation_step']
     """
+    quantization.check()
     layer.quantization = quantization
     if quantization.estimator == "lsq":
         weight: Tensor = layer.weight

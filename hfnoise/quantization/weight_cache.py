@@ -12,24 +12,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-_state = {"depth": 0, "version": 0}
+_state = {"depth": 0}  # of cached_weights that were entered and not left
 # The layers that keep something in `quantized_cache`: `(key, value)`.
 _holders: WeakSet[Module] = WeakSet()
-
-
-def weights_version() -> int | None:
-    """Return a number that changes with every step of any optimizer, or `None` outside of [`cached_weights`].
-
-    `weight._version` does not serve: fused AdamW, the default of the Trainer, bitsandbytes' optimizers and edits of
-    `.data` leave it as it is.
-
-    Example:
-        >>> from hfnoise.quantization.weight_cache import cached_weights, weights_version
-        >>> with cached_weights():
-        ...     print(weights_version() is None)
-        False
-    """
-    return _state["version"] if _state["depth"] else None
 
 
 def forget_quantized_weights(*_: Any, **__: Any) -> None:
@@ -39,7 +24,6 @@ def forget_quantized_weights(*_: Any, **__: Any) -> None:
         >>> from hfnoise.quantization.weight_cache import forget_quantized_weights
         >>> forget_quantized_weights()
     """
-    _state["version"] += 1
     for layer in list(_holders):
         layer.quantized_cache = None  # type: ignore[assignment]
     _holders.clear()
@@ -48,7 +32,8 @@ def forget_quantized_weights(*_: Any, **__: Any) -> None:
 def kept_between_steps(layer: Module, tensors: tuple[Tensor, ...], settings: Any, make: Callable[[], Any]) -> Any:
     """Return what `make` makes of the tensors of a layer, kept in it inside of [`cached_weights`].
 
-    `load_state_dict` is told by the version counters, with `assign=True` by the addresses.
+    `load_state_dict` is told by the version counters, with `assign=True` by the addresses; steps of optimizers by a
+    hook, since fused AdamW (the default of the Trainer) and bitsandbytes' leave the counters as they are.
 
     Example:
         >>> from torch import nn
@@ -56,7 +41,7 @@ def kept_between_steps(layer: Module, tensors: tuple[Tensor, ...], settings: Any
         >>> kept_between_steps(nn.Linear(1, 1), (), None, lambda: 3)
         3
     """
-    if weights_version() is None or any(tensor.is_inference() for tensor in tensors):
+    if not _state["depth"] or any(tensor.is_inference() for tensor in tensors):
         return make()
     # What is made in inference mode could not be saved for a backward pass later.
     mode = torch.is_inference_mode_enabled()

@@ -1,6 +1,6 @@
 """Train the digits world and save it as a Hub folder: a Stable Diffusion pipeline, its verifier and its judge.
 
-One command builds it from scikit-learn's digits, in about four minutes of CPU time::
+One command builds it from scikit-learn's digits, on a CPU::
 
     python -m hfnoise.worlds.digits_model --output_dir model_cards/digits-sd
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from hfnoise import QuestConfig
 from hfnoise.quantization import LinearQuantization, QuestLinear, QuestPackedLinear, pack_weight
 from hfnoise.quantization.hf_layers import QuestConv1D
 
@@ -209,3 +210,21 @@ def test_compiled_layer(packed):
     y.sum().backward()
     expected.sum().backward()
     torch.testing.assert_close(leaf.grad, other.grad)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"estimator": "magic"}, "estimator is 'magic'"),
+        ({"estimator": "ste", "trust_factor": 1.3}, "trust_factor is read by"),
+        ({"estimator": "lsq", "grid": "upstream"}, "learns its steps"),
+        ({"hadamard_group": -1}, "hadamard_group is -1"),
+    ],
+)
+def test_what_would_be_ignored_or_fail_later_is_refused_when_a_layer_is_made(settings, message):
+    with pytest.raises(ValueError, match=message):
+        QuestLinear(8, 8, quantization=LinearQuantization(**settings))
+    with pytest.raises(ValueError, match=message):
+        QuestConv1D(8, 8, LinearQuantization(**settings))
+    with pytest.raises(ValueError, match=message):
+        QuestConfig(bits=2, **settings)
