@@ -48,6 +48,8 @@ def __getattr__(name: str) -> Any:
     from hfnoise.methods import public_names
 
     module = public_names().get(name)
+    if module is None and name.startswith("Guided") and name.endswith("Pipeline"):
+        module = "hfnoise.pipelines.guided"  # one for every pipeline of diffusers
     if module is None:
         raise AttributeError(f"module 'hfnoise' has no attribute {name!r}; `hfnoise list` shows what it offers")
     value = getattr(import_module(module), name)

@@ -207,6 +207,15 @@ METHODS: tuple[Method, ...] = (
 
 # Public names that belong to no single method: name -> module.
 SHARED_EXPORTS: dict[str, str] = {
+    "AdaptiveGuidance": "hfnoise.pipelines.guiders",
+    "AutoGuider": "hfnoise.pipelines.guiders",
+    "GuidanceRecorder": "hfnoise.pipelines.guiders",
+    "GuidanceReport": "hfnoise.pipelines.guidance_report",
+    "InitialNoise": "hfnoise.pipelines.initial_noise",
+    "LinearGuidance": "hfnoise.pipelines.guiders",
+    "ProjectedGuidance": "hfnoise.pipelines.guiders",
+    "guide": "hfnoise.pipelines.guided",
+    "guided_class": "hfnoise.pipelines.guided",
     "ClientDropout": "hfnoise.trainers.federated",
     "FedSVDClient": "hfnoise.trainers.federated",
     "FedSVDConfig": "hfnoise.trainers.federated_config",

@@ -14,12 +14,18 @@ _MODULES = {
     "AutoGuider": "guiders",
     "GuidanceRecorder": "guiders",
     "GuidanceReport": "guidance_report",
+    "InitialNoise": "initial_noise",
     "LinearGuidance": "guiders",
     "ProjectedGuidance": "guiders",
+    "StartState": "initial_noise",
+    "guide": "guided",
+    "guided_class": "guided",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name.startswith("Guided") and name not in _MODULES:
+        return getattr(import_module("hfnoise.pipelines.guided"), name)
     if name not in _MODULES:
         raise AttributeError(f"module 'hfnoise.pipelines' has no attribute {name!r}; it has {', '.join(_MODULES)}")
     value = getattr(import_module(f"hfnoise.pipelines.{_MODULES[name]}"), name)

@@ -9,8 +9,8 @@ import torch
 from diffusers.configuration_utils import register_to_config
 
 from hfnoise.guidance import SPACES, cosine_similarity
-from hfnoise.pipelines.guidance_report import GuidanceReport
-from hfnoise.pipelines.guider_base import GuidanceStep, UpdateGuidance
+from hfnoise.pipelines.guidance_step import GuidanceStep
+from hfnoise.pipelines.guider_base import UpdateGuidance
 
 # In eps space SDXL begins above 0.9999 and SD at 0.9976 or more.
 _LEAST_EPS_THRESHOLD = 0.9999
@@ -113,9 +113,7 @@ class AdaptiveGuidance(UpdateGuidance):
         self._converged: torch.Tensor | None = None
         self._reached: torch.Tensor | None = None
         self._warned = False
-        self._trace: list[torch.Tensor] = []
-        self._rows_per_step: list[int] = []
-        self._stop_steps: torch.Tensor | None = None
+        self._stop_steps = None
 
     def _guided(self) -> torch.Tensor | None:
         return None if self._converged is None else ~self._converged
@@ -126,8 +124,7 @@ class AdaptiveGuidance(UpdateGuidance):
             self._converged, self._reached = torch.zeros_like(guided), torch.zeros_like(guided, dtype=torch.int64)
             self._stop_steps = torch.full_like(self._reached, -1)
         cosine = self._similarity(step)
-        self._trace.append(cosine)
-        self._rows_per_step.append(len(step.cond) + step.uncond_rows)
+        step.similarity = cosine
         # NaN, also of what was not measured, reaches nothing.
         self._reached = torch.where(cosine >= self.threshold, self._reached + 1, torch.zeros_like(self._reached))
         first = step.number if self.at_detection == "cond" else step.number + 1
@@ -153,22 +150,3 @@ class AdaptiveGuidance(UpdateGuidance):
             self._warn_of_eps(self.threshold)
         cosine = cosine_similarity(cond, uncond, per_sample=self.per_sample)
         return torch.where(step.guided, cosine.to(unknown.dtype), unknown)
-
-    def _pass_over(self, cond: torch.Tensor) -> None:
-        self._trace.append(torch.full((len(cond),), float("nan"), device=cond.device))
-        self._rows_per_step.append(len(cond))
-
-    @property
-    def report(self) -> GuidanceReport:
-        """The last run, or the one that is going on.
-
-        Raises:
-            ValueError: if there was none.
-        """
-        if not self._trace:
-            raise ValueError("this guider has not seen a run yet.")
-        batch = len(self._trace[0])
-        stops: tuple[int | None, ...] = (None,) * batch
-        if self._stop_steps is not None:
-            stops = tuple(None if number < 0 else number for number in self._stop_steps.tolist())
-        return GuidanceReport(torch.stack(self._trace).cpu(), stops, tuple(self._rows_per_step), batch)

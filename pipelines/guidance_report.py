@@ -16,6 +16,8 @@ class GuidanceReport:
         stop_steps (`tuple` of `int` or `None`): per sample the first step without guidance; `None` if it never came.
         rows (`tuple[int, ...]`): rows that the denoiser evaluated, per step, of both predictions.
         batch (`int`): samples.
+        predictions (`int`, defaults to `2`): of full guidance, per sample and step: 1 where none was asked for, 3 for
+            models that follow an image and a text.
 
     Example:
         >>> import torch
@@ -29,6 +31,7 @@ class GuidanceReport:
     stop_steps: tuple[int | None, ...]
     rows: tuple[int, ...]
     batch: int
+    predictions: int = 2
 
     @property
     def evaluations(self) -> int:
@@ -38,5 +41,5 @@ class GuidanceReport:
     @property
     def saved(self) -> float:
         """The share of the evaluations of full guidance that was not made."""
-        full = 2 * self.batch * len(self.rows)
+        full = self.predictions * self.batch * len(self.rows)
         return 1 - self.evaluations / full if full else 0.0

@@ -4,75 +4,19 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from diffusers.guiders.guider_utils import GuiderOutput, rescale_noise_cfg
 
-from hfnoise.guidance import DenoisingPoint
-from hfnoise.pipelines.model_inputs import noisy_input, part_that_is_predicted, select_rows
-from hfnoise.pipelines.scheduler_points import denoising_point, is_first_evaluation
+from hfnoise.pipelines.guidance_report import GuidanceReport
+from hfnoise.pipelines.guidance_step import GuidanceStep
+from hfnoise.pipelines.model_inputs import noisy_input, select_rows
 
 # As every text-to-image guider of diffusers.
 _DEFAULT_GUIDANCE_SCALE = 7.5
 _NEUTRAL = {"guidance_rescale": 0.0, "use_original_formulation": False, "start": 0.0, "stop": 1.0, "enabled": True}
-
-
-@dataclass
-class GuidanceStep:
-    """One step of a run, as the parts of a guider see it.
-
-    Args:
-        number (`int`): of the step, from 0.
-        num_inference_steps (`int`): T.
-        guidance_scale (`float`): of the run.
-        cond (`torch.Tensor` of shape `(batch, ...)`): conditional output of the model.
-        uncond (`torch.Tensor`, *optional*): unconditional one, of all samples; that of a sample which was not
-            evaluated is its conditional one. `None` if none was.
-        guided (`torch.Tensor` of shape `(batch,)`): boolean, the samples that are guided.
-        model_input (`torch.Tensor`, *optional*): what was denoised.
-        scheduler, denoiser: of the run, where known.
-        timestep: of the step.
-        uncond_rows (`int`): how many samples the unconditional prediction was evaluated for.
-    """
-
-    number: int
-    num_inference_steps: int
-    guidance_scale: float
-    cond: torch.Tensor
-    uncond: torch.Tensor | None
-    guided: torch.Tensor
-    model_input: torch.Tensor | None = None
-    scheduler: Any = None
-    denoiser: Any = None
-    timestep: Any = None
-    uncond_rows: int = 0
-    _point: DenoisingPoint | None = field(default=None, repr=False)
-
-    @property
-    def point(self) -> DenoisingPoint:
-        """Signal and noise of this step."""
-        if self._point is None:
-            self._point = denoising_point(self.scheduler, self.timestep)
-        return self._point
-
-    @property
-    def predicts_noise(self) -> bool:
-        """Whether the output of the model is eps."""
-        return self.scheduler.config.get("prediction_type") == "epsilon"
-
-    @property
-    def noisy(self) -> torch.Tensor:
-        """The part of the model's input that the prediction is of."""
-        assert self.model_input is not None
-        return part_that_is_predicted(self.model_input, self.cond)
-
-    @property
-    def is_first_evaluation(self) -> bool:
-        """False on the second evaluation of a step (Heun, KDPM2)."""
-        return self.scheduler is None or is_first_evaluation(self.scheduler)
 
 
 class UpdateGuidance(ClassifierFreeGuidance):
@@ -89,6 +33,8 @@ class UpdateGuidance(ClassifierFreeGuidance):
 
     _accepts_inner: ClassVar[tuple[str, ...]] = ()
     _classes: ClassVar[dict[str, type[UpdateGuidance]]] = {}
+    # Per sample the first step without guidance, -1 if it never came.
+    _stop_steps: torch.Tensor | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -129,6 +75,11 @@ class UpdateGuidance(ClassifierFreeGuidance):
         self._branches = 0
         self._rows: torch.Tensor | None = None
         self._sliced = False
+        self._trace: list[torch.Tensor] = []
+        self._rows_per_step: list[int] = []
+        # Unconditional predictions per step: pix2pix has two.
+        self._unconditional = 1
+        self._has_guided = False
         if self.inner is not None:
             self.register_to_config(inner=_as_config(self.inner))
         # diffusers takes positional arguments for defaults, and `new()` would go back to those.
@@ -182,9 +133,6 @@ class UpdateGuidance(ClassifierFreeGuidance):
     def _observe(self, step: GuidanceStep) -> None:
         """Look at the raw predictions; may change `step.guided`."""
 
-    def _pass_over(self, cond: torch.Tensor) -> None:
-        """Take note of a step that is not guided: before `start`, after `stop`, at scale 1."""
-
     def _shape(self, update: torch.Tensor | None, step: GuidanceStep) -> torch.Tensor | None:
         """Return the changed update in float32, or what was given: `None` is the plain difference."""
         return update
@@ -211,6 +159,13 @@ class UpdateGuidance(ClassifierFreeGuidance):
         return self
 
     @property
+    def asks_for_scale(self) -> bool:
+        """Whether this guider was given a guidance scale, so that its own is meant and not the pipeline's default."""
+        return self.guidance_scale != _DEFAULT_GUIDANCE_SCALE or any(
+            stage.config["guidance_scale"] is not None for stage in self.stages
+        )
+
+    @property
     def stages(self) -> list[UpdateGuidance]:
         """This guider and its inner ones, in the order of their work."""
         return [self, *([] if self.inner is None else self.inner.stages)]
@@ -228,9 +183,12 @@ class UpdateGuidance(ClassifierFreeGuidance):
         self._remove_hook()
         self._model_input, self._rows, self._sliced = None, None, False
         if begins:
-            self._denoiser = None
-            for stage in self.stages:
-                stage._reset()
+            self._begin_run()
+
+    def _begin_run(self) -> None:
+        self._denoiser, self._trace, self._rows_per_step, self._has_guided = None, [], [], False
+        for stage in self.stages:
+            stage._reset()
 
     def prepare_inputs(self, data: Any) -> Any:
         """Return the inputs of the predictions that this step needs: conditional, and perhaps unconditional."""
@@ -261,10 +219,7 @@ class UpdateGuidance(ClassifierFreeGuidance):
     def prepare_models(self, denoiser: torch.nn.Module) -> None:
         """Before an evaluation: watch what the model is given; leave out rows that need no unconditional one."""
         super().prepare_models(denoiser)
-        if self._denoiser is not None and self._denoiser is not denoiser:
-            for stage in self.stages:
-                stage._forget_updates()
-        self._denoiser = denoiser
+        self._note_denoiser(denoiser)
         partial = self._rows is not None
         # Caches between blocks hold the rows of the step before.
         slices = self._count_prepared == 2 and partial and not getattr(denoiser, "is_cache_enabled", False)
@@ -274,6 +229,12 @@ class UpdateGuidance(ClassifierFreeGuidance):
             self._remove_hook()
             handle = self._slice_rows if slices else self._watch
             self._hook = denoiser.register_forward_pre_hook(handle, with_kwargs=True)
+
+    def _note_denoiser(self, denoiser: torch.nn.Module) -> None:
+        if self._denoiser is not None and self._denoiser is not denoiser:
+            for stage in self.stages:
+                stage._forget_updates()
+        self._denoiser = denoiser
 
     def cleanup_models(self, denoiser: torch.nn.Module) -> None:
         """After an evaluation."""
@@ -311,16 +272,10 @@ class UpdateGuidance(ClassifierFreeGuidance):
             pred_uncond (`torch.Tensor`, *optional*): unconditional output, of the rows that were evaluated.
         """
         if not self._is_cfg_enabled():
-            for stage in self.stages:
-                stage._pass_over(pred_cond)
+            self._pass_over(pred_cond)
             return super().forward(pred_cond, pred_uncond)
         step = self._make_step(pred_cond, pred_uncond)
-        for stage in self.stages:
-            stage._observe(step)
-        update: torch.Tensor | None = None
-        if step.uncond is not None or bool(step.guided.any()):
-            for stage in self.stages:
-                update = stage._shape(update, step)
+        update = self._update_of(step)
         # Samples that are not guided keep their prediction to the bit.
         mask = step.guided.reshape(-1, *[1] * (pred_cond.dim() - 1))
         if update is not None:
@@ -339,13 +294,53 @@ class UpdateGuidance(ClassifierFreeGuidance):
             pred = rescale_noise_cfg(pred, pred_cond, self.guidance_rescale)
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=step.uncond)
 
-    def _make_step(self, cond: torch.Tensor, uncond: torch.Tensor | None) -> GuidanceStep:
+    def _update_of(self, step: GuidanceStep) -> torch.Tensor | None:
+        """Return what w - 1 multiplies, in float32; `None` is the plain difference, if anything is guided at all."""
+        self._has_guided = True
+        for stage in self.stages:
+            stage._observe(step)
+        update: torch.Tensor | None = None
+        if step.uncond is not None or bool(step.guided.any()):
+            for stage in self.stages:
+                update = stage._shape(update, step)
+        unknown = torch.full((len(step.cond),), float("nan"), device=step.cond.device)
+        self._trace.append(unknown if step.similarity is None else step.similarity)
+        self._rows_per_step.append(len(step.cond) + step.uncond_rows)
+        return update
+
+    def _pass_over(self, cond: torch.Tensor) -> None:
+        """Take note of a step that is not guided: before `start`, after `stop`, at scale 1."""
+        self._trace.append(torch.full((len(cond),), float("nan"), device=cond.device))
+        self._rows_per_step.append(len(cond))
+
+    @property
+    def report(self) -> GuidanceReport:
+        """The last run, or the one that is going on.
+
+        Raises:
+            ValueError: if there was none.
+        """
+        if not self._trace:
+            raise ValueError("this guider has not seen a run yet.")
+        batch = len(self._trace[0])
+        found = next((steps for steps in (stage._stop_steps for stage in self.stages) if steps is not None), None)
+        stops = [-1] * batch if found is None else found.tolist()
+        return GuidanceReport(
+            similarity=torch.stack(self._trace).cpu(), stop_steps=tuple(None if n < 0 else n for n in stops),
+            rows=tuple(self._rows_per_step), batch=batch,
+            predictions=1 + self._unconditional if self._has_guided else 1,
+        )  # fmt: skip
+
+    def _make_step(
+        self, cond: torch.Tensor, uncond: torch.Tensor | None, uncond_rows: int | None = None
+    ) -> GuidanceStep:
         guided = next((mask for mask in (stage._guided() for stage in self.stages) if mask is not None), None)
         if guided is None:
             guided = torch.ones(len(cond), dtype=torch.bool, device=cond.device)
         if len(guided) != len(cond):
             raise ValueError(f"the batch changed in mid-run, from {len(guided)} samples to {len(cond)}.")
-        uncond_rows = 0 if uncond is None else len(uncond)
+        if uncond_rows is None:
+            uncond_rows = 0 if uncond is None else len(uncond)
         if self._sliced and uncond is not None:
             evaluated, uncond = uncond, cond.clone()
             uncond[self._rows] = evaluated

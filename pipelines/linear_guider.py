@@ -17,7 +17,8 @@ from hfnoise.guidance import (
     fit_linear_coefficients,
     schedule_digest,
 )
-from hfnoise.pipelines.guider_base import GuidanceStep, UpdateGuidance
+from hfnoise.pipelines.guidance_step import GuidanceStep
+from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.scheduler_points import schedule_levels
 
 

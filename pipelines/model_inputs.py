@@ -34,14 +34,21 @@ def noisy_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tenso
     return value
 
 
-def select_rows(value: Any, rows: torch.Tensor, batch: int, skipped: tuple[str, ...] = NOT_BATCHED) -> Any:
+def select_rows(
+    value: Any,
+    rows: torch.Tensor,
+    batch: int,
+    skipped: tuple[str, ...] = (),
+    repeated: tuple[str, ...] = (),
+) -> Any:
     """Return some samples of a batch: of every tensor whose first dimension is `batch`, in dicts, lists and tuples.
 
     Args:
         value: what a model is given.
         rows (`torch.Tensor` of shape `(selected,)`): indices.
         batch (`int`): number of samples in `value`.
-        skipped (`tuple[str, ...]`): names of arguments that are left alone.
+        skipped (`tuple[str, ...]`): names of arguments that are left alone, beside those that never hold samples.
+        repeated (`tuple[str, ...]`): names of arguments with a multiple of `batch` rows, those of a sample together.
 
     Example:
         >>> import torch
@@ -53,34 +60,47 @@ def select_rows(value: Any, rows: torch.Tensor, batch: int, skipped: tuple[str, 
         return value[rows.to(value.device)] if value.dim() and len(value) == batch else value
     if isinstance(value, dict):
         return {
-            name: entry if name in skipped else select_rows(entry, rows, batch, skipped)
+            name: entry if name in NOT_BATCHED or name in skipped
+            else _select_repeated(entry, rows, batch) if name in repeated
+            else select_rows(entry, rows, batch, skipped, repeated)
             for name, entry in value.items()
-        }
+        }  # fmt: skip
     if isinstance(value, (list, tuple)):
-        return type(value)([select_rows(entry, rows, batch, skipped) for entry in value])
+        return type(value)([select_rows(entry, rows, batch, skipped, repeated) for entry in value])
     return value
 
 
-def part_that_is_predicted(model_input: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
-    """Return the part of a model's input that its prediction is of: without masks, images and reference tokens.
+def _select_repeated(value: Any, rows: torch.Tensor, batch: int) -> Any:
+    if not isinstance(value, torch.Tensor) or not value.dim() or len(value) % batch:
+        return value
+    grouped = value.reshape(batch, len(value) // batch, *value.shape[1:])
+    return grouped[rows.to(value.device)].flatten(0, 1)
+
+
+def predicted_length(model_input: torch.Tensor, prediction: torch.Tensor, tokens: int | None = None) -> int:
+    """Return how much of dimension 1, channels or tokens, both a model's input and its prediction are of.
 
     Inpainting, pix2pix and image-to-video models are given more channels than they predict, editing models more
-    tokens; both are dimension 1, and what is denoised comes first.
+    tokens; models that learn the variance predict more channels than they are given. What is denoised comes first.
+
+    Args:
+        model_input (`torch.Tensor` of shape `(batch, ...)`): what is denoised.
+        prediction (`torch.Tensor` of shape `(batch, ...)`): what came out.
+        tokens (`int`, *optional*): length of the latents, where these are tokens.
 
     Raises:
         ValueError: if the shapes do not match beyond that.
 
     Example:
         >>> import torch
-        >>> from hfnoise.pipelines.model_inputs import part_that_is_predicted
-        >>> part_that_is_predicted(torch.zeros(2, 9, 8, 8), torch.zeros(2, 4, 8, 8)).shape
-        torch.Size([2, 4, 8, 8])
+        >>> from hfnoise.pipelines.model_inputs import predicted_length
+        >>> predicted_length(torch.zeros(2, 9, 8, 8), torch.zeros(2, 4, 8, 8))
+        4
     """
-    if model_input.dim() == prediction.dim() and model_input.shape[1] > prediction.shape[1]:
-        model_input = model_input[:, : prediction.shape[1]]
-    if model_input.shape != prediction.shape:
+    if model_input.shape[:1] + model_input.shape[2:] != prediction.shape[:1] + prediction.shape[2:]:
         raise ValueError(
             f"the model was given {tuple(model_input.shape)} and predicted {tuple(prediction.shape)}: x0 does not "
             "follow. Use space='model'."
         )
-    return model_input
+    length = min(model_input.shape[1], prediction.shape[1])
+    return length if tokens is None or prediction.dim() != 3 else min(length, tokens)

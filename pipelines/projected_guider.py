@@ -10,7 +10,8 @@ from diffusers.configuration_utils import register_to_config
 
 from hfnoise.guidance import MomentumState, projected_output_update, projected_update
 from hfnoise.guidance.projected import check_projection
-from hfnoise.pipelines.guider_base import GuidanceStep, UpdateGuidance
+from hfnoise.pipelines.guidance_step import GuidanceStep
+from hfnoise.pipelines.guider_base import UpdateGuidance
 
 _SPACES = ("x0", "model")
 

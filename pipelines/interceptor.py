@@ -1,0 +1,293 @@
+"""Guiders in pipelines that know of none: around the denoiser, for one call of the pipeline."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+
+from hfnoise.pipelines.guider_base import UpdateGuidance
+from hfnoise.pipelines.model_inputs import noisy_input, predicted_length, select_rows
+from hfnoise.pipelines.model_outputs import prediction_of, scatter_rows, with_prediction
+from hfnoise.pipelines.module_calls import intercepted, is_compiled, watched_method
+from hfnoise.pipelines.pipeline_layouts import PipelineLayout
+
+logger = logging.getLogger(__name__)
+
+# The run of this thread: a pipeline of another one that shares the model is none of its business.
+_ACTIVE: ContextVar[GuidedRun | None] = ContextVar("hfnoise_guided_run", default=None)
+
+
+class GuidedRun:
+    """One call of a classic pipeline under a guider.
+
+    The pipeline computes `u + w (c - u)` of what its denoiser returns. In the place of u it is handed `c - update`, so
+    that it computes what the guider wants, `c + (w - 1) update`, and for a sample that is not guided c itself, whose
+    unconditional row is not evaluated. Where the guider changes nothing it is handed what the model returned.
+
+    Args:
+        pipe: the pipeline.
+        guider ([`UpdateGuidance`]): works on the scheduler and the guidance scale of this call.
+        layout ([`PipelineLayout`]): how the pipeline calls its denoiser.
+        scale (`Callable[[], float]`): the guidance scale of the moment.
+    """
+
+    def __init__(self, pipe: Any, guider: UpdateGuidance, layout: PipelineLayout, scale: Callable[[], float]) -> None:
+        self.pipe, self.guider, self.layout, self._scale = pipe, guider, layout, scale
+        self._batch: int | None = None
+        self._number = -1
+        # Whether the decision of the coming evaluation was made, for the ControlNet before it.
+        self._decided = False
+        self._latent_tokens: int | None = None
+        self._context: str | None = None
+        self._cond: tuple[Any, torch.Tensor] | None = None
+        self._whole_batches: set[int] = set()
+
+    @contextmanager
+    def installed(self) -> Iterator[GuidedRun]:
+        """Within the block the pipeline is guided."""
+        guider = self.guider
+        before = guider._source, guider.guidance_scale
+        guider._source, guider._step = self.pipe, None
+        guider._unconditional = 2 if self.layout.kind == "three_branches" else 1
+        token = _ACTIVE.set(self)
+        try:
+            with ExitStack() as stack:
+                for name in self.layout.controlnets:
+                    self._install(stack, name, self._control)
+                for name in self.layout.denoisers:
+                    self._install(stack, name, self._denoise)
+                stack.enter_context(watched_method(self.pipe, "prepare_latents", self._see_latents))
+                yield self
+                self._end_step()
+        finally:
+            _ACTIVE.reset(token)
+            guider._source, guider.guidance_scale = before
+            guider._step = guider._model_input = guider._denoiser = None
+
+    def _install(self, stack: ExitStack, name: str, handler: Callable[..., Any]) -> None:
+        module = getattr(self.pipe, name, None)
+        if module is None:
+            return
+        if not isinstance(module, torch.nn.Module):
+            raise TypeError(f"a guider needs a torch module as {name}, and the pipeline has {type(module).__name__}.")
+        if is_compiled(module):
+            logger.info("%s is compiled: rows are left out of whole batches only.", type(module).__name__)
+            self._whole_batches.add(id(module))
+
+        def handle(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if _ACTIVE.get() is not self:
+                return call(*args, **kwargs)
+            return handler(module, call, args, kwargs)
+
+        stack.enter_context(intercepted(module, handle, self._enter_context))
+
+    def _enter_context(self, name: str) -> None:
+        self._context = name
+
+    def _see_latents(self, result: Any) -> None:
+        # Editing models are given the tokens of other images behind these.
+        latents = result[0] if isinstance(result, tuple) else result
+        if isinstance(latents, torch.Tensor) and latents.dim() == 3:
+            self._latent_tokens = latents.shape[1]
+
+    # Steps. ---------------------------------------------------------------------------------------------------------
+
+    def _has_guidance(self) -> bool:
+        if hasattr(type(self.pipe), "do_classifier_free_guidance"):
+            return bool(self.pipe.do_classifier_free_guidance)
+        return self._scale() > 1
+
+    def _begin_step(self) -> None:
+        """Let the guider decide which samples need an unconditional prediction."""
+        self._number += 1
+        self._decided = True
+        timesteps = self.pipe.scheduler.timesteps
+        steps = getattr(self.pipe, "_num_timesteps", None) or len(timesteps)
+        if self._number >= steps:
+            raise ValueError(f"this is evaluation {self._number + 1} of a run of {steps}: the pipeline is unknown.")
+        # Of the scheduler: what the model is given may be a fraction of it, or one for each row.
+        self.guider.guidance_scale = self._scale()
+        self.guider.set_state(self._number, steps, timesteps[len(timesteps) - steps + self._number])
+        self.guider._decide_branches()
+
+    def _pass_over(self, cond: torch.Tensor) -> None:
+        if not self._decided:
+            self._begin_step()
+        self._decided = False
+        self.guider._pass_over(cond)
+
+    def _rows(self, module: torch.nn.Module) -> torch.Tensor | None:
+        """Return which samples are evaluated without condition; `None` is all of them."""
+        if self.guider._branches == 1:
+            return torch.empty(0, dtype=torch.int64)
+        whole = id(module) in self._whole_batches or getattr(module, "is_cache_enabled", False)
+        return None if whole else self.guider._rows
+
+    def _rows_of_call(self, module: torch.nn.Module, branches: int) -> torch.Tensor | None:
+        """Return the same of a call with all predictions in one batch."""
+        rows = self._rows(module)
+        if rows is None:
+            return None
+        assert self._batch is not None
+        every = torch.arange(self._batch, device=rows.device)
+        parts = [every, *[rows] * (branches - 1)]
+        if self._uncond_first:
+            parts.reverse()
+        return torch.cat([part + number * self._batch for number, part in enumerate(parts)])
+
+    @property
+    def _uncond_first(self) -> bool:
+        return self.layout.kind == "batched" and not self.layout.cond_first
+
+    def _count_batch(self, rows: int, branches: int) -> None:
+        batch, left = divmod(rows, branches)
+        if left or self._batch not in (None, batch):
+            expected = "a multiple" if self._batch is None else f"{self._batch} in each"
+            raise ValueError(
+                f"the denoiser is given {rows} rows, where {expected} of {branches} predictions are expected: did a "
+                "callback change the batch in mid-run?"
+            )
+        self._batch = batch
+
+    def _select(self, value: Any, rows: torch.Tensor, batch: int) -> Any:
+        return select_rows(value, rows, batch, self.layout.not_batched, self.layout.repeated)
+
+    # One call for all predictions. ----------------------------------------------------------------------------------
+
+    def _denoise(self, module: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.layout.kind == "two_calls":
+            return self._denoise_twice(module, call, args, kwargs)
+        rows = len(noisy_input(args, kwargs))
+        if not self._has_guidance():
+            output = call(*args, **kwargs)
+            self._count_batch(rows, 1)
+            self._pass_over(prediction_of(output))
+            return output
+        if kwargs.get("skip_layers") is not None:
+            return call(*args, **kwargs)  # skip-layer guidance of SD3: a third prediction, of its own
+        branches = 1 + self.guider._unconditional
+        self._count_batch(rows, branches)
+        if not self._decided:
+            self._begin_step()
+        self._decided = False
+        chosen = self._rows_of_call(module, branches)
+        if chosen is None:
+            output = call(*args, **kwargs)
+            parts = list(prediction_of(output).chunk(branches))
+        else:
+            self._before_fewer_rows(module)
+            output = call(*self._select(args, chosen, rows), **self._select(kwargs, chosen, rows))
+            evaluated = prediction_of(output)
+            assert self._batch is not None
+            kept = (len(evaluated) - self._batch) // (branches - 1)
+            sizes = [self._batch, *[kept] * (branches - 1)]
+            parts = list(evaluated.split(sizes[::-1] if self._uncond_first else sizes))
+        cond, *others = parts[::-1] if self._uncond_first else parts
+        seen = noisy_input(args, kwargs)
+        seen = seen[-len(cond) :] if self._uncond_first else seen[: len(cond)]
+        parts = [cond, *self._replaced(module, seen, cond, others)]
+        return with_prediction(output, torch.cat(parts[::-1] if self._uncond_first else parts))
+
+    def _before_fewer_rows(self, module: Any) -> None:
+        # Caches between blocks hold all rows of the evaluation before.
+        if getattr(module, "is_cache_enabled", False):
+            module._reset_stateful_cache()
+
+    def _control(self, module: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Evaluate a ControlNet for the rows that its denoiser will be."""
+        rows = len(noisy_input(args, kwargs))
+        branches = 1 + self.guider._unconditional
+        # With guess_mode it sees the conditional rows only. At the first step that cannot be told, and all rows run.
+        if self._batch in (None, rows) or self.layout.kind == "two_calls" or not self._has_guidance():
+            return call(*args, **kwargs)
+        if not self._decided:
+            self._count_batch(rows, branches)
+            self._begin_step()
+        chosen = self._rows_of_call(module, branches)
+        if chosen is None:
+            return call(*args, **kwargs)
+        output = call(*self._select(args, chosen, rows), **self._select(kwargs, chosen, rows))
+        return scatter_rows(output, chosen, rows)
+
+    # Two calls. -----------------------------------------------------------------------------------------------------
+
+    def _denoise_twice(
+        self, module: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        seen = noisy_input(args, kwargs)
+        is_cond = self._cond is None or seen is not self._cond[0]
+        if self._context is not None:
+            is_cond = not self._context.startswith("uncond")
+        if is_cond:
+            self._end_step()
+            output = call(*args, **kwargs)
+            self._count_batch(len(seen), 1)
+            self._cond = seen, prediction_of(output)
+            return output
+        if self._cond is None:
+            raise ValueError("the pipeline asks for an unconditional prediction first, which a guider cannot judge.")
+        cond = self._cond[1]
+        self._cond = None
+        self._count_batch(len(seen), 1)
+        self._begin_step()
+        self._decided = False
+        chosen = self._rows(module)
+        output: Any = (cond,)
+        uncond = cond[:0]
+        if chosen is None:
+            output = call(*args, **kwargs)
+            uncond = prediction_of(output)
+        elif len(chosen):
+            output = call(*self._select(args, chosen, len(seen)), **self._select(kwargs, chosen, len(seen)))
+            uncond = prediction_of(output)
+        return with_prediction(output, self._replaced(module, seen, cond, [uncond])[0])
+
+    def _end_step(self) -> None:
+        """Note the step before, if no unconditional prediction was asked for."""
+        if self._cond is not None:
+            cond, self._cond = self._cond[1], None
+            self._pass_over(cond)
+
+    # What is handed to the pipeline. --------------------------------------------------------------------------------
+
+    def _replaced(
+        self, module: torch.nn.Module, seen: torch.Tensor, cond: torch.Tensor, others: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Return what takes the place of the unconditional predictions, of all samples."""
+        guider = self.guider
+        if not guider._is_cfg_enabled():
+            guider._pass_over(cond)
+            return [cond.clone() for _ in others]
+        evaluated = len(others[-1])
+        rows = guider._rows
+        if evaluated < len(cond):
+            others = [_filled(cond, other, rows) for other in others]
+        guider._note_denoiser(module)
+        length = predicted_length(seen, cond, self._latent_tokens)
+        sign = -1 if self.layout.negated else 1
+        guider._model_input = seen[:, :length]
+        step = guider._make_step(
+            sign * cond[:, :length], sign * others[-1][:, :length] if evaluated else None, evaluated * len(others)
+        )
+        update = guider._update_of(step)
+        guided = step.guided.reshape(-1, *[1] * (cond.dim() - 1))
+        if update is not None:
+            others = [other.clone() for other in others]
+            shaped = cond[:, :length].to(update.dtype) - sign * update
+            for other in others:
+                other[:, :length] = shaped.to(cond.dtype)
+        # For a sample that is not guided no difference is left, and w of nothing is nothing.
+        return [torch.where(guided, other, cond) for other in others]
+
+
+def _filled(cond: torch.Tensor, evaluated: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """Return predictions of all samples: those that were evaluated, and `cond` for the others."""
+    full = cond.clone()
+    if len(evaluated):
+        full[rows] = evaluated
+    return full
