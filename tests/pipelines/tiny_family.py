@@ -116,7 +116,9 @@ def prompts(length: int, width: int, pooled: int = 0, mask: str = "") -> Callabl
             if pooled:
                 arguments[f"{prefix}pooled_prompt_embeds"] = rows(3 + seed, count, first, pooled)
             if mask:
-                arguments[f"{prefix}{mask}"] = torch.ones(count, length, dtype=torch.int64)
+                # Of every two neighbours one prompt is shorter by a token, and not the one whose negative prompt is.
+                samples = torch.arange(first, first + count)[:, None]
+                arguments[f"{prefix}{mask}"] = (torch.arange(length) < length - (samples + seed) % 2).long()
         return arguments
 
     return embed
