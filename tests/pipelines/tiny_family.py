@@ -27,8 +27,7 @@ class TinyFamily:
         build (`Callable`): returns the pipeline: always the same weights, in evaluation mode, without progress bars.
         call (`Callable`): `call(count, first=0)` returns the arguments of a guided call for the samples `first` to
             `first + count - 1`. Sample `i` has the same prompt and noise whatever its neighbours are.
-        unguided (`Mapping`): arguments that make such a call purely conditional. A value that depends on the batch is
-            a function of `count` and `first`.
+        unguided (`Mapping`): arguments that make such a call purely conditional.
         scale_name (`str`, defaults to `"guidance_scale"`): the argument that holds the scale of the guidance.
         guided (`bool`, defaults to `True`): false of distilled families, which have no branch without the condition.
     """
@@ -42,8 +41,7 @@ class TinyFamily:
 
     def conditional_call(self, count: int, first: int = 0) -> dict[str, Any]:
         """Return the arguments of the purely conditional call for the same samples."""
-        changes = {name: value(count, first) if callable(value) else value for name, value in self.unguided.items()}
-        return {**self.call(count, first), **changes}
+        return {**self.call(count, first), **self.unguided}
 
 
 def images_of(output: Any) -> torch.Tensor:
@@ -98,7 +96,9 @@ def shared_settings(count: int, first: int) -> dict[str, Any]:
     return {"num_inference_steps": STEPS, "generator": generators, "output_type": "latent"}
 
 
-def prompts(length: int, width: int, pooled: int = 0, mask: str = "") -> Callable[[int, int], dict[str, Any]]:
+def prompts(
+    length: int, width: int, pooled: int = 0, mask: str = "", mask_dtype: torch.dtype = torch.int64
+) -> Callable[[int, int], dict[str, Any]]:
     """Return a function that makes the embeddings of the prompts and of the negative prompts, all different.
 
     Args:
@@ -107,6 +107,7 @@ def prompts(length: int, width: int, pooled: int = 0, mask: str = "") -> Callabl
         pooled (`int`, defaults to `0`): width of the pooled embeddings; 0 where the pipeline takes none.
         mask (`str`, defaults to `""`): what the arguments with the attention masks are called, without the prefix
             of the negative one; empty where the pipeline takes none.
+        mask_dtype (`torch.dtype`, defaults to `torch.int64`): of the masks.
     """
 
     def embed(count: int, first: int) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def prompts(length: int, width: int, pooled: int = 0, mask: str = "") -> Callabl
             if mask:
                 # Of every two neighbours one prompt is shorter by a token, and not the one whose negative prompt is.
                 samples = torch.arange(first, first + count)[:, None]
-                arguments[f"{prefix}{mask}"] = (torch.arange(length) < length - (samples + seed) % 2).long()
+                arguments[f"{prefix}{mask}"] = (torch.arange(length) < length - (samples + seed) % 2).to(mask_dtype)
         return arguments
 
     return embed

@@ -184,7 +184,8 @@ TRANSFORMERS = [
     TinyFamily(
         "chroma",
         transformer_pipeline("ChromaPipeline", "ChromaTransformer2DModel", {**_CHROMA, **_APPROXIMATOR}),
-        calls(_MASKED, **_CFG),
+        # Its text encoder's masks are of the type of the embeddings.
+        calls(prompts(TOKENS, WIDTH, mask="prompt_attention_mask", mask_dtype=torch.float32), **_CFG),
     ),
     TinyFamily(
         "qwen-image", transformer_pipeline("QwenImagePipeline", "QwenImageTransformer2DModel", _QWEN),

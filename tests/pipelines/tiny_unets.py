@@ -194,9 +194,9 @@ def two_images(count: int, first: int) -> dict[str, Any]:
     return {"image": [pictures(seed, count, first, 3, PIXELS, PIXELS) for seed in (5, 6)]}
 
 
-def image_embeddings(count: int, first: int, negative: bool = True) -> list[torch.Tensor]:
-    """Return the embeddings of one IP-Adapter; with guidance the negative ones come first, in the same tensor."""
-    return [torch.cat([rows(seed, count, first, 1, WIDTH) for seed in ((8, 7) if negative else (7,))])]
+def image_embeddings(*seeds: int) -> dict[str, Any]:
+    """Return the embedding of the one image a call can have, for one IP-Adapter; first that of the negative image."""
+    return {"ip_adapter_image_embeds": [torch.cat([rows(seed, 1, 0, 1, WIDTH) for seed in seeds])]}
 
 
 _TEXT = {"guidance_scale": SCALE}
@@ -231,11 +231,7 @@ UNETS = [
     ),
     TinyFamily(
         "sd-ip-adapter", build_ip_adapter,
-        calls(texts, lambda count, first: {"ip_adapter_image_embeds": image_embeddings(count, first)}, **_TEXT),
-        {
-            "guidance_scale": 1.0,
-            "ip_adapter_image_embeds": lambda count, first: image_embeddings(count, first, negative=False),
-        },
+        calls(texts, **image_embeddings(8, 7), **_TEXT), {"guidance_scale": 1.0, **image_embeddings(7)},
     ),
     TinyFamily(
         "sd-instruct-pix2pix", sd("StableDiffusionInstructPix2PixPipeline", unet={"in_channels": 8}),

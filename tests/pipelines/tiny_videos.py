@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.pipelines.tiny_family import SCALE, TinyFamily, calls, pictures, prompts, rows
+from tests.pipelines.tiny_family import SCALE, TinyFamily, calls, pictures, prompts, spread_out
 from tests.pipelines.tiny_transformers import transformer_pipeline
 
 WIDTH = 16
@@ -15,6 +15,9 @@ TOKENS = 6
 
 class AllowAll(torch.nn.Module):
     """The safety checker of Cosmos is a model of several gigabytes, and the pipeline insists on one."""
+
+    device = torch.device("cpu")
+    dtype = torch.float32
 
     def check_text_safety(self, text: str) -> bool:
         return True
@@ -27,9 +30,30 @@ def new_wan_vae() -> torch.nn.Module:
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan(
-        base_dim=3, z_dim=4, dim_mult=(1, 1, 1, 1), num_res_blocks=1, temperal_downsample=(False, True, True),
-        latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4,
+        base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
     )  # fmt: skip
+
+
+def new_image_encoder() -> torch.nn.Module:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    return CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=16,
+        )  # fmt: skip
+    )
+
+
+def new_image_processor() -> Any:
+    from transformers import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32, do_rescale=False)
 
 
 def new_unipc() -> Any:
@@ -40,8 +64,6 @@ def new_unipc() -> Any:
 
 def new_second_wan() -> torch.nn.Module:
     from diffusers import WanTransformer3DModel
-
-    from tests.pipelines.tiny_family import spread_out
 
     return spread_out(WanTransformer3DModel(**_WAN))
 
@@ -89,13 +111,14 @@ _MOCHI = {
 _COSMOS = {
     "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1,
     "mlp_ratio": 2, "text_embed_dim": WIDTH, "adaln_lora_dim": 4, "max_size": (4, 8, 8), "patch_size": (1, 2, 2),
-    "rope_scale": (2.0, 1.0, 1.0), "concat_padding_mask": True, "extra_pos_embed_type": "learnable",
+    # The padding mask needs torchvision.
+    "rope_scale": (2.0, 1.0, 1.0), "concat_padding_mask": False, "extra_pos_embed_type": "learnable",
 }  # fmt: skip
 
 
 def first_frame(count: int, first: int) -> dict[str, Any]:
     """Return one picture for the whole batch: with a generator a sample, Wan encodes it once for each of them."""
-    return {"image": pictures(5, 1, 0, 3, 32, 32), "image_embeds": rows(6, 1, 0, 4, 8)}
+    return {"image": pictures(5, 1, 0, 3, 32, 32)}
 
 
 _SIDES = {"height": 32, "width": 32, "num_frames": 5}
@@ -104,6 +127,7 @@ _TEXT = prompts(TOKENS, WIDTH)
 _MASKED = prompts(TOKENS, WIDTH, mask="prompt_attention_mask")
 _POOLED = prompts(TOKENS, WIDTH, 8, mask="prompt_attention_mask")
 _WAN_MODEL = ("WanTransformer3DModel", _WAN)
+_IMAGE_PARTS = {"vae": new_wan_vae, "image_encoder": new_image_encoder, "image_processor": new_image_processor}
 # Half of the steps with either transformer.
 _TWO = {"transformer_2": new_second_wan, "boundary_ratio": 0.8, "scheduler": new_unipc}
 
@@ -111,7 +135,7 @@ VIDEOS = [
     TinyFamily("wan-2.1", transformer_pipeline("WanPipeline", *_WAN_MODEL), calls(_TEXT, **_CFG)),
     TinyFamily(
         "wan-2.1-i2v",
-        transformer_pipeline("WanImageToVideoPipeline", "WanTransformer3DModel", _WAN_IMAGE, vae=new_wan_vae),
+        transformer_pipeline("WanImageToVideoPipeline", "WanTransformer3DModel", _WAN_IMAGE, **_IMAGE_PARTS),
         calls(_TEXT, first_frame, **_CFG),
     ),
     TinyFamily(
