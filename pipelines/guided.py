@@ -224,7 +224,7 @@ def _guided_call(
     given = signature.bind_partial(pipe, *args, **kwargs).arguments
     name = layout.scale_name
     if name not in given and guider.asks_for_scale:
-        kwargs = {**kwargs, name: guider.guidance_scale}
+        kwargs = {**kwargs, name: guider.guidance_scale - layout.scale_offset}
     if guider.guidance_rescale and "guidance_rescale" not in given:
         kwargs = {**kwargs, "guidance_rescale": guider.guidance_rescale}
     parameter = signature.parameters.get(name)
@@ -233,7 +233,8 @@ def _guided_call(
 
     def scale() -> float:
         # Callbacks may change it in mid-run.
-        return getattr(pipe, name, asked) if hasattr(type(pipe), name) else asked
+        value = getattr(pipe, name, asked) if hasattr(type(pipe), name) else asked
+        return float(value) + layout.scale_offset
 
     with GuidedRun(pipe, guider, layout, scale).installed():
         yield kwargs

@@ -47,10 +47,15 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
             f"{name} has no unconditional prediction: its guidance is distilled, or it has none. A guider would do "
             "nothing: use it without."
         )
-    if layout.kind == "three_branches" and [type(stage).__name__ for stage in guider.stages] != ["AdaptiveGuidance"]:
+    if layout.kind == "three_branches" and any(stage._changes_update for stage in guider.stages):
         raise ValueError(
             f"{name} has two guidance scales, of text and image, for which APG and linear estimates are not defined. "
             "Use AdaptiveGuidance() without inner guider."
+        )
+    if not layout.x0_from_scheduler and any(stage._needs_input for stage in guider.stages):
+        raise ValueError(
+            f"x0 does not follow from the scheduler of {name} (it preconditions, or its tokens stand at several noise "
+            "levels). Use space='model'."
         )
     if guider.use_original_formulation:
         raise ValueError(

@@ -71,6 +71,8 @@ def select_rows(
 
 
 def _select_repeated(value: Any, rows: torch.Tensor, batch: int) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)([_select_repeated(entry, rows, batch) for entry in value])
     if not isinstance(value, torch.Tensor) or not value.dim() or len(value) % batch:
         return value
     grouped = value.reshape(batch, len(value) // batch, *value.shape[1:])

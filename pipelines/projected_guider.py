@@ -51,6 +51,8 @@ class ProjectedGuidance(UpdateGuidance):
         0.0
     """
 
+    _changes_update = True
+
     @register_to_config
     def __init__(
         self,
