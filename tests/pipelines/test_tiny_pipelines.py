@@ -15,6 +15,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     # Chroma imports the embedding by its old place.
     pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
+    # The text encoder of Kolors, when it is imported.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
     # Mochi computes its positions under an autocast that the CPU has not.
     pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype:UserWarning"),
 ]
