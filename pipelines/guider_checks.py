@@ -28,7 +28,7 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
     """
     if guider is None:
         return
-    name = pipeline_class.__name__
+    name = pipeline_class.__name__.removeprefix("Guided")
     if not isinstance(guider, UpdateGuidance):
         raise TypeError(
             f"{name} takes a guider of hfnoise (AdaptiveGuidance, ProjectedGuidance, LinearGuidance), got "

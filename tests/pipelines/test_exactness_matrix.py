@@ -4,18 +4,10 @@ import pytest
 import torch
 
 from hfnoise.pipelines import AdaptiveGuidance, guide
-from tests.pipelines.tiny_family import images_of
-from tests.pipelines.tiny_pipelines import FAMILIES
+from tests.pipelines.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
 
 FAST = ("sd-ddim", "wan-2.1")
-pytestmark = [
-    # The schedulers make numpy arrays of tensors.
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    # Chroma imports the embedding by its old place.
-    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
-    # Mochi computes its positions under an autocast that the CPU has not.
-    pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype:UserWarning"),
-]
+pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
 families = pytest.mark.parametrize(
     "name",
     [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name, f in FAMILIES.items() if f.guided],
