@@ -326,7 +326,9 @@ class UpdateGuidance(ClassifierFreeGuidance):
             raise ValueError("this guider has not seen a run yet.")
         batch = len(self._trace[0])
         found = next((steps for steps in (stage._stop_steps for stage in self.stages) if steps is not None), None)
-        stops = [-1] * batch if found is None else found.tolist()
+        # Found to have converged at the last step: no step is left without guidance.
+        steps = len(self._trace)
+        stops = [-1] * batch if found is None else [n if n < steps else -1 for n in found.tolist()]
         return GuidanceReport(
             similarity=torch.stack(self._trace).cpu(), stop_steps=tuple(None if n < 0 else n for n in stops),
             rows=tuple(self._rows_per_step), batch=batch,

@@ -106,6 +106,6 @@ def check_run(pipe: Any, guider: UpdateGuidance, given: Mapping[str, Any]) -> No
     if pipe.config.get("expand_timesteps") and given.get("image") is not None:
         if any(stage._needs_input for stage in guider.stages):
             raise ValueError(
-                f"{type(pipe).__name__} with expand_timesteps=True gives the frame of the image another noise level "
+                f"{type(pipe).__name__.removeprefix('Guided')} with expand_timesteps=True gives the frame of the image another noise level "
                 "than the others, so that x0 does not follow from the scheduler. Use space='model'."
             )
