@@ -95,10 +95,11 @@ def is_compiled(module: torch.nn.Module) -> bool:
     Example:
         >>> import torch
         >>> from hfnoise.pipelines.module_calls import is_compiled
-        >>> is_compiled(torch.nn.Identity()), is_compiled(torch.compile(torch.nn.Identity()))
+        >>> is_compiled(torch.nn.Identity()), is_compiled(torch.compile(torch.nn.Identity(), backend="eager"))
         (False, True)
     """
-    if isinstance(module, torch._dynamo.OptimizedModule):
+    # torch.compile's module; its class would have to be imported, with the compiler, which takes a second.
+    if "_orig_mod" in module._modules:
         return True
     before = module.__dict__.get(_SLOT)
     if before is not None and not getattr(before, "is_interception", False):
