@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from hfnoise.pipelines.guidance_report import GuidanceReport
 
 PREFIX = "Guided"
+# Whether `from_pipe` is about to cast components that it was not asked to.
+_KEEPS_DTYPES: ContextVar[bool] = ContextVar("hfnoise_keeps_dtypes", default=False)
 
 
 class GuidedPipeline:
@@ -74,6 +77,10 @@ class GuidedPipeline:
                 stack.enter_context(refined_start(self, self._initial_noise))
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As every pipeline's; but a component whose dtype nobody asked to change keeps it, see [`from_pipe`]."""
+        return self if _KEEPS_DTYPES.get() else super().to(*args, **kwargs)  # type: ignore[misc]
+
     @classmethod
     def from_pipe(
         cls,
@@ -85,7 +92,7 @@ class GuidedPipeline:
     ) -> Any:
         """Return this pipeline of the components of another one, without a copy of them.
 
-        Departure: the components keep their dtype, where diffusers casts them to float32 unless it is told.
+        Departure: each component keeps its dtype, where diffusers casts them all, in place, to float32 unless told.
 
         Args:
             pipeline: of diffusers.
@@ -96,9 +103,11 @@ class GuidedPipeline:
             made = copy.copy(pipeline)
             made.__class__ = cls
         else:
-            if "dtype" not in kwargs and "torch_dtype" not in kwargs:
-                kwargs["dtype"] = pipeline.dtype
-            made = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
+            token = _KEEPS_DTYPES.set("dtype" not in kwargs and "torch_dtype" not in kwargs)
+            try:
+                made = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
+            finally:
+                _KEEPS_DTYPES.reset(token)
         made.guider = guider if guider is not None else getattr(pipeline, "guider", None)
         made.initial_noise = initial_noise if initial_noise is not None else getattr(pipeline, "initial_noise", None)
         return made
@@ -191,8 +200,8 @@ def guide(
         with _guided_component(pipe, guider, initial_noise):
             yield pipe
         return
-    before = type(pipe), pipe.__dict__.get("_guider"), pipe.__dict__.get("_initial_noise")
     guided = guided_class(type(pipe))
+    before = type(pipe), pipe.__dict__.get("_guider"), pipe.__dict__.get("_initial_noise")
     check_guider(guided, guider)
     check_initial_noise(guided, initial_noise)
     pipe.__class__ = guided
