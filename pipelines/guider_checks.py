@@ -62,7 +62,7 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
             f"use_original_formulation=True does not work in {name}, whose own formula is cond + (w - 1) update: "
             "leave it at False, with a guidance_scale larger by 1."
         )
-    parameters = inspect.signature(pipeline_class.__call__).parameters  # type: ignore[operator]
+    parameters = inspect.signature(pipeline_class.__call__).parameters
     if guider.guidance_rescale and "guidance_rescale" not in parameters:
         raise ValueError(
             f"{name} has no guidance_rescale, and the guider has {guider.guidance_rescale}. Leave it at 0."

@@ -234,10 +234,10 @@ class GuidedRun:
         seen = noisy_input(args, kwargs)
         if self._is_cond(seen):
             self._end_step()
-            output = call(*args, **kwargs)
+            predicted = call(*args, **kwargs)
             self._count_batch(len(seen), 1)
-            self._cond = seen, prediction_of(output)
-            return output
+            self._cond = seen, prediction_of(predicted)
+            return predicted
         if self._cond is None:
             raise ValueError("the pipeline asks for an unconditional prediction first, which a guider cannot judge.")
         cond = self._cond[1]
