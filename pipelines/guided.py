@@ -184,8 +184,9 @@ def guide(
         with _guided_modular(pipe, guider, initial_noise):
             yield pipe
         return
-    before: tuple[Any, ...] = type(pipe), pipe.__dict__.get("_guider"), pipe.__dict__.get("_initial_noise")
-    guided = guided_class(type(pipe))
+    stock: Any = type(pipe)
+    before = stock, pipe.__dict__.get("_guider"), pipe.__dict__.get("_initial_noise")
+    guided = guided_class(stock)
     check_guider(guided, guider)
     check_initial_noise(guided, initial_noise)
     pipe.__class__ = guided
