@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
 from hfnoise.worlds.digit_world import DigitWorld
 from hfnoise.worlds.digits_checkpoints import CHECKPOINTS, checkpoint_path, load_digits_pipeline
@@ -121,7 +122,11 @@ def samples_picture(name: str | Path, world: DigitWorld) -> Image:
     held_out = world.is_held_out(every)
     chosen = every[held_out] if held_out.any() else every
     labels = chosen[torch.linspace(0, 2 * len(chosen) - 1, _PICTURE_COLUMNS).long() % len(chosen)]
-    rows = [torch.cat(list(draw(pipe, world, labels, scale)), dim=2) for scale in PICTURE_SCALES]
+    # With a grey line behind every image, or neighbours run into each other.
+    rows = [
+        torch.cat([F.pad(image, (0, 1, 0, 1), value=0.5) for image in draw(pipe, world, labels, scale)], dim=2)
+        for scale in PICTURE_SCALES
+    ]
     pixels = (255 * torch.cat(rows, dim=1)).round().byte().permute(1, 2, 0)
     picture = Image.fromarray(pixels.squeeze(2).numpy() if world.channels == 1 else pixels.numpy())
     return picture.resize((picture.width * _PICTURE_ZOOM, picture.height * _PICTURE_ZOOM), Image.Resampling.NEAREST)
