@@ -140,22 +140,16 @@ def table(rows: list[dict[str, Any]], world: DigitWorld) -> str:
         world ([`DigitWorld`]): names the attributes, if there are several.
     """
     attributes = list(world.attributes) if len(world.attributes) > 1 else []
-    head = ["combinations", "guidance scale", "images", "right (judge)", "right (verifier)", *attributes]
-    lines = [[*head, "Fréchet distance", "diversity"], ["---"] * (len(head) + 2)]
+    head = ["guidance scale", "images", "right (judge)", "right (verifier)", *attributes]
+    head += ["Fréchet distance", "diversity"]
+    lines = [head, ["---"] * len(head)]
     for row in rows:
-        by_attribute = [f"{share:.1%}" for share in row["attribute_accuracy"]] if attributes else []
-        lines.append(
-            [
-                row["combinations"],
-                f"{row['guidance_scale']:g}",
-                str(row["images"]),
-                f"{row['judge_accuracy']:.1%}",
-                f"{row['verifier_accuracy']:.1%}",
-                *by_attribute,
-                f"{row['frechet_distance']:.2f}",
-                f"{row['diversity']:.2f}",
-            ]  # fmt: skip
-        )
+        shares = [row["judge_accuracy"], row["verifier_accuracy"], *(row["attribute_accuracy"] if attributes else [])]
+        cells = [f"{row['guidance_scale']:g}", str(row["images"]), *[f"{share:.1%}" for share in shares]]
+        lines.append([*cells, f"{row['frechet_distance']:.2f}", f"{row['diversity']:.2f}"])
+    if world.held_out is not None:
+        first = ["combinations", "---", *[row["combinations"] for row in rows]]
+        lines = [[cell, *line] for cell, line in zip(first, lines, strict=True)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
