@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 from diffusers import DiffusionPipeline, ModularPipeline
+from diffusers.guiders import BaseGuidance
 
 from hfnoise.pipelines.guider_base import UpdateGuidance
-from hfnoise.pipelines.guider_checks import check_guider
+from hfnoise.pipelines.guider_checks import call_parameters, check_guider, check_run
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise, refined_start
 from hfnoise.pipelines.interceptor import GuidedRun
 from hfnoise.pipelines.pipeline_layouts import layout_of
@@ -111,7 +112,8 @@ def guided_class(pipeline_class: Any) -> Any:
         pipeline_class (`type`): a pipeline of diffusers, or a subclass of one.
 
     Raises:
-        TypeError: if it is none. ModularPipeline takes a guider itself: `pipe.update_components(guider=guider)`.
+        TypeError: if it is none. ModularPipeline takes a guider itself: `pipe.update_components(guider=guider)`; so
+            do the pipelines of HunyuanImage, HunyuanVideo 1.5 and MotifVideo: `pipe.guider = guider.bind(pipe)`.
 
     Example:
         >>> from diffusers import StableDiffusionPipeline
@@ -125,6 +127,11 @@ def guided_class(pipeline_class: Any) -> Any:
         raise TypeError(
             f"{pipeline_class.__name__} is modular and takes a guider itself: pipe.update_components(guider=guider), "
             "or hfnoise.guide(pipe, guider)."
+        )
+    if _takes_guiders(pipeline_class):
+        raise TypeError(
+            f"{pipeline_class.__name__} takes a guider itself: pipe.guider = guider.bind(pipe), or "
+            "hfnoise.guide(pipe, guider)."
         )
     if issubclass(pipeline_class, GuidedPipeline):
         return pipeline_class
@@ -180,8 +187,8 @@ def guide(
         ...     print(pipe.guidance_report.batch)
         1
     """
-    if isinstance(pipe, ModularPipeline):
-        with _guided_modular(pipe, guider, initial_noise):
+    if isinstance(pipe, ModularPipeline) or _takes_guiders(type(pipe)):
+        with _guided_component(pipe, guider, initial_noise):
             yield pipe
         return
     stock: Any = type(pipe)
@@ -201,17 +208,29 @@ def guide(
                 pipe.__dict__[name] = value
 
 
+def _takes_guiders(pipeline_class: type) -> bool:
+    layout = layout_of(pipeline_class)
+    return layout is not None and layout.kind == "native"
+
+
 @contextmanager
-def _guided_modular(pipe: Any, guider: Any, initial_noise: Any) -> Iterator[None]:
-    if initial_noise is not None or "guider" not in pipe.component_names:
+def _guided_component(pipe: Any, guider: Any, initial_noise: Any) -> Iterator[None]:
+    """Within the block the guider is the pipeline's component of that name."""
+    modular = isinstance(pipe, ModularPipeline)
+    if initial_noise is not None or "guider" not in (pipe.component_names if modular else pipe.components):
         missing = "initial_noise" if initial_noise is not None else "a guider"
         raise ValueError(f"{type(pipe).__name__} does not take {missing}.")
-    before = pipe.guider
-    pipe.update_components(guider=guider.bind(pipe) if isinstance(guider, UpdateGuidance) else guider)
+    if guider is not None and not isinstance(guider, BaseGuidance):
+        raise TypeError(f"guide takes a guider of hfnoise or diffusers, got {type(guider).__name__}.")
+    before, source = pipe.guider, getattr(guider, "_source", None)
+    set_component = pipe.update_components if modular else pipe.register_modules
+    set_component(guider=guider.bind(pipe) if isinstance(guider, UpdateGuidance) else guider)
     try:
         yield
     finally:
-        pipe.update_components(guider=before)
+        set_component(guider=before)
+        if isinstance(guider, UpdateGuidance):
+            guider._source = source
 
 
 @contextmanager
@@ -221,23 +240,27 @@ def _guided_call(
     """Yield the arguments of the call, with the scale of the guider where the call gives none."""
     layout = layout_of(type(pipe))
     assert layout is not None  # check_guider
+    parameters = call_parameters(type(pipe))
+    # A subclass may hand its arguments on as **kwargs.
     signature = inspect.signature(stock_class(type(pipe)).__call__)
-    given = signature.bind_partial(pipe, *args, **kwargs).arguments
+    given = {**signature.bind_partial(pipe, *args, **kwargs).arguments, **kwargs}
     name = layout.scale_name
     if name not in given and guider.asks_for_scale:
         kwargs = {**kwargs, name: guider.guidance_scale - layout.scale_offset}
     if guider.guidance_rescale and "guidance_rescale" not in given:
         kwargs = {**kwargs, "guidance_rescale": guider.guidance_rescale}
-    parameter = signature.parameters.get(name)
-    default = None if parameter is None else parameter.default
-    asked: Any = kwargs.get(name, given.get(name, default))
+    given = {**{key: parameter.default for key, parameter in parameters.items()}, **given, **kwargs}
+    check_run(pipe, guider, given)
 
     def scale() -> float:
         # Callbacks may change it in mid-run.
-        value = getattr(pipe, name, asked) if hasattr(type(pipe), name) else asked
+        value = getattr(pipe, name) if hasattr(type(pipe), name) else given[name]
         return float(value) + layout.scale_offset
 
-    with GuidedRun(pipe, guider, layout, scale).installed():
+    asked = given[name] is not None and given[name] + layout.scale_offset > 1
+    if layout.kind == "three_branches":  # these have a scale of the image too
+        asked = asked and given["image_guidance_scale"] >= 1
+    with GuidedRun(pipe, guider, layout, scale, asked).installed():
         yield kwargs
 
 
