@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 from diffusers import DiffusionPipeline, ModularPipeline
 
+from hfnoise.pipelines.guided_saving import GuidedSaving, stock_class
 from hfnoise.pipelines.guider_base import UpdateGuidance
-from hfnoise.pipelines.guider_checks import check_guider
+from hfnoise.pipelines.guider_checks import check_guider, takes_guider
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise, refined_start
 from hfnoise.pipelines.interceptor import GuidedRun
 from hfnoise.pipelines.pipeline_layouts import layout_of
@@ -24,25 +25,25 @@ if TYPE_CHECKING:
 PREFIX = "Guided"
 
 
-class GuidedPipeline:
+class GuidedPipeline(GuidedSaving):
     """What every guided pipeline has beside its own: the slots `guider` and `initial_noise`.
 
     Without them, and with settings that change nothing, it is the stock pipeline to the bit. Its `__call__` takes the
     same arguments; the guidance scale of the call beats the guider's, which beats the pipeline's default.
     """
 
-    _guider: UpdateGuidance | None = None
     _initial_noise: InitialNoise | None = None
 
     @property
     def guider(self) -> UpdateGuidance | None:
         """How the pipeline is guided; `None` is its own classifier-free guidance."""
-        return self._guider
+        # Where a pipeline that takes a guider itself has its own: it finds it there with or without us.
+        return self.__dict__.get("guider")
 
     @guider.setter
     def guider(self, guider: UpdateGuidance | None) -> None:
         check_guider(type(self), guider)
-        self._guider = guider
+        self.__dict__["guider"] = guider
 
     @property
     def initial_noise(self) -> InitialNoise | None:
@@ -61,14 +62,14 @@ class GuidedPipeline:
         Raises:
             ValueError: if there is no guider, or no call yet.
         """
-        if self._guider is None:
-            raise ValueError("this pipeline has no guider: set pipe.guider = hfnoise.AdaptiveGuidance().")
-        return self._guider.report
+        if not isinstance(self.guider, UpdateGuidance):
+            raise ValueError("this pipeline has no guider of hfnoise: set pipe.guider = hfnoise.AdaptiveGuidance().")
+        return self.guider.report
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
-            if self._guider is not None:
-                kwargs = stack.enter_context(_guided_call(self, self._guider, args, kwargs))
+            if self.guider is not None:
+                kwargs = stack.enter_context(_guided_call(self, self.guider, args, kwargs))
             if self._initial_noise is not None:
                 stack.enter_context(refined_start(self, self._initial_noise))
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
@@ -129,11 +130,14 @@ def guided_class(pipeline_class: type) -> type:
     if issubclass(pipeline_class, GuidedPipeline):
         return pipeline_class
     stock_init = pipeline_class.__init__
+    native = takes_guider(pipeline_class)
 
     @functools.wraps(stock_init)
-    def __init__(self: Any, *args: Any, guider: Any = None, initial_noise: Any = None, **kwargs: Any) -> None:
+    def __init__(self: Any, *args: Any, initial_noise: Any = None, **kwargs: Any) -> None:
+        guider = None if native else kwargs.pop("guider", None)
         stock_init(self, *args, **kwargs)
-        self.guider = guider
+        if not native:
+            self.guider = guider
         self.initial_noise = initial_noise
 
     @functools.wraps(pipeline_class.__call__)  # type: ignore[operator]
@@ -143,18 +147,6 @@ def guided_class(pipeline_class: type) -> type:
     name = PREFIX + pipeline_class.__name__
     members = {"__init__": __init__, "__call__": __call__, "__doc__": pipeline_class.__doc__, "__module__": __name__}
     return type(name, (GuidedPipeline, pipeline_class), members)
-
-
-def stock_class(guided: type) -> type:
-    """Return the pipeline class of diffusers that a guided one is made of.
-
-    Example:
-        >>> from diffusers import StableDiffusionPipeline
-        >>> from hfnoise.pipelines.guided import guided_class, stock_class
-        >>> stock_class(guided_class(StableDiffusionPipeline)).__name__
-        'StableDiffusionPipeline'
-    """
-    return next(base for base in guided.__mro__ if not issubclass(base, GuidedPipeline))
 
 
 @contextmanager
@@ -184,8 +176,10 @@ def guide(
         with _guided_modular(pipe, guider, initial_noise):
             yield pipe
         return
-    before = type(pipe), pipe.__dict__.get("_guider"), pipe.__dict__.get("_initial_noise")
+    before = type(pipe), pipe.__dict__.get("guider"), pipe.__dict__.get("_initial_noise")
     guided = guided_class(type(pipe))
+    native = takes_guider(guided)
+    guider = before[1] if guider is None and native else guider
     check_guider(guided, guider)
     check_initial_noise(guided, initial_noise)
     pipe.__class__ = guided
@@ -194,10 +188,13 @@ def guide(
         yield pipe
     finally:
         pipe.__class__ = before[0]
-        for name, value in zip(("_guider", "_initial_noise"), before[1:], strict=True):
-            pipe.__dict__.pop(name, None)
-            if value is not None:
-                pipe.__dict__[name] = value
+        if native:
+            pipe.guider = before[1]  # a component: its entry in the configuration goes along
+        for name, value in zip(("guider", "_initial_noise"), before[1:], strict=True):
+            if not (native and name == "guider"):
+                pipe.__dict__.pop(name, None)
+                if value is not None:
+                    pipe.__dict__[name] = value
 
 
 @contextmanager
@@ -220,6 +217,12 @@ def _guided_call(
     """Yield the arguments of the call, with the scale of the guider where the call gives none."""
     layout = layout_of(type(pipe))
     assert layout is not None  # check_guider
+    if layout.kind == "native":
+        # It calls the guider itself; none of these pipelines has an argument for the scale.
+        if isinstance(guider, UpdateGuidance):
+            guider.bind(pipe)
+        yield kwargs
+        return
     signature = inspect.signature(stock_class(type(pipe)).__call__)  # type: ignore[operator]
     given = signature.bind_partial(pipe, *args, **kwargs).arguments
     name = layout.scale_name

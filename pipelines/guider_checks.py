@@ -5,8 +5,23 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from diffusers.guiders import BaseGuidance
+
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.pipeline_layouts import layout_of
+
+
+def takes_guider(pipeline_class: type) -> bool:
+    """Return whether a pipeline of diffusers has a guider among its components, and calls it itself.
+
+    Example:
+        >>> from diffusers import HunyuanVideo15Pipeline
+        >>> from hfnoise.pipelines.guider_checks import takes_guider
+        >>> takes_guider(HunyuanVideo15Pipeline)
+        True
+    """
+    layout = layout_of(pipeline_class)
+    return layout is not None and layout.kind == "native"
 
 
 def check_guider(pipeline_class: type, guider: Any) -> None:
@@ -29,6 +44,10 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
     if guider is None:
         return
     name = pipeline_class.__name__.removeprefix("Guided")
+    if takes_guider(pipeline_class):
+        if not isinstance(guider, BaseGuidance):
+            raise TypeError(f"{name} takes a guider of hfnoise or diffusers, got {type(guider).__name__}.")
+        return
     if not isinstance(guider, UpdateGuidance):
         raise TypeError(
             f"{name} takes a guider of hfnoise (AdaptiveGuidance, ProjectedGuidance, LinearGuidance), got "
