@@ -1,6 +1,6 @@
 """Our names where diffusers looks for names: what repositories may say of ours, and `diffusers.Guided...Pipeline`.
 
-Imported by a hook (`hfnoise.registration`) in the middle of the import of diffusers, so nothing of it is imported here,
+Imported by a hook (`hfnoise.registration`) in the middle of the import of diffusers: nothing of it is imported here,
 and what is registered are strings: the classes behind them are imported when a repository names them.
 """
 

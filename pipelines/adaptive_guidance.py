@@ -10,7 +10,7 @@ class AdaptiveGuidancePipeline(GuidancePreset):
     """[`AutoGuidedPipeline`] with [`AdaptiveGuidance`]: no unconditional evaluations once a sample has converged.
 
     Adaptive Guidance (arXiv 2312.12487). The guider is the one given, or the saved one if there is an
-    [`AdaptiveGuidance`] in it, or else `AdaptiveGuidance()`. What is returned is the guided class of the model at hand.
+    [`AdaptiveGuidance`] in it, or else `AdaptiveGuidance()`. What is returned is the guided class of the model.
 
     Example:
         >>> from hfnoise.pipelines import AdaptiveGuidance, AdaptiveGuidancePipeline

@@ -66,14 +66,16 @@ class AutoGuidedPipeline:
         repository, kwargs = PipelineRepository.open(pretrained_model_name_or_path, kwargs)
         if guider is not None:
             cls._check_class(guider)
-        if kwargs.get("custom_pipeline") is None and isinstance(repository.index.get("_class_name"), str):
-            loaded: type | None = guided_class(_class_of(repository))
-        else:
-            loaded = None  # its code is in a repository: known when it is loaded
-        parts = None if loaded is None else cls._choose(loaded, repository, guider, initial_noise)
+        name = repository.index.get("_class_name")
+        parts = None
+        if kwargs.get("custom_pipeline") is None and isinstance(name, str):
+            # Before gigabytes are loaded; a class whose code is in a repository is known only then.
+            guided = guided_class(stock_class_named(name, repository.path))
+            parts = cls._choose(guided, repository, guider, initial_noise)
         pipe = DiffusionPipeline.from_pretrained(repository.path, **kwargs)
         parts = parts or cls._choose(guided_class(type(pipe)), repository, guider, initial_noise)
-        return guided_class(type(pipe)).from_pipe(pipe, guider=parts[0], initial_noise=parts[1])  # type: ignore[attr-defined]
+        made: Any = guided_class(type(pipe))
+        return made.from_pipe(pipe, guider=parts[0], initial_noise=parts[1])
 
     @classmethod
     def from_pipe(
@@ -94,13 +96,13 @@ class AutoGuidedPipeline:
         Raises:
             TypeError: if it is no classic pipeline; if the guider is none for this pipeline, or for this preset.
         """
-        guided = guided_class(type(pipeline))
+        guided: Any = guided_class(type(pipeline))
         if guider is not None:
             cls._check_class(guider)
         elif cls.guider_class is not None:
             guider = cls._preset_guider(getattr(pipeline, "guider", None), type(pipeline).__name__)
         check_guider(guided, guider)
-        return guided.from_pipe(pipeline, guider=guider, initial_noise=initial_noise, **kwargs)  # type: ignore[attr-defined]
+        return guided.from_pipe(pipeline, guider=guider, initial_noise=initial_noise, **kwargs)
 
     @classmethod
     def _choose(cls, guided: type, repository: PipelineRepository, guider: Any, initial_noise: Any) -> tuple[Any, Any]:
@@ -120,8 +122,21 @@ class AutoGuidedPipeline:
         raise NotImplementedError
 
 
-def _class_of(repository: PipelineRepository) -> type:
-    name = repository.index["_class_name"]
+def stock_class_named(name: str, path: str) -> type:
+    """Return the pipeline class of diffusers of that name, of which a guided one is asked.
+
+    Args:
+        name (`str`): as in an index, with `Guided` or without.
+        path (`str`): of the repository, for the error.
+
+    Raises:
+        ValueError: if there is none.
+
+    Example:
+        >>> from hfnoise.pipelines.auto_guided import stock_class_named
+        >>> stock_class_named("GuidedStableDiffusionPipeline", "").__name__
+        'StableDiffusionPipeline'
+    """
     found = getattr(diffusers, name, None)
     if not (
         isinstance(found, type) and issubclass(found, DiffusionPipeline) and not issubclass(found, ModularPipeline)

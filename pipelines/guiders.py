@@ -76,8 +76,8 @@ def _check_options(guider_class: type[BaseGuidance], config: Any) -> None:
     unknown = sorted(name for name in config if not name.startswith("_") and name not in known)
     if unknown:
         raise ValueError(
-            f"{guider_class.__name__} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}. If a newer "
-            "hfnoise saved it: pip install -U hfnoise."
+            f"{guider_class.__name__} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}. "
+            "If it was saved by a newer hfnoise: pip install -U hfnoise."
         )
     inner = config.get("inner")
     inner_class = UpdateGuidance._classes.get(inner.get("_class_name")) if isinstance(inner, dict) else None
