@@ -138,11 +138,10 @@ def stock_class_named(name: str, path: str) -> type:
         'StableDiffusionPipeline'
     """
     found = getattr(diffusers, name, None)
-    if not (
-        isinstance(found, type) and issubclass(found, DiffusionPipeline) and not issubclass(found, ModularPipeline)
-    ):
+    known = isinstance(found, type) and issubclass(found, DiffusionPipeline)
+    if not known or issubclass(found, ModularPipeline):
         raise ValueError(
-            f"{repository.path} is a {name}, which diffusers {diffusers.__version__} does not have as a pipeline. If it "
-            "is newer: pip install -U diffusers. If it is your own class: guided_class(YourPipeline).from_pretrained."
+            f"{path} is a {name}, and diffusers {diffusers.__version__} has no such pipeline. If it is newer: "
+            "pip install -U diffusers. If it is your own class: guided_class(YourPipeline).from_pretrained(...)."
         )
     return stock_class(found) if issubclass(found, GuidedPipeline) else found

@@ -93,9 +93,10 @@ class PipelineRepository:
         try:
             return hf_hub_download(self.path, name, **self.options)
         except LocalEntryNotFoundError as error:
-            return self._missing_from_cache(name, error)
+            self._missing_from_cache(name, error)
         except EntryNotFoundError:
-            return None
+            pass
+        return None
 
     def _missing_from_cache(self, name: str, error: Exception) -> None:
         places = {key: self.options[key] for key in ("revision", "cache_dir") if key in self.options}
