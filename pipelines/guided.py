@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, ModularPipeline
 
 from hfnoise.pipelines.guided_saving import GuidedSaving, stock_class
 from hfnoise.pipelines.guider_base import UpdateGuidance
-from hfnoise.pipelines.guider_checks import check_guider, takes_guider
+from hfnoise.pipelines.guider_checks import check_guider, own_scale, takes_guider
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise, refined_start
 from hfnoise.pipelines.interceptor import GuidedRun
 from hfnoise.pipelines.pipeline_layouts import layout_of
@@ -43,6 +43,10 @@ class GuidedPipeline(GuidedSaving):
     @guider.setter
     def guider(self, guider: UpdateGuidance | None) -> None:
         check_guider(type(self), guider)
+        own = self.__dict__.get("guider")
+        if own is not None and not isinstance(own, UpdateGuidance):
+            # Of a pipeline that takes a guider itself: its default, for a guider of ours without a scale.
+            self.__dict__["_own_guidance_scale"] = getattr(own, "guidance_scale", None)
         self.__dict__["guider"] = guider
 
     @property
@@ -93,7 +97,7 @@ class GuidedPipeline(GuidedSaving):
             kwargs: components to replace, and `dtype`, as in `DiffusionPipeline.from_pipe`.
         """
         if not kwargs and isinstance(pipeline, stock_class(cls)):
-            made = copy.copy(pipeline)
+            made: Any = copy.copy(pipeline)
             made.__class__ = cls
         else:
             if "dtype" not in kwargs and "torch_dtype" not in kwargs:
@@ -105,7 +109,7 @@ class GuidedPipeline(GuidedSaving):
 
 
 @functools.cache
-def guided_class(pipeline_class: type) -> type:
+def guided_class(pipeline_class: Any) -> Any:
     """Return a pipeline class with the slots `guider` and `initial_noise`, named `Guided` + its name.
 
     Args:
@@ -140,7 +144,7 @@ def guided_class(pipeline_class: type) -> type:
             self.guider = guider
         self.initial_noise = initial_noise
 
-    @functools.wraps(pipeline_class.__call__)  # type: ignore[operator]
+    @functools.wraps(pipeline_class.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return GuidedPipeline.__call__(self, *args, **kwargs)
 
@@ -176,8 +180,9 @@ def guide(
         with _guided_modular(pipe, guider, initial_noise):
             yield pipe
         return
-    before = type(pipe), pipe.__dict__.get("guider"), pipe.__dict__.get("_initial_noise")
-    guided = guided_class(type(pipe))
+    stock: Any = type(pipe)
+    before = stock, pipe.__dict__.get("guider"), pipe.__dict__.get("_initial_noise")
+    guided = guided_class(stock)
     native = takes_guider(guided)
     guider = before[1] if guider is None and native else guider
     check_guider(guided, guider)
@@ -188,6 +193,7 @@ def guide(
         yield pipe
     finally:
         pipe.__class__ = before[0]
+        pipe.__dict__.pop("_own_guidance_scale", None)
         if native:
             pipe.guider = before[1]  # a component: its entry in the configuration goes along
         for name, value in zip(("guider", "_initial_noise"), before[1:], strict=True):
@@ -195,6 +201,20 @@ def guide(
                 pipe.__dict__.pop(name, None)
                 if value is not None:
                     pipe.__dict__[name] = value
+
+
+@contextmanager
+def _bound(pipe: Any, guider: Any) -> Iterator[None]:
+    """A call of a pipeline that calls the guider itself; none of these has an argument for the scale."""
+    if not isinstance(guider, UpdateGuidance):
+        yield
+        return
+    before = guider._source, guider.guidance_scale
+    guider.bind(pipe).guidance_scale = own_scale(pipe, guider)
+    try:
+        yield
+    finally:
+        guider._source, guider.guidance_scale = before
 
 
 @contextmanager
@@ -218,12 +238,10 @@ def _guided_call(
     layout = layout_of(type(pipe))
     assert layout is not None  # check_guider
     if layout.kind == "native":
-        # It calls the guider itself; none of these pipelines has an argument for the scale.
-        if isinstance(guider, UpdateGuidance):
-            guider.bind(pipe)
-        yield kwargs
+        with _bound(pipe, guider):
+            yield kwargs
         return
-    signature = inspect.signature(stock_class(type(pipe)).__call__)  # type: ignore[operator]
+    signature = inspect.signature(stock_class(type(pipe)).__call__)
     given = signature.bind_partial(pipe, *args, **kwargs).arguments
     name = layout.scale_name
     if name not in given and guider.asks_for_scale:
@@ -232,7 +250,7 @@ def _guided_call(
         kwargs = {**kwargs, "guidance_rescale": guider.guidance_rescale}
     parameter = signature.parameters.get(name)
     default = None if parameter is None else parameter.default
-    asked = kwargs.get(name, given.get(name, default))
+    asked: Any = kwargs.get(name, given.get(name, default))
 
     def scale() -> float:
         # Callbacks may change it in mid-run.

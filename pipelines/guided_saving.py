@@ -17,7 +17,7 @@ from huggingface_hub import create_repo, upload_folder
 
 from hfnoise.pipelines.guidance_card import pipeline_card
 from hfnoise.pipelines.guider_base import UpdateGuidance
-from hfnoise.pipelines.guider_checks import check_guider, takes_guider
+from hfnoise.pipelines.guider_checks import check_guider, own_scale, takes_guider
 from hfnoise.pipelines.initial_noise import InitialNoise
 from hfnoise.pipelines.saved_parts import GUIDER_FOLDER, PipelineRepository, marker_files
 
@@ -132,8 +132,8 @@ class GuidedSaving:
         guider = pipe.guider
         if isinstance(guider, UpdateGuidance):
             if takes_guider(type(pipe)) and guider.config["guidance_scale"] is None:
-                # Stock diffusers reads this file as that of classifier-free guidance, which has no default of ours.
-                guider = guider.new(guidance_scale=guider.guidance_scale)
+                # Stock diffusers reads this file as that of its ClassifierFreeGuidance, and would find no scale.
+                guider = guider.new(guidance_scale=own_scale(pipe, guider))
             guider.save_pretrained(os.path.join(folder, GUIDER_FOLDER))
         noise = pipe.initial_noise
         if noise is not None and noise.subfolder is None:
@@ -215,7 +215,7 @@ def _stock_copy(pipe: Any) -> Any:
     if not takes_guider(type(pipe)):
         stock.__dict__.pop("guider", None)
     elif isinstance(pipe.guider, UpdateGuidance):
-        stock.register_modules(guider=ClassifierFreeGuidance(guidance_scale=pipe.guider.guidance_scale))
+        stock.register_modules(guider=ClassifierFreeGuidance(guidance_scale=own_scale(pipe, pipe.guider)))
     return stock
 
 

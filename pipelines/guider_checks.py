@@ -24,6 +24,12 @@ def takes_guider(pipeline_class: type) -> bool:
     return layout is not None and layout.kind == "native"
 
 
+def own_scale(pipe: Any, guider: UpdateGuidance) -> float:
+    """Return the scale of a guider in a pipeline that takes one itself: what it was given, or the pipeline's own."""
+    scale = pipe.__dict__.get("_own_guidance_scale")
+    return guider.guidance_scale if guider.asks_for_scale or scale is None else float(scale)
+
+
 def check_guider(pipeline_class: type, guider: Any) -> None:
     """Refuse a guider that a pipeline cannot follow.
 
@@ -81,7 +87,7 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
             f"use_original_formulation=True does not work in {name}, whose own formula is cond + (w - 1) update: "
             "leave it at False, with a guidance_scale larger by 1."
         )
-    parameters = inspect.signature(pipeline_class.__call__).parameters  # type: ignore[operator]
+    parameters = inspect.signature(pipeline_class.__call__).parameters
     if guider.guidance_rescale and "guidance_rescale" not in parameters:
         raise ValueError(
             f"{name} has no guidance_rescale, and the guider has {guider.guidance_rescale}. Leave it at 0."

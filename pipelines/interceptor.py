@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hfnoise.pipelines.guider_base import UpdateGuidance
-from hfnoise.pipelines.model_inputs import noisy_input, predicted_length, select_rows
+from hfnoise.pipelines.model_inputs import noisy_input, predicted_part, select_rows
 from hfnoise.pipelines.model_outputs import prediction_of, scatter_rows, with_prediction
 from hfnoise.pipelines.module_calls import intercepted, is_compiled, watched_method
 from hfnoise.pipelines.pipeline_layouts import PipelineLayout
@@ -166,7 +166,8 @@ class GuidedRun:
         self._batch = batch
 
     def _select(self, value: Any, rows: torch.Tensor, batch: int) -> Any:
-        return select_rows(value, rows, batch, self.layout.not_batched, self.layout.repeated)
+        layout = self.layout
+        return select_rows(value, rows, batch, layout.not_batched, layout.repeated, layout.rows_second)
 
     # One call for all predictions. ----------------------------------------------------------------------------------
 
@@ -233,10 +234,10 @@ class GuidedRun:
         seen = noisy_input(args, kwargs)
         if self._is_cond(seen):
             self._end_step()
-            output = call(*args, **kwargs)
+            predicted = call(*args, **kwargs)
             self._count_batch(len(seen), 1)
-            self._cond = seen, prediction_of(output)
-            return output
+            self._cond = seen, prediction_of(predicted)
+            return predicted
         if self._cond is None:
             raise ValueError("the pipeline asks for an unconditional prediction first, which a guider cannot judge.")
         cond = self._cond[1]
@@ -288,19 +289,19 @@ class GuidedRun:
         if evaluated < len(cond):
             others = [_filled(cond, other, rows) for other in others]
         guider._note_denoiser(module)
-        length = predicted_length(seen, cond, self._latent_tokens)
+        part = predicted_part(seen, cond, self._latent_tokens)
         sign = -1 if self.layout.negated else 1
-        guider._model_input = seen[:, :length]
+        guider._model_input = seen[part]
         step = guider._make_step(
-            sign * cond[:, :length], sign * others[-1][:, :length] if evaluated else None, evaluated * len(others)
+            sign * cond[part], sign * others[-1][part] if evaluated else None, evaluated * len(others)
         )
         update = guider._update_of(step)
         guided = step.guided.reshape(-1, *[1] * (cond.dim() - 1))
         if update is not None:
+            shaped = (cond[part].to(update.dtype) - sign * update).to(cond.dtype)
             others = [other.clone() for other in others]
-            shaped = cond[:, :length].to(update.dtype) - sign * update
             for other in others:
-                other[:, :length] = shaped.to(cond.dtype)
+                other[part] = shaped
         # For a sample that is not guided no difference is left, and w of nothing is nothing.
         return [torch.where(guided, other, cond) for other in others]
 

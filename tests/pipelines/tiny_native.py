@@ -23,7 +23,9 @@ def native_pipeline() -> Any:
         MotifVideoTransformer3DModel,
     )
 
-    vae = AutoencoderKLWan(base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False] * 3)
+    vae = AutoencoderKLWan(
+        base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False] * 3
+    )
     transformer = MotifVideoTransformer3DModel(
         in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1, num_single_layers=1,
         mlp_ratio=1.0, text_embed_dim=8, rope_axes_dim=(4, 6, 6),
