@@ -208,12 +208,16 @@ METHODS: tuple[Method, ...] = (
 # Public names that belong to no single method: name -> module.
 SHARED_EXPORTS: dict[str, str] = {
     "AdaptiveGuidance": "hfnoise.pipelines.guiders",
+    "AdaptiveGuidancePipeline": "hfnoise.pipelines.adaptive_guidance",
+    "AutoGuidedPipeline": "hfnoise.pipelines.auto_guided",
     "AutoGuider": "hfnoise.pipelines.guiders",
     "GuidanceRecorder": "hfnoise.pipelines.guiders",
     "GuidanceReport": "hfnoise.pipelines.guidance_report",
     "InitialNoise": "hfnoise.pipelines.initial_noise",
     "LinearGuidance": "hfnoise.pipelines.guiders",
     "ProjectedGuidance": "hfnoise.pipelines.guiders",
+    "ProjectedGuidancePipeline": "hfnoise.pipelines.projected_guidance",
+    "UpdateGuidance": "hfnoise.pipelines.guiders",
     "guide": "hfnoise.pipelines.guided",
     "guided_class": "hfnoise.pipelines.guided",
     "ClientDropout": "hfnoise.trainers.federated",
