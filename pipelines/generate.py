@@ -160,8 +160,8 @@ def draw(pipe: Any, config: GenerateConfig, guider: Any) -> tuple[list[dict[str,
         guider: of hfnoise, or `None`.
 
     Returns:
-        `tuple`: samples with `prompt`, `seed` and `output`: an image, or a list of the images of a video; the report is
-        `None` without guider.
+        `tuple`: samples with `prompt`, `seed`, `output` (an image, or a list of the images of a video), `stop_step`
+        and `evaluations`; the report. Without guider these are `None`.
 
     Raises:
         UsageError: if the pipeline refuses what it is asked, or puts out neither images nor videos.

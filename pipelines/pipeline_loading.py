@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,10 @@ def find_pipeline_class(name: str, revision: str | None = None) -> type:
         UsageError: if there is none, or it is of a class that diffusers does not have.
     """
     try:
-        config = DiffusionPipeline.load_config(name, revision=revision)
+        with warnings.catch_warnings():
+            # diffusers 0.42 calls the Hub's library with what it no longer knows.
+            warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
+            config = DiffusionPipeline.load_config(name, revision=revision)
     except (OSError, ValueError) as error:
         raise UsageError(f"{name!r} cannot be read: {_first_line(error)}") from error
     class_name = config.get("_class_name")
