@@ -92,7 +92,7 @@ class GuidedPipeline:
             kwargs: components to replace, and `dtype`, as in `DiffusionPipeline.from_pipe`.
         """
         if not kwargs and isinstance(pipeline, stock_class(cls)):
-            made = copy.copy(pipeline)
+            made: Any = copy.copy(pipeline)
             made.__class__ = cls
         else:
             if "dtype" not in kwargs and "torch_dtype" not in kwargs:
@@ -104,7 +104,7 @@ class GuidedPipeline:
 
 
 @functools.cache
-def guided_class(pipeline_class: type) -> type:
+def guided_class(pipeline_class: Any) -> Any:
     """Return a pipeline class with the slots `guider` and `initial_noise`, named `Guided` + its name.
 
     Args:
@@ -136,7 +136,7 @@ def guided_class(pipeline_class: type) -> type:
         self.guider = guider
         self.initial_noise = initial_noise
 
-    @functools.wraps(pipeline_class.__call__)  # type: ignore[operator]
+    @functools.wraps(pipeline_class.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return GuidedPipeline.__call__(self, *args, **kwargs)
 
@@ -184,8 +184,9 @@ def guide(
         with _guided_modular(pipe, guider, initial_noise):
             yield pipe
         return
-    before = type(pipe), pipe.__dict__.get("_guider"), pipe.__dict__.get("_initial_noise")
-    guided = guided_class(type(pipe))
+    stock: Any = type(pipe)
+    before = stock, pipe.__dict__.get("_guider"), pipe.__dict__.get("_initial_noise")
+    guided = guided_class(stock)
     check_guider(guided, guider)
     check_initial_noise(guided, initial_noise)
     pipe.__class__ = guided
@@ -220,20 +221,21 @@ def _guided_call(
     """Yield the arguments of the call, with the scale of the guider where the call gives none."""
     layout = layout_of(type(pipe))
     assert layout is not None  # check_guider
-    signature = inspect.signature(stock_class(type(pipe)).__call__)  # type: ignore[operator]
+    signature = inspect.signature(stock_class(type(pipe)).__call__)
     given = signature.bind_partial(pipe, *args, **kwargs).arguments
     name = layout.scale_name
     if name not in given and guider.asks_for_scale:
-        kwargs = {**kwargs, name: guider.guidance_scale}
+        kwargs = {**kwargs, name: guider.guidance_scale - layout.scale_offset}
     if guider.guidance_rescale and "guidance_rescale" not in given:
         kwargs = {**kwargs, "guidance_rescale": guider.guidance_rescale}
     parameter = signature.parameters.get(name)
     default = None if parameter is None else parameter.default
-    asked = kwargs.get(name, given.get(name, default))
+    asked: Any = kwargs.get(name, given.get(name, default))
 
     def scale() -> float:
         # Callbacks may change it in mid-run.
-        return getattr(pipe, name, asked) if hasattr(type(pipe), name) else asked
+        value = getattr(pipe, name, asked) if hasattr(type(pipe), name) else asked
+        return float(value) + layout.scale_offset
 
     with GuidedRun(pipe, guider, layout, scale).installed():
         yield kwargs

@@ -33,6 +33,8 @@ class UpdateGuidance(ClassifierFreeGuidance):
 
     _accepts_inner: ClassVar[tuple[str, ...]] = ()
     _classes: ClassVar[dict[str, type[UpdateGuidance]]] = {}
+    # Whether the update is another than the difference of two predictions.
+    _changes_update: ClassVar[bool] = False
     # Per sample the first step without guidance, -1 if it never came.
     _stop_steps: torch.Tensor | None = None
 

@@ -28,7 +28,7 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
     """
     if guider is None:
         return
-    name = pipeline_class.__name__
+    name = pipeline_class.__name__.removeprefix("Guided")
     if not isinstance(guider, UpdateGuidance):
         raise TypeError(
             f"{name} takes a guider of hfnoise (AdaptiveGuidance, ProjectedGuidance, LinearGuidance), got "
@@ -47,17 +47,22 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
             f"{name} has no unconditional prediction: its guidance is distilled, or it has none. A guider would do "
             "nothing: use it without."
         )
-    if layout.kind == "three_branches" and [type(stage).__name__ for stage in guider.stages] != ["AdaptiveGuidance"]:
+    if layout.kind == "three_branches" and any(stage._changes_update for stage in guider.stages):
         raise ValueError(
             f"{name} has two guidance scales, of text and image, for which APG and linear estimates are not defined. "
             "Use AdaptiveGuidance() without inner guider."
+        )
+    if not layout.x0_from_scheduler and any(stage._needs_input for stage in guider.stages):
+        raise ValueError(
+            f"x0 does not follow from the scheduler of {name} (it preconditions, or its tokens stand at several noise "
+            "levels). Use space='model'."
         )
     if guider.use_original_formulation:
         raise ValueError(
             f"use_original_formulation=True does not work in {name}, whose own formula is cond + (w - 1) update: "
             "leave it at False, with a guidance_scale larger by 1."
         )
-    parameters = inspect.signature(pipeline_class.__call__).parameters  # type: ignore[operator]
+    parameters = inspect.signature(pipeline_class.__call__).parameters
     if guider.guidance_rescale and "guidance_rescale" not in parameters:
         raise ValueError(
             f"{name} has no guidance_rescale, and the guider has {guider.guidance_rescale}. Leave it at 0."

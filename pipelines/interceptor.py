@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hfnoise.pipelines.guider_base import UpdateGuidance
-from hfnoise.pipelines.model_inputs import noisy_input, predicted_length, select_rows
+from hfnoise.pipelines.model_inputs import noisy_input, predicted_part, select_rows
 from hfnoise.pipelines.model_outputs import prediction_of, scatter_rows, with_prediction
 from hfnoise.pipelines.module_calls import intercepted, is_compiled, watched_method
 from hfnoise.pipelines.pipeline_layouts import PipelineLayout
@@ -64,6 +64,12 @@ class GuidedRun:
                 stack.enter_context(watched_method(self.pipe, "prepare_latents", self._see_latents))
                 yield self
                 self._end_step()
+            if self._number < 0:
+                logger.warning(
+                    "%s did not ask for an unconditional prediction, so %s had nothing to do: it needs a %s above 1 "
+                    "and, where the model's own guidance is distilled, a negative prompt.",
+                    type(self.pipe).__name__, type(guider).__name__, self.layout.scale_name,
+                )  # fmt: skip
         finally:
             _ACTIVE.reset(token)
             guider._source, guider.guidance_scale = before
@@ -109,7 +115,12 @@ class GuidedRun:
         timesteps = self.pipe.scheduler.timesteps
         steps = getattr(self.pipe, "_num_timesteps", None) or len(timesteps)
         if self._number >= steps:
-            raise ValueError(f"this is evaluation {self._number + 1} of a run of {steps}: the pipeline is unknown.")
+            if not self.layout.restarts:
+                raise ValueError(
+                    f"this is evaluation {self._number + 1} of a run of {steps}: {type(self.pipe).__name__} calls its "
+                    "denoiser in another way than is known. Run it without guider."
+                )
+            self._number = 0  # the next segment of a video
         # Of the scheduler: what the model is given may be a fraction of it, or one for each row.
         self.guider.guidance_scale = self._scale()
         self.guider.set_state(self._number, steps, timesteps[len(timesteps) - steps + self._number])
@@ -155,7 +166,8 @@ class GuidedRun:
         self._batch = batch
 
     def _select(self, value: Any, rows: torch.Tensor, batch: int) -> Any:
-        return select_rows(value, rows, batch, self.layout.not_batched, self.layout.repeated)
+        layout = self.layout
+        return select_rows(value, rows, batch, layout.not_batched, layout.repeated, layout.rows_second)
 
     # One call for all predictions. ----------------------------------------------------------------------------------
 
@@ -202,8 +214,8 @@ class GuidedRun:
         """Evaluate a ControlNet for the rows that its denoiser will be."""
         rows = len(noisy_input(args, kwargs))
         branches = 1 + self.guider._unconditional
-        # With guess_mode it sees the conditional rows only. At the first step that cannot be told, and all rows run.
-        if self._batch in (None, rows) or self.layout.kind == "two_calls" or not self._has_guidance():
+        # With guess_mode it sees the conditional rows only.
+        if self.layout.kind == "two_calls" or kwargs.get("guess_mode") or not self._has_guidance():
             return call(*args, **kwargs)
         if not self._decided:
             self._count_batch(rows, branches)
@@ -220,15 +232,12 @@ class GuidedRun:
         self, module: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         seen = noisy_input(args, kwargs)
-        is_cond = self._cond is None or seen is not self._cond[0]
-        if self._context is not None:
-            is_cond = not self._context.startswith("uncond")
-        if is_cond:
+        if self._is_cond(seen):
             self._end_step()
-            output = call(*args, **kwargs)
+            predicted = call(*args, **kwargs)
             self._count_batch(len(seen), 1)
-            self._cond = seen, prediction_of(output)
-            return output
+            self._cond = seen, prediction_of(predicted)
+            return predicted
         if self._cond is None:
             raise ValueError("the pipeline asks for an unconditional prediction first, which a guider cannot judge.")
         cond = self._cond[1]
@@ -247,10 +256,22 @@ class GuidedRun:
             uncond = prediction_of(output)
         return with_prediction(output, self._replaced(module, seen, cond, [uncond])[0])
 
+    def _is_cond(self, seen: torch.Tensor) -> bool:
+        if self._context is not None:  # the pipeline says it
+            return not self._context.startswith("uncond")
+        if self._cond is None:
+            return True
+        if self.layout.uncond_call == "order":
+            return not self._has_guidance()
+        return seen is not self._cond[0]
+
     def _end_step(self) -> None:
         """Note the step before, if no unconditional prediction was asked for."""
-        if self._cond is not None:
-            cond, self._cond = self._cond[1], None
+        if self._cond is None:
+            return
+        cond, self._cond = self._cond[1], None
+        # Under guidance it was no step: GLM-Image encodes images by its transformer before the first.
+        if not self._has_guidance():
             self._pass_over(cond)
 
     # What is handed to the pipeline. --------------------------------------------------------------------------------
@@ -268,19 +289,19 @@ class GuidedRun:
         if evaluated < len(cond):
             others = [_filled(cond, other, rows) for other in others]
         guider._note_denoiser(module)
-        length = predicted_length(seen, cond, self._latent_tokens)
+        part = predicted_part(seen, cond, self._latent_tokens)
         sign = -1 if self.layout.negated else 1
-        guider._model_input = seen[:, :length]
+        guider._model_input = seen[part]
         step = guider._make_step(
-            sign * cond[:, :length], sign * others[-1][:, :length] if evaluated else None, evaluated * len(others)
+            sign * cond[part], sign * others[-1][part] if evaluated else None, evaluated * len(others)
         )
         update = guider._update_of(step)
         guided = step.guided.reshape(-1, *[1] * (cond.dim() - 1))
         if update is not None:
+            shaped = (cond[part].to(update.dtype) - sign * update).to(cond.dtype)
             others = [other.clone() for other in others]
-            shaped = cond[:, :length].to(update.dtype) - sign * update
             for other in others:
-                other[:, :length] = shaped.to(cond.dtype)
+                other[part] = shaped
         # For a sample that is not guided no difference is left, and w of nothing is nothing.
         return [torch.where(guided, other, cond) for other in others]
 

@@ -52,6 +52,7 @@ class LinearGuidance(UpdateGuidance):
     """
 
     _accepts_inner = ("ProjectedGuidance",)
+    _changes_update = True
 
     @register_to_config
     def __init__(

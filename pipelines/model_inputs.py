@@ -40,6 +40,7 @@ def select_rows(
     batch: int,
     skipped: tuple[str, ...] = (),
     repeated: tuple[str, ...] = (),
+    second: tuple[str, ...] = (),
 ) -> Any:
     """Return some samples of a batch: of every tensor whose first dimension is `batch`, in dicts, lists and tuples.
 
@@ -49,6 +50,7 @@ def select_rows(
         batch (`int`): number of samples in `value`.
         skipped (`tuple[str, ...]`): names of arguments that are left alone, beside those that never hold samples.
         repeated (`tuple[str, ...]`): names of arguments with a multiple of `batch` rows, those of a sample together.
+        second (`tuple[str, ...]`): names of arguments whose samples are dimension 1.
 
     Example:
         >>> import torch
@@ -58,27 +60,34 @@ def select_rows(
     """
     if isinstance(value, torch.Tensor):
         return value[rows.to(value.device)] if value.dim() and len(value) == batch else value
-    if isinstance(value, dict):
-        return {
-            name: entry if name in NOT_BATCHED or name in skipped
-            else _select_repeated(entry, rows, batch) if name in repeated
-            else select_rows(entry, rows, batch, skipped, repeated)
-            for name, entry in value.items()
-        }  # fmt: skip
     if isinstance(value, (list, tuple)):
-        return type(value)([select_rows(entry, rows, batch, skipped, repeated) for entry in value])
-    return value
+        return type(value)([select_rows(entry, rows, batch, skipped, repeated, second) for entry in value])
+    if not isinstance(value, dict):
+        return value
+    selected = {}
+    for name, entry in value.items():
+        if name in NOT_BATCHED or name in skipped:
+            selected[name] = entry
+        elif name in repeated:
+            selected[name] = _select_repeated(entry, rows, batch)
+        elif name in second and isinstance(entry, torch.Tensor):
+            selected[name] = entry[:, rows.to(entry.device)]
+        else:
+            selected[name] = select_rows(entry, rows, batch, skipped, repeated, second)
+    return selected
 
 
 def _select_repeated(value: Any, rows: torch.Tensor, batch: int) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)([_select_repeated(entry, rows, batch) for entry in value])
     if not isinstance(value, torch.Tensor) or not value.dim() or len(value) % batch:
         return value
     grouped = value.reshape(batch, len(value) // batch, *value.shape[1:])
     return grouped[rows.to(value.device)].flatten(0, 1)
 
 
-def predicted_length(model_input: torch.Tensor, prediction: torch.Tensor, tokens: int | None = None) -> int:
-    """Return how much of dimension 1, channels or tokens, both a model's input and its prediction are of.
+def predicted_part(model_input: torch.Tensor, prediction: torch.Tensor, tokens: int | None = None) -> tuple[Any, ...]:
+    """Return which part of a model's input and of its prediction are of one another.
 
     Inpainting, pix2pix and image-to-video models are given more channels than they predict, editing models more
     tokens; models that learn the variance predict more channels than they are given. What is denoised comes first.
@@ -88,19 +97,19 @@ def predicted_length(model_input: torch.Tensor, prediction: torch.Tensor, tokens
         prediction (`torch.Tensor` of shape `(batch, ...)`): what came out.
         tokens (`int`, *optional*): length of the latents, where these are tokens.
 
-    Raises:
-        ValueError: if the shapes do not match beyond that.
+    Returns:
+        Slices for both; of all of both if they are nothing alike, as where an embedding is predicted.
 
     Example:
         >>> import torch
-        >>> from hfnoise.pipelines.model_inputs import predicted_length
-        >>> predicted_length(torch.zeros(2, 9, 8, 8), torch.zeros(2, 4, 8, 8))
-        4
+        >>> from hfnoise.pipelines.model_inputs import predicted_part
+        >>> model_input, prediction = torch.zeros(2, 9, 8, 8), torch.zeros(2, 4, 8, 8)
+        >>> model_input[predicted_part(model_input, prediction)].shape
+        torch.Size([2, 4, 8, 8])
     """
-    if model_input.shape[:1] + model_input.shape[2:] != prediction.shape[:1] + prediction.shape[2:]:
-        raise ValueError(
-            f"the model was given {tuple(model_input.shape)} and predicted {tuple(prediction.shape)}: x0 does not "
-            "follow. Use space='model'."
-        )
-    length = min(model_input.shape[1], prediction.shape[1])
-    return length if tokens is None or prediction.dim() != 3 else min(length, tokens)
+    if model_input.dim() != prediction.dim():
+        return (...,)
+    shape = [min(sizes) for sizes in zip(model_input.shape, prediction.shape, strict=True)]
+    if tokens is not None and prediction.dim() == 3:
+        shape[1] = min(shape[1], tokens)
+    return tuple(slice(size) for size in shape)

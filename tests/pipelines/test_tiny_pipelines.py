@@ -6,18 +6,11 @@ import pytest
 import torch
 
 from tests.pipelines.tiny_family import STEPS
-from tests.pipelines.tiny_pipelines import FAMILIES, images_of
+from tests.pipelines.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
 
 QUICK = ("sd-ddim", "sdxl", "wan-2.1")
 
-pytestmark = [
-    # The schedulers make numpy arrays of tensors.
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    # Chroma imports the embedding by its old place.
-    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
-    # Mochi computes its positions under an autocast that the CPU has not.
-    pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype:UserWarning"),
-]
+pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
 every_family = pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 )

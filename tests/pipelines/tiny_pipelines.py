@@ -7,6 +7,18 @@ from tests.pipelines.tiny_transformers import TRANSFORMERS
 from tests.pipelines.tiny_unets import UNETS
 from tests.pipelines.tiny_videos import VIDEOS
 
-__all__ = ["FAMILIES", "TinyFamily", "images_of"]
+__all__ = ["FAMILIES", "STOCK_WARNINGS", "TinyFamily", "images_of"]
 
 FAMILIES: dict[str, TinyFamily] = {family.name: family for family in [*UNETS, *TRANSFORMERS, *VIDEOS]}
+
+# What stock diffusers warns of whatever it is given; filters for `pytest.mark.filterwarnings`.
+STOCK_WARNINGS = (
+    # The schedulers make numpy arrays of tensors.
+    "ignore:__array__ implementation:DeprecationWarning",
+    # Chroma imports the embedding by its old place.
+    "ignore:`FluxPosEmbed` is deprecated:FutureWarning",
+    # The text encoder of Kolors, when it is imported.
+    "ignore:`torch.jit.script` is deprecated:DeprecationWarning",
+    # Mochi computes its positions under an autocast that the CPU has not.
+    "ignore:In CPU autocast, but the target dtype:UserWarning",
+)

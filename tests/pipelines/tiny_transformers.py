@@ -25,10 +25,10 @@ TOKENS = 6
 SIZE = 32
 
 
-def new_flow_scheduler(**settings: Any) -> Any:
+def new_flow_scheduler() -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    return FlowMatchEulerDiscreteScheduler(**settings)
+    return FlowMatchEulerDiscreteScheduler()
 
 
 def transformer_pipeline(pipeline: str, transformer: str, shape: dict[str, Any], **parts: Any) -> Callable[[], Any]:
@@ -48,10 +48,9 @@ def transformer_pipeline(pipeline: str, transformer: str, shape: dict[str, Any],
         import diffusers
 
         cls = getattr(diffusers, pipeline)
-        model = spread_out(getattr(diffusers, transformer)(**shape))
-        components = {"transformer": model, "scheduler": new_flow_scheduler, **parts}
-        components = {name: part() if callable(part) and part is not model else part
-                      for name, part in components.items()}  # fmt: skip
+        components = {"scheduler": new_flow_scheduler, **parts}
+        components = {name: part() if callable(part) else part for name, part in components.items()}
+        components["transformer"] = spread_out(getattr(diffusers, transformer)(**shape))
         for name, parameter in inspect.signature(cls.__init__).parameters.items():
             if name != "self" and parameter.default is inspect.Parameter.empty:
                 components.setdefault(name, None)

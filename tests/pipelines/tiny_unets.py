@@ -159,6 +159,18 @@ def build_animatediff():
 
 
 @seeded
+def build_kolors():
+    """Build a UNet of SDXL behind a projection of the text; the ChatGLM text encoder is left out."""
+    # diffusers hides the class where sentencepiece is missing, which only the tokenizer needs.
+    from diffusers.pipelines.kolors.pipeline_kolors import KolorsPipeline
+
+    return KolorsPipeline(
+        vae=new_vae(), unet=new_unet(**_XL_UNET, encoder_hid_dim=WIDTH, encoder_hid_dim_type="text_proj"),
+        scheduler=new_scheduler("EulerDiscreteScheduler"), text_encoder=None, tokenizer=None,
+    )  # fmt: skip
+
+
+@seeded
 def build_lcm():
     from diffusers import LatentConsistencyModelPipeline
 
@@ -238,6 +250,7 @@ UNETS = [
         calls(texts, image, image_guidance_scale=1.5, **_TEXT),
     ),
     TinyFamily("animatediff", build_animatediff, calls(texts, num_frames=3, **_TEXT)),
+    TinyFamily("kolors", build_kolors, calls(_XL, **_TEXT)),
     TinyFamily(
         "lcm", build_lcm,
         calls(lambda count, first: {"prompt": texts(count, first)["prompt"]}, guidance_scale=SCALE), {}, guided=False,

@@ -38,16 +38,10 @@ def new_wan_vae() -> torch.nn.Module:
 def new_image_encoder() -> torch.nn.Module:
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    return CLIPVisionModel(
-        CLIPVisionConfig(
-            hidden_size=8,
-            intermediate_size=8,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=16,
-        )  # fmt: skip
-    )
+    config = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16
+    )  # fmt: skip
+    return CLIPVisionModel(config)
 
 
 def new_image_processor() -> Any:
