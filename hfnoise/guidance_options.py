@@ -29,9 +29,10 @@ PROJECTED_GUIDANCE_OPTIONS = (
     Option("eta", "float", 0.0, "What is kept of the part of the update that only saturates; 1 keeps all of it."),
     Option(
         "norm_threshold",
-        "float",
+        "float or 'auto'",
         None,
-        "Largest norm of the update in x0; without it there is none. The paper's: 15 (SDXL), 5 (DiT), 2.5 (EDM2-S).",
+        "Largest norm of the update in x0; without it there is none. The paper's: 15 (SDXL), 5 (DiT), 2.5 (EDM2-S); "
+        "'auto' is SDXL's, scaled to the size of the latents.",
     ),
     Option(
         "momentum",

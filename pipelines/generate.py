@@ -15,7 +15,7 @@ from hfnoise.command_options import ask_for, option_names, read_yaml, refuse_unk
 from hfnoise.errors import UsageError
 from hfnoise.folders import output_folder
 from hfnoise.guidance_options import ALL_GENERATE_OPTIONS, GUIDER_OPTIONS
-from hfnoise.pipelines.generate_config import GenerateConfig
+from hfnoise.pipelines.generate_config import AUTO, GenerateConfig
 
 if TYPE_CHECKING:
     from hfnoise.pipelines.guidance_report import GuidanceReport
@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NEEDED = {"model_name_or_path": "a Hub id, a folder, or digits"}
-_KINDS = {"int": int, "float": float}
+
+
+def _number_or_auto(text: str) -> float | str:
+    return text if text == AUTO else float(text)
+
+
+# How an option is read, and what its help calls it; the others are texts.
+_KINDS: dict[str, tuple[Any, str]] = {
+    "int": (int, "INT"),
+    "float": (float, "FLOAT"),
+    f"float or '{AUTO}'": (_number_or_auto, "FLOAT"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,7 +125,8 @@ def _parser(prog: str) -> _Parser:
             groups[owner] = parser.add_argument_group(f"of the guider {owner}") if owner else parser
         several = option.type == "list of str"
         more: dict[str, Any] = {"nargs": "+", "action": "extend"} if several else {}
-        more |= {"type": _KINDS.get(option.type, str), "metavar": option.type.split()[-1].upper()}
+        kind, name = _KINDS.get(option.type, (str, "TEXT"))
+        more |= {"type": kind, "metavar": name}
         default = "" if option.default is None else f" Default: {option.default}."
         groups[owner].add_argument(f"--{option.name}", help=option.help + default, **more)
     return parser

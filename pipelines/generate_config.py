@@ -12,6 +12,7 @@ from hfnoise.guidance_options import ALL_GENERATE_OPTIONS, GUIDER_OPTIONS
 from hfnoise.options import option_default, option_help
 
 NO_GUIDER = "none"
+AUTO = "auto"
 DTYPES = ("float32", "float16", "bfloat16")
 # torch.Generator takes 64 bits.
 _MOST_SEED = 2**63
@@ -43,7 +44,7 @@ class GenerateConfig:
         guider (`str`, defaults to `"adaptive"`): names joined by `+`, or `"none"`.
         output_dir (`str`, defaults to `"generated"`): where everything is written.
         threshold, space, min_steps, patience: of [`AdaptiveGuidance`].
-        eta, norm_threshold, momentum, space: of [`ProjectedGuidance`].
+        eta, norm_threshold (`float` or `"auto"`, *optional*), momentum, space: of [`ProjectedGuidance`].
         policy, coefficients: of [`LinearGuidance`]; the second is a file.
 
     Raises:
@@ -81,7 +82,7 @@ class GenerateConfig:
     policy: str = _field("policy")
     coefficients: str | None = _field("coefficients")
     eta: float = _field("eta")
-    norm_threshold: float | None = _field("norm_threshold")
+    norm_threshold: float | str | None = _field("norm_threshold")
     momentum: float | None = _field("momentum")
 
     def __post_init__(self) -> None:
@@ -207,6 +208,9 @@ def _checked(name: str, kind: str, value: Any, default: Any) -> Any:
         if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
             raise TypeError(f"{name} must be a text or a list of texts, got {value!r}. In YAML put numbers in quotes.")
         return value
+    if value == AUTO and kind.endswith(f"'{AUTO}'"):
+        return value
+    kind = kind.split()[0]
     if isinstance(value, bool) or not isinstance(value, _TYPES[kind]):
         raise TypeError(f"{name} must be of type {kind}, got {value!r}.")
     if kind == "float" and not math.isfinite(value):

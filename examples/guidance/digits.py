@@ -21,9 +21,9 @@ def guiders():
     return {
         "CFG": None,
         "Adaptive Guidance": hfnoise.AdaptiveGuidance(threshold=0.99),
-        "APG": hfnoise.ProjectedGuidance(norm_threshold=1.0, momentum=-0.5),
+        "APG": hfnoise.ProjectedGuidance(norm_threshold="auto", momentum=-0.5),
         "both": hfnoise.AdaptiveGuidance(
-            threshold=0.99, inner=hfnoise.ProjectedGuidance(norm_threshold=1.0, momentum=-0.5)
+            threshold=0.99, inner=hfnoise.ProjectedGuidance(norm_threshold="auto", momentum=-0.5)
         ),
     }
 

@@ -168,7 +168,9 @@ def test_the_command_line_wins(config_file, tmp_path):
     assert config.prompts() == ["one", "two"] and config.prompt is None
 
 
-@pytest.mark.parametrize("changes", [{}, {"negative_prompt": "-x 'y'", "guider": "adaptive+projected", "eta": 0.5}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"negative_prompt": "-x 'y'", "guider": "adaptive+projected", "norm_threshold": "auto"}]
+)
 def test_the_command_is_the_configuration(changes):
     config = GenerateConfig("digits", prompt=["-a 'b'", "two words"], seed=3, threshold=0.99, **changes)
     program, name, *arguments = shlex.split(config.command)
@@ -199,6 +201,7 @@ def test_the_command_is_the_configuration(changes):
         ({"eta": 0.5}, "eta is of the guider 'projected', and the guider is 'adaptive'"),
         ({"guider": "linear", "threshold": None, "policy": "never"}, "policy must be one of"),
         ({"guider": "linear", "threshold": None, "coefficients": "nowhere.json"}, "nowhere.json"),
+        ({"guider": "projected", "threshold": None, "norm_threshold": "automatic"}, "norm_threshold must be of type"),
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
         ({"num_inference_steps": 2.5}, "num_inference_steps must be of type int, got 2.5"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be finite"),
