@@ -10,11 +10,11 @@ from functools import cache
 
 from hfnoise.citations import (
     ADAPTIVE_GUIDANCE_BIBTEX,
+    APG_BIBTEX,
     BVPO_BIBTEX,
     DP_SGD_BIBTEX,
     DR_DPO_BIBTEX,
     FEDSVD_BIBTEX,
-    PROJECTED_GUIDANCE_BIBTEX,
     QUEST_BIBTEX,
     ROBUST_DPO_BIBTEX,
 )
@@ -243,7 +243,7 @@ METHODS: tuple[Method, ...] = (
         stock="diffusers.AdaptiveProjectedGuidance, in modular pipelines, not on x0",
         state="ready",
         tags=("hfnoise", "apg", "classifier-free-guidance"),
-        bibtex=PROJECTED_GUIDANCE_BIBTEX,
+        bibtex=APG_BIBTEX,
     ),
 )
 

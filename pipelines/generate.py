@@ -206,7 +206,8 @@ def draw(pipe: Any, config: GenerateConfig, guider: Any) -> tuple[list[dict[str,
                 raise UsageError(f"{type(pipe).__name__} did not put out an image or a video for each prompt.")
             for sample, drawn in zip(batch, found, strict=True):
                 sample["output"] = drawn
-            if guider is not None:
+            # No unconditional prediction was asked for: a distilled model without negative prompt, which is logged.
+            if guider is not None and guider._trace:
                 reports.append(guider.report)
     report = GuidanceReport.join(reports) if reports else None
     stops = [None] * len(samples) if report is None else report.stop_steps

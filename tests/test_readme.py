@@ -25,6 +25,7 @@ PYTHON_BLOCKS = [
         "from_opacus",
         "fedsvd",
         "quantization",
+        "guidance",
     )
     for block in python_blocks(f"docs/{page}.md")
 ]
