@@ -6,11 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
-import diffusers
 import pytest
 from PIL import Image
 
-from hfnoise.pipelines.guided import stock_class
+from hfnoise.pipelines.guided import GuidedPipeline, stock_class
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers' Euler scheduler
 
@@ -45,7 +44,7 @@ def test_examples_run_on_a_tiny_pipeline(name, tmp_path, monkeypatch, capsys):
     family = TINY[FAMILIES[name]]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        diffusers.DiffusionPipeline,
+        GuidedPipeline,
         "from_pretrained",
         classmethod(lambda cls, *_, **__: tiny_in_place_of(cls, family)),
     )
