@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from hfnoise.pipelines.guided import GuidedPipeline, stock_class
@@ -43,11 +44,10 @@ def test_examples_run_on_a_tiny_pipeline(name, tmp_path, monkeypatch, capsys):
 
     family = TINY[FAMILIES[name]]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        GuidedPipeline,
-        "from_pretrained",
-        classmethod(lambda cls, *_, **__: tiny_in_place_of(cls, family)),
-    )
+    # That of a stock class too, for the example that wraps one in `guide`.
+    loads = classmethod(lambda cls, *_, **__: tiny_in_place_of(cls, family))
+    for loader in (GuidedPipeline, DiffusionPipeline):
+        monkeypatch.setattr(loader, "from_pretrained", loads)
     monkeypatch.setattr("diffusers.utils.export_to_video", lambda frames, path, fps: Path(path).touch())
     runpy.run_path(str(FOLDER / f"{name}.py"))
     assert re.search(r"\d samples?, 4 steps: \d+ of \d+ evaluations, ", capsys.readouterr().out)
