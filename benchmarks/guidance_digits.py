@@ -1,9 +1,10 @@
 """What skipped evaluations cost: Adaptive Guidance, fixed cut-offs and linear estimates against full guidance.
 
 `python -m hfnoise.benchmarks.guidance_digits` draws a digits world by every method from the same noise, and writes
-guidance_digits.json, .md and .png (named after the checkpoint): evaluations saved, accuracy by verifier and judge, Fréchet distance, diversity,
-SSIM to the image of full guidance, and the wall-clock, on one thread, in batches that are compute-bound. The methods
-at matched evaluations have as many as Adaptive Guidance with threshold 0.99 had. Peers of diffusers run beside.
+guidance_digits.json, .md and .png (named after the checkpoint): evaluations saved, accuracy by verifier and judge,
+Fréchet distance, diversity, SSIM to the image of full guidance, and the wall-clock, on one thread, in batches that are
+compute-bound. The methods at matched evaluations have as many as Adaptive Guidance with threshold 0.99 had. Peers of
+diffusers run beside.
 """
 
 from __future__ import annotations

@@ -101,23 +101,21 @@ def plot(found: dict[str, Runs], full: str, path: Path) -> None:
 
     most = max(len(runs) for runs in found.values())
     settings = {name: runs for name, runs in found.items() if len(runs) == most}
-    figure = Figure(figsize=(6.5 * len(settings), 5.6), layout="constrained")
+    figure = Figure(figsize=(6.5 * len(settings), 6.4), layout="constrained")
     panels = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
     for axes, (setting, runs) in zip(panels, settings.items(), strict=True):
-        evaluations = summary(runs[full])["evaluations"]["mean"]
-        for number, (name, seeds) in enumerate(runs.items()):
-            if name == full:
-                continue
-            found_here = summary(seeds)
+        means = {name: summary(seeds) for name, seeds in runs.items()}
+        evaluations = means[full]["evaluations"]["mean"]
+        for number, (name, mean) in enumerate((name, mean) for name, mean in means.items() if name != full):
             axes.errorbar(
-                100 * (1 - found_here["evaluations"]["mean"] / evaluations), 1 - found_here["ssim"]["mean"],
-                yerr=found_here["ssim"]["error"] or 0.0, fmt="os^vD"[number % 5], capsize=3, label=name,
-                color="C1" if name.startswith("Adaptive") else f"C{(0, 2, 3, 4, 5, 6, 7, 8, 9)[number % 9]}",
+                100 * (1 - mean["evaluations"]["mean"] / evaluations), 1 - mean["ssim"]["mean"],
+                yerr=mean["ssim"]["error"] or 0.0, fmt="os^vDPX<>h"[number % 10], capsize=3, label=name,
+                color=f"C{number % 10}",
             )  # fmt: skip
         axes.axhline(1 - LEAST_SSIM, color="0.7", linewidth=0.8, linestyle="--")
         axes.axvline(100 * LEAST_SAVED, color="0.7", linewidth=0.8, linestyle="--")
         axes.set(xlabel="evaluations saved, %", title=setting, yscale="log")
-        axes.legend(fontsize=7)
-    panels[0].set_ylabel("1 - SSIM to full guidance")
+        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    panels[0].set_ylabel("1 - SSIM to full guidance (lower is nearer)")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
