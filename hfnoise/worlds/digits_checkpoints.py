@@ -10,6 +10,7 @@ from hfnoise.worlds.coloured_digits import COLOURED_DIGITS
 from hfnoise.worlds.digit_world import DigitWorld
 from hfnoise.worlds.digits import DIGITS
 from hfnoise.worlds.digits_judges import KINDS, DigitClassifier
+from hfnoise.worlds.digits_recipe import WEAK_STEPS
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -39,11 +40,13 @@ def checkpoint_path(name: str | Path) -> str:
         >>> Path(checkpoint_path("digits-sd-weak")).name
         'digits-sd-weak'
     """
-    if name in CHECKPOINTS:
+    if isinstance(name, str) and name in CHECKPOINTS:
         folder = Path(str(files("hfnoise.model_cards"))) / name
         if not (folder / "model_index.json").is_file():
+            steps = f" --steps {WEAK_STEPS}" if name == "digits-sd-weak" else ""
             raise FileNotFoundError(
-                f"no weights in {folder}; the README.md of its name in the sources holds the command that trains them."
+                f"no weights in {folder}. Train them in a few minutes with: python -m hfnoise.worlds.digits_model "
+                f"--world {CHECKPOINTS[name].name} --output_dir {folder}{steps}"
             )
         return str(folder)
     if not (Path(name) / "model_index.json").is_file():

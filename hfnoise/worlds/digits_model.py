@@ -25,7 +25,7 @@ from hfnoise.worlds.digits_checkpoints import WORLDS
 from hfnoise.worlds.digits_evaluation import evaluate, samples_picture
 from hfnoise.worlds.digits_judges import accuracy, train_digit_classifier
 from hfnoise.worlds.digits_pipeline import new_digits_pipeline
-from hfnoise.worlds.digits_recipe import RECIPES, DigitsRecipe
+from hfnoise.worlds.digits_recipe import RECIPES, WEAK_STEPS, DigitsRecipe
 from hfnoise.worlds.digits_score import save_references
 from hfnoise.worlds.digits_training import latents, train_autoencoder, train_text_encoder, train_unet
 
@@ -108,12 +108,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a world of digits and save it as a Hub folder.")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--world", choices=list(WORLDS), default=DIGITS.name, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, help="of the UNet; 445 is the weak checkpoint of the plain digits")
+    parser.add_argument(
+        "--steps", type=int, help=f"of the UNet; {WEAK_STEPS} is the weak checkpoint of the plain digits"
+    )
     parser.add_argument("--seed", type=int, default=DigitsRecipe.seed, help="default: %(default)s")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = RECIPES[options.world]
-    recipe = replace(recipe, steps=options.steps or recipe.steps, seed=options.seed)
+    recipe = replace(recipe, steps=recipe.steps if options.steps is None else options.steps, seed=options.seed)
     build(options.output_dir, recipe, world=WORLDS[options.world])
 
 

@@ -51,6 +51,8 @@ class DigitsRecipe:
             raise ValueError(f"prompt_dropout must lie in [0, 1], got {self.prompt_dropout}.")
 
 
+# Of the UNet, for `digits-sd-weak`: a third of the training.
+WEAK_STEPS = 445
 # By the name of the world. Every coloured digit is there in ten versions already, so one more of each is enough.
 RECIPES = {
     "digits": DigitsRecipe(),
