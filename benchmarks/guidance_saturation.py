@@ -183,7 +183,8 @@ def plot(unguided: list[dict[str, float]], found: dict[str, dict[str, list[dict[
             axes.errorbar(
                 [float(scale) for scale in by_scale], [one["mean"] for one in means],
                 [one["error"] or 0.0 for one in means], marker="osv^DP"[number % 6], capsize=3, label=name,
-                color=f"C{number}", linewidth=2.5 if name == OURS else 1.2, zorder=3 if name == OURS else 2,
+                color=f"C{number}", linewidth={CFG: 5.0, OURS: 2.5}.get(name, 1.2),
+                alpha=0.5 if name == CFG else 1.0,
             )  # fmt: skip
         level = 0.0 if key == "saturation" else summary(unguided)[key]["mean"]
         axes.axhline(level, color="0.5", linewidth=0.8, linestyle="--", label="no guidance")
