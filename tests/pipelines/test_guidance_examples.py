@@ -40,7 +40,7 @@ def tiny_in_place_of(pipeline_class, family):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_examples_run_on_a_tiny_pipeline(name, tmp_path, monkeypatch, capsys):
-    from tests.pipelines.tiny_pipelines import FAMILIES as TINY
+    from hfnoise.worlds.tiny_pipelines import FAMILIES as TINY
 
     family = TINY[FAMILIES[name]]
     monkeypatch.chdir(tmp_path)
