@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 from diffusers import DiffusionPipeline, ModularPipeline
+from diffusers.guiders import BaseGuidance
 
 from hfnoise.pipelines.guided_saving import GuidedSaving, stock_class
 from hfnoise.pipelines.guider_base import UpdateGuidance
-from hfnoise.pipelines.guider_checks import check_guider, own_scale, takes_guider
+from hfnoise.pipelines.guider_checks import call_parameters, check_guider, check_run, own_scale, takes_guider
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise, refined_start
 from hfnoise.pipelines.interceptor import GuidedRun
 from hfnoise.pipelines.pipeline_layouts import layout_of
@@ -227,15 +228,20 @@ def _bound(pipe: Any, guider: Any) -> Iterator[None]:
 
 @contextmanager
 def _guided_modular(pipe: Any, guider: Any, initial_noise: Any) -> Iterator[None]:
+    """Within the block the guider is the pipeline's component of that name."""
     if initial_noise is not None or "guider" not in pipe.component_names:
         missing = "initial_noise" if initial_noise is not None else "a guider"
         raise ValueError(f"{type(pipe).__name__} does not take {missing}.")
-    before = pipe.guider
+    if guider is not None and not isinstance(guider, BaseGuidance):
+        raise TypeError(f"guide takes a guider of hfnoise or diffusers, got {type(guider).__name__}.")
+    before, source = pipe.guider, getattr(guider, "_source", None)
     pipe.update_components(guider=guider.bind(pipe) if isinstance(guider, UpdateGuidance) else guider)
     try:
         yield
     finally:
         pipe.update_components(guider=before)
+        if isinstance(guider, UpdateGuidance):
+            guider._source = source
 
 
 @contextmanager
@@ -249,23 +255,27 @@ def _guided_call(
         with _bound(pipe, guider):
             yield kwargs
         return
+    parameters = call_parameters(type(pipe))
+    # A subclass may hand its arguments on as **kwargs.
     signature = inspect.signature(stock_class(type(pipe)).__call__)
-    given = signature.bind_partial(pipe, *args, **kwargs).arguments
+    given = {**signature.bind_partial(pipe, *args, **kwargs).arguments, **kwargs}
     name = layout.scale_name
     if name not in given and guider.asks_for_scale:
         kwargs = {**kwargs, name: guider.guidance_scale - layout.scale_offset}
     if guider.guidance_rescale and "guidance_rescale" not in given:
         kwargs = {**kwargs, "guidance_rescale": guider.guidance_rescale}
-    parameter = signature.parameters.get(name)
-    default = None if parameter is None else parameter.default
-    asked: Any = kwargs.get(name, given.get(name, default))
+    given = {**{key: parameter.default for key, parameter in parameters.items()}, **given, **kwargs}
+    check_run(pipe, guider, given)
 
     def scale() -> float:
         # Callbacks may change it in mid-run.
-        value = getattr(pipe, name, asked) if hasattr(type(pipe), name) else asked
+        value = getattr(pipe, name) if hasattr(type(pipe), name) else given[name]
         return float(value) + layout.scale_offset
 
-    with GuidedRun(pipe, guider, layout, scale).installed():
+    asked = given[name] is not None and given[name] + layout.scale_offset > 1
+    if layout.kind == "three_branches":  # these have a scale of the image too
+        asked = asked and given["image_guidance_scale"] >= 1
+    with GuidedRun(pipe, guider, layout, scale, asked).installed():
         yield kwargs
 
 

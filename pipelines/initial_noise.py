@@ -93,8 +93,12 @@ def refined_start(pipe: Any, initial_noise: InitialNoise) -> Iterator[None]:
         start = start.to(latents.dtype)
         return (start, *prepared[1:]) if isinstance(prepared, tuple) else start
 
+    before = pipe.__dict__.get("prepare_latents")
     pipe.__dict__["prepare_latents"] = refined
     try:
         yield
     finally:
+        # Somebody else may have put one there: the guider's run does.
         pipe.__dict__.pop("prepare_latents", None)
+        if before is not None:
+            pipe.__dict__["prepare_latents"] = before
