@@ -1,13 +1,14 @@
-"""Guided pipelines on the loopback Hub: one commit with a card, pulled by stock diffusers as stock and by us guided."""
+"""Guided pipelines on the loopback Hub: one commit with a card; stock diffusers pulls a stock one, we a guided one."""
 
 import textwrap
+from pathlib import Path
 
 import pytest
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow]  # fresh processes that import all libraries
 
 RUN = """
-    import os, json, torch, warnings
+    import os, json, sys, torch
     torch.set_num_threads(1)
     from huggingface_hub import HfApi, ModelCard, hf_hub_download
 
@@ -18,9 +19,6 @@ RUN = """
 
     def files(repo):
         return set(HfApi().list_repo_files(repo))
-
-    def commits(repo):
-        return [commit.title for commit in HfApi().list_repo_commits(repo)]
 """
 
 PUSH = """
@@ -64,6 +62,11 @@ PUSH = """
     for load in (hfnoise.AdaptiveGuidance, hfnoise.AutoGuider):
         loaded = load.from_pretrained("tester/guider")
         assert loaded.threshold == 0.97 and type(loaded.inner) is hfnoise.ProjectedGuidance
+
+    from diffusers.modular_pipelines.wan.denoise import WanDenoiseStep
+    modular = WanDenoiseStep().init_pipeline()
+    modular.update_components(guider=guider)
+    modular.save_pretrained("modular", push_to_hub=True, repo_id="tester/modular", overwrite_modular_index=True)
 """
 
 STOCK = """
@@ -71,7 +74,7 @@ STOCK = """
 
     pipe = DiffusionPipeline.from_pretrained("tester/again")
     assert type(pipe) is StableDiffusionPipeline and torch.equal(images(pipe), torch.load("stock.pt"))
-    assert "hfnoise" not in __import__("sys").modules
+    assert "hfnoise" not in sys.modules
 """
 
 # The folder of the guider is not in the cache: stock diffusers did not download it.
@@ -108,6 +111,13 @@ PULL = """
     assert hfnoise.AutoGuidedPipeline.from_pretrained("tester/digits").guider is None
     again = hfnoise.AutoGuidedPipeline.from_pretrained("tester/digits", local_files_only=True)
     assert again.guider is None
+
+    from diffusers.modular_pipelines.wan.denoise import WanDenoiseStep
+    index = json.load(open(hf_hub_download("tester/modular", "modular_model_index.json")))
+    assert index["guider"][:2] == index["guider"][2]["type_hint"] == ["hfnoise", "AdaptiveGuidance"]
+    modular = WanDenoiseStep().init_pipeline("tester/modular")
+    modular.load_components()
+    assert modular.guider.threshold == 0.97
 """
 
 CUSTOM = """
@@ -124,10 +134,15 @@ CUSTOM = """
 """
 
 
-def test_pushed_once_and_pulled_by_both(run_python):
-    from pathlib import Path
-
+def test_pushed_once_and_pulled_by_both(hub, run_python):
     start = textwrap.dedent(RUN)
     card = Path(__file__).parents[2] / "model_cards" / "adaptive-guidance"
-    for step in (PUSH, STOCK, WITHOUT_GUIDER_IN_CACHE, PULL, CUSTOM):
-        run_python(start + textwrap.dedent(step), {"CARD": str(card)})
+    # A process takes seconds to import diffusers. The second is stock until it imports hfnoise.
+    for steps in ((PUSH,), (STOCK, WITHOUT_GUIDER_IN_CACHE, PULL, CUSTOM)):
+        run_python(start + "".join(map(textwrap.dedent, steps)), {"CARD": str(card)})
+    titles = [commit.title for commit in hub.repository("tester/again").history()]
+    assert titles == ["By save_pretrained", "initial commit"]
+    titles = [commit.title for commit in hub.repository("tester/digits").history()]
+    pushed = "Upload StableDiffusionPipeline by hfnoise"
+    # What is pushed again as it was makes no commit.
+    assert titles == [pushed, pushed, "Upload README.md with huggingface_hub", pushed, "initial commit"]
