@@ -106,7 +106,7 @@ class GuidedPipeline(GuidedSaving):
             kwargs: components to replace, and `dtype`, as in `DiffusionPipeline.from_pipe`.
         """
         if not kwargs and isinstance(pipeline, stock_class(cls)):
-            made = copy.copy(pipeline)
+            made: Any = copy.copy(pipeline)
             made.__class__ = cls
         else:
             asked = _KEEPS_DTYPE.set(not {"dtype", "torch_dtype"} & set(kwargs))
