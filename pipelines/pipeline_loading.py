@@ -57,12 +57,12 @@ def resolve_pipeline(name: str) -> str:
 
 
 def _embedded_folder(name: str) -> str:
-    from importlib import import_module
+    from hfnoise.worlds.digits_checkpoints import checkpoint_path
 
     try:
-        return str(import_module("hfnoise.worlds.digits_checkpoints").checkpoint_path(name))
-    except (ModuleNotFoundError, FileNotFoundError) as error:
-        raise UsageError(f"the embedded pipeline {name} is not part of this copy of hfnoise ({error}).") from None
+        return checkpoint_path(name)
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from None
 
 
 def find_pipeline_class(name: str, revision: str | None = None) -> type:

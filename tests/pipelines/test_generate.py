@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from importlib.util import find_spec
 
 import numpy
 import pytest
@@ -112,6 +111,7 @@ def test_images_are_those_of_the_pipeline(config_file, folder, tmp_path, capsys)
     assert "2 samples, 4 steps: 16 of 16 evaluations, none saved; none stopped" in printed
 
 
+@pytest.mark.slow
 def test_noise_does_not_depend_on_the_batch(config_file, tmp_path, capsys):
     for size in (1, 4):
         options = ["--batch_size", str(size), "--output_dir", str(tmp_path / str(size))]
@@ -281,10 +281,7 @@ def test_videos_are_written(tmp_path):
     assert (tmp_path / "0000-seed0.mp4").stat().st_size > 0
 
 
-@pytest.mark.skipif(
-    find_spec("hfnoise.worlds.digits_checkpoints") is None, reason="the weights are not part of it yet"
-)
-@pytest.mark.parametrize("name", ["digits", "digits-weak", "hfnoise:digits"])
+@pytest.mark.parametrize("name", ["digits", "digits-weak", "coloured-digits", "hfnoise:digits"])
 def test_embedded_pipelines(name):
     from pathlib import Path
 
