@@ -297,3 +297,12 @@ def test_a_name_of_the_hub_is_left_alone():
     assert resolve_pipeline(name) == name
     with pytest.raises(UsageError, match="cannot be read"):  # offline, and in one line
         find_pipeline_class(name)
+
+
+def test_the_example_of_a_yaml_file(tmp_path, capsys):
+    from pathlib import Path
+
+    file = Path(__file__).parent.parent.parent / "examples" / "configs" / "generate.yaml"
+    smaller = ["--num_inference_steps", "8", "--num_images_per_prompt", "1", "--output_dir", str(tmp_path / "out")]
+    assert main(["generate", "--config", str(file), *smaller]) == 0
+    assert "2 samples, 8 steps: " in capsys.readouterr().out and len(images(tmp_path / "out")) == 2
