@@ -65,7 +65,7 @@ def _embedded_folder(name: str) -> str:
         raise UsageError(str(error)) from None
 
 
-def find_pipeline_class(name: str, revision: str | None = None) -> type:
+def find_pipeline_class(name: str, revision: str | None = None) -> Any:
     """Return the class of a pipeline, from its `model_index.json` alone.
 
     Args:
@@ -92,7 +92,7 @@ def find_pipeline_class(name: str, revision: str | None = None) -> type:
     return found
 
 
-def check_call(pipeline_class: type, config: GenerateConfig, guider: Any) -> None:
+def check_call(pipeline_class: Any, config: GenerateConfig, guider: Any) -> None:
     """Refuse what a pipeline cannot do with a configuration.
 
     Raises:
@@ -108,7 +108,7 @@ def check_call(pipeline_class: type, config: GenerateConfig, guider: Any) -> Non
         hfnoise.errors.UsageError: StableDiffusionPipeline takes no num_frames: leave it out.
     """
     name = pipeline_class.__name__
-    parameters = inspect.signature(pipeline_class.__call__).parameters  # type: ignore[operator]
+    parameters = inspect.signature(pipeline_class.__call__).parameters
     if "prompt" not in parameters:
         raise UsageError(f"{name} takes no prompt: `hfnoise generate` draws from texts. Use hfnoise.guide in Python.")
     needed = [
