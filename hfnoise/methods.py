@@ -249,12 +249,16 @@ METHODS: tuple[Method, ...] = (
 
 # Public names that belong to no single method: name -> module.
 SHARED_EXPORTS: dict[str, str] = {
+    "AdaptiveGuidancePipeline": "hfnoise.pipelines.adaptive_guidance",
+    "AutoGuidedPipeline": "hfnoise.pipelines.auto_guided",
     "AutoGuider": "hfnoise.pipelines.guiders",
     "GenerateConfig": "hfnoise.pipelines.generate_config",
     "GuidanceRecorder": "hfnoise.pipelines.guiders",
     "GuidanceReport": "hfnoise.pipelines.guidance_report",
     "InitialNoise": "hfnoise.pipelines.initial_noise",
     "LinearGuidance": "hfnoise.pipelines.guiders",
+    "ProjectedGuidancePipeline": "hfnoise.pipelines.projected_guidance",
+    "UpdateGuidance": "hfnoise.pipelines.guiders",
     "guide": "hfnoise.pipelines.guided",
     "guided_class": "hfnoise.pipelines.guided",
     "ClientDropout": "hfnoise.trainers.federated",

@@ -35,6 +35,9 @@ class UpdateGuidance(ClassifierFreeGuidance):
     _classes: ClassVar[dict[str, type[UpdateGuidance]]] = {}
     # Whether the update is another than the difference of two predictions.
     _changes_update: ClassVar[bool] = False
+    # To a ModularPipeline: loaded from nowhere yet. Without it, one that is given by `update_components` is taken for
+    # the default of the blocks, and `save_pretrained` leaves it out without a word.
+    _diffusers_load_id = "null|null|null|null"
     # Per sample the first step without guidance, -1 if it never came.
     _stop_steps: torch.Tensor | None = None
 

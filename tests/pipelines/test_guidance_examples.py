@@ -5,11 +5,11 @@ import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
-import diffusers
 import pytest
+from diffusers import DiffusionPipeline
 from PIL import Image
 
-from hfnoise.pipelines.guided import stock_class
+from hfnoise.pipelines.guided import GuidedPipeline, stock_class
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers' Euler scheduler
 
@@ -39,15 +39,14 @@ def tiny_in_place_of(pipeline_class, family):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_examples_run_on_a_tiny_pipeline(name, tmp_path, monkeypatch, capsys):
-    from tests.pipelines.tiny_pipelines import FAMILIES as TINY
+    from hfnoise.worlds.tiny_pipelines import FAMILIES as TINY
 
     family = TINY[FAMILIES[name]]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        diffusers.DiffusionPipeline,
-        "from_pretrained",
-        classmethod(lambda cls, *_, **__: tiny_in_place_of(cls, family)),
-    )
+    # That of a stock class too, for the example that wraps one in `guide`.
+    loads = classmethod(lambda cls, *_, **__: tiny_in_place_of(cls, family))
+    for loader in (GuidedPipeline, DiffusionPipeline):
+        monkeypatch.setattr(loader, "from_pretrained", loads)
     monkeypatch.setattr("diffusers.utils.export_to_video", lambda frames, path, fps: Path(path).touch())
     runpy.run_path(str(FOLDER / f"{name}.py"))
     assert re.search(r"\d samples?, 4 steps: \d+ of \d+ evaluations, ", capsys.readouterr().out)
