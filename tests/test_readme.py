@@ -80,8 +80,6 @@ def test_blocks_of_the_docs_run(block, empty_folder):
     code = compile(smaller(block), "docs", "exec")
     if "from opacus" in block:  # it is not installed
         return
-    if "AutoGuidedPipeline" in block:  # of the branch that saves guided pipelines
-        pytest.importorskip("hfnoise.pipelines.auto_guided")
     exec(code, {})
 
 
