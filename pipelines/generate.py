@@ -184,7 +184,9 @@ def draw(pipe: Any, config: GenerateConfig, guider: Any) -> tuple[list[dict[str,
     from hfnoise.pipelines.guided import guide
 
     prompts = [prompt for prompt in config.prompts() for _ in range(config.num_images_per_prompt)]
-    samples = [{"prompt": prompt, "seed": config.seed + number} for number, prompt in enumerate(prompts)]
+    samples: list[dict[str, Any]] = [
+        {"prompt": prompt, "seed": config.seed + number} for number, prompt in enumerate(prompts)
+    ]
     options = _call_options(pipe, config, guider)
     reports = []
     with nullcontext() if guider is None else guide(pipe, guider):

@@ -16,7 +16,7 @@ AUTO = "auto"
 DTYPES = ("float32", "float16", "bfloat16")
 # torch.Generator takes 64 bits.
 _MOST_SEED = 2**63
-_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
+_TYPES: dict[str, Any] = {"int": (int,), "float": (int, float), "str": (str,)}
 _POSITIVE = (
     "num_inference_steps", "num_images_per_prompt", "batch_size", "height", "width", "num_frames", "patience"
 )  # fmt: skip

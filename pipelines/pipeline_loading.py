@@ -57,15 +57,15 @@ def resolve_pipeline(name: str) -> str:
 
 
 def _embedded_folder(name: str) -> str:
-    from importlib import import_module
+    from hfnoise.worlds.digits_checkpoints import checkpoint_path
 
     try:
-        return str(import_module("hfnoise.worlds.digits_checkpoints").checkpoint_path(name))
-    except (ModuleNotFoundError, FileNotFoundError) as error:
-        raise UsageError(f"the embedded pipeline {name} is not part of this copy of hfnoise ({error}).") from None
+        return checkpoint_path(name)
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from None
 
 
-def find_pipeline_class(name: str, revision: str | None = None) -> type:
+def find_pipeline_class(name: str, revision: str | None = None) -> Any:
     """Return the class of a pipeline, from its `model_index.json` alone.
 
     Args:
@@ -92,7 +92,7 @@ def find_pipeline_class(name: str, revision: str | None = None) -> type:
     return found
 
 
-def check_call(pipeline_class: type, config: GenerateConfig, guider: Any) -> None:
+def check_call(pipeline_class: Any, config: GenerateConfig, guider: Any) -> None:
     """Refuse what a pipeline cannot do with a configuration.
 
     Raises:
@@ -108,7 +108,7 @@ def check_call(pipeline_class: type, config: GenerateConfig, guider: Any) -> Non
         hfnoise.errors.UsageError: StableDiffusionPipeline takes no num_frames: leave it out.
     """
     name = pipeline_class.__name__
-    parameters = inspect.signature(pipeline_class.__call__).parameters  # type: ignore[operator]
+    parameters = inspect.signature(pipeline_class.__call__).parameters
     if "prompt" not in parameters:
         raise UsageError(f"{name} takes no prompt: `hfnoise generate` draws from texts. Use hfnoise.guide in Python.")
     needed = [
@@ -161,7 +161,8 @@ def find_device(name: str | None) -> torch.device:
         device(type='cpu')
     """
     if name is None:
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -2,7 +2,8 @@
 
 import json
 import shlex
-from importlib.util import find_spec
+import textwrap
+from pathlib import Path
 
 import numpy
 import pytest
@@ -112,6 +113,7 @@ def test_images_are_those_of_the_pipeline(config_file, folder, tmp_path, capsys)
     assert "2 samples, 4 steps: 16 of 16 evaluations, none saved; none stopped" in printed
 
 
+@pytest.mark.slow
 def test_noise_does_not_depend_on_the_batch(config_file, tmp_path, capsys):
     for size in (1, 4):
         options = ["--batch_size", str(size), "--output_dir", str(tmp_path / str(size))]
@@ -281,13 +283,8 @@ def test_videos_are_written(tmp_path):
     assert (tmp_path / "0000-seed0.mp4").stat().st_size > 0
 
 
-@pytest.mark.skipif(
-    find_spec("hfnoise.worlds.digits_checkpoints") is None, reason="the weights are not part of it yet"
-)
-@pytest.mark.parametrize("name", ["digits", "digits-weak", "hfnoise:digits"])
+@pytest.mark.parametrize("name", ["digits", "digits-weak", "coloured-digits", "hfnoise:digits"])
 def test_embedded_pipelines(name):
-    from pathlib import Path
-
     from hfnoise.pipelines.pipeline_loading import resolve_pipeline
 
     assert (Path(resolve_pipeline(name)) / "model_index.json").is_file()
@@ -300,3 +297,45 @@ def test_a_name_of_the_hub_is_left_alone():
     assert resolve_pipeline(name) == name
     with pytest.raises(UsageError, match="cannot be read"):  # offline, and in one line
         find_pipeline_class(name)
+
+
+def test_the_example_of_a_yaml_file(tmp_path, capsys):
+    file = Path(__file__).parent.parent.parent / "examples" / "configs" / "generate.yaml"
+    smaller = ["--num_inference_steps", "8", "--num_images_per_prompt", "1", "--output_dir", str(tmp_path / "out")]
+    assert main(["generate", "--config", str(file), *smaller]) == 0
+    assert "2 samples, 8 steps: " in capsys.readouterr().out and len(images(tmp_path / "out")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+def test_a_pipeline_of_videos(tmp_path, monkeypatch, capsys):
+    from tests.pipelines.tiny_pipelines import FAMILIES
+
+    FAMILIES["animatediff"].build().save_pretrained(tmp_path / "pipeline")
+    monkeypatch.setattr("hfnoise.pipelines.picture_files.can_write_videos", lambda: False)
+    options = ["--num_frames", "3", "--num_inference_steps", "4", "--output_dir", str(tmp_path / "out")]
+    options += ["--threshold", "0.5", "--negative_prompt", "b"]
+    name = str(tmp_path / "pipeline")
+    assert main(["generate", "--model_name_or_path", name, "--prompt", "a", "c", *options]) == 0
+    report = hfnoise.GuidanceReport.load(tmp_path / "out" / "guidance_report.json")
+    # A video is one sample, though its frames are rows of the model.
+    assert report.batch == 2 and sum(report.sample_evaluations) == report.evaluations
+    assert [len(list((tmp_path / "out" / f"000{n}-seed{n}").glob("frame-*.png"))) for n in range(2)] == [3, 3]
+    assert "0001-seed1 " in capsys.readouterr().out
+
+
+@pytest.mark.hub
+@pytest.mark.slow  # a fresh process that imports all libraries
+def test_a_pipeline_of_the_hub(hub, run_python):
+    code = """
+        from hfnoise.__main__ import main
+        from hfnoise.worlds.digits_pipeline import new_digits_pipeline
+
+        new_digits_pipeline(width=8).push_to_hub("tester/digits")
+        options = ["--prompt", "the digit two", "--num_inference_steps", "3", "--guider", "projected"]
+        print(main(["generate", "--model_name_or_path", "tester/digits", *options]))
+        print(main(["generate", "--model_name_or_path", "tester/nothing", *options]))
+    """
+    lines = run_python(textwrap.dedent(code)).splitlines()
+    assert "1 sample, 3 steps: 6 of 6 evaluations, none saved" in lines
+    assert lines[-1] == "2"

@@ -2,7 +2,6 @@
 
 import re
 import runpy
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,9 +58,6 @@ def test_every_example_is_tried():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    find_spec("hfnoise.worlds.digits_checkpoints") is None, reason="the weights are not part of it yet"
-)
 def test_the_digits_example(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(FOLDER / "digits.py"), run_name="__main__")
