@@ -209,7 +209,7 @@ def _plot(by_method: dict[str, list[Point]], path: Path) -> None:
             [point.evaluations for point in ordered], [100 * point.error for point in ordered],
             marker="os^vDP"[number % 6], linestyle=style, label=name,
         )  # fmt: skip
-    axes.set(xlabel="evaluations a sample, of 40", ylabel="error to full guidance, %", yscale="log")
+    axes.set(xlabel="evaluations a sample, of 40", ylabel="error to full guidance, %", yscale="log", ylim=(0.1, 1000))
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
