@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hfnoise.guidance import DenoisingPoint
-from hfnoise.pipelines.model_inputs import predicted_length
+from hfnoise.pipelines.model_inputs import predicted_part
 from hfnoise.pipelines.scheduler_points import denoising_point, is_first_evaluation
 
 
@@ -61,7 +61,13 @@ class GuidanceStep:
     def noisy(self) -> torch.Tensor:
         """The part of the model's input that the prediction is of."""
         assert self.model_input is not None
-        return self.model_input[:, : predicted_length(self.model_input, self.cond)]
+        noisy = self.model_input[predicted_part(self.model_input, self.cond)]
+        if noisy.shape != self.cond.shape:
+            raise ValueError(
+                f"the model was given {tuple(self.model_input.shape)} and predicted {tuple(self.cond.shape)}, "
+                "which is more: x0 does not follow. Use space='model'."
+            )
+        return noisy
 
     @property
     def is_first_evaluation(self) -> bool:

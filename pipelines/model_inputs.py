@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ def select_rows(
     batch: int,
     skipped: tuple[str, ...] = (),
     repeated: tuple[str, ...] = (),
+    second: tuple[str, ...] = (),
 ) -> Any:
     """Return some samples of a batch: of every tensor whose first dimension is `batch`, in dicts, lists and tuples.
 
@@ -49,6 +50,7 @@ def select_rows(
         batch (`int`): number of samples in `value`.
         skipped (`tuple[str, ...]`): names of arguments that are left alone, beside those that never hold samples.
         repeated (`tuple[str, ...]`): names of arguments with a multiple of `batch` rows, those of a sample together.
+        second (`tuple[str, ...]`): names of arguments whose samples are dimension 1.
 
     Example:
         >>> import torch
@@ -58,16 +60,21 @@ def select_rows(
     """
     if isinstance(value, torch.Tensor):
         return value[rows.to(value.device)] if value.dim() and len(value) == batch else value
-    if isinstance(value, dict):
-        return {
-            name: entry if name in NOT_BATCHED or name in skipped
-            else _select_repeated(entry, rows, batch) if name in repeated
-            else select_rows(entry, rows, batch, skipped, repeated)
-            for name, entry in value.items()
-        }  # fmt: skip
     if isinstance(value, (list, tuple)):
-        return type(value)([select_rows(entry, rows, batch, skipped, repeated) for entry in value])
-    return value
+        return type(value)([select_rows(entry, rows, batch, skipped, repeated, second) for entry in value])
+    if not isinstance(value, dict):
+        return value
+    selected = {}
+    for name, entry in value.items():
+        if name in NOT_BATCHED or name in skipped:
+            selected[name] = entry
+        elif name in repeated:
+            selected[name] = _select_repeated(entry, rows, batch)
+        elif name in second and isinstance(entry, torch.Tensor):
+            selected[name] = entry[:, rows.to(entry.device)]
+        else:
+            selected[name] = select_rows(entry, rows, batch, skipped, repeated, second)
+    return selected
 
 
 def _select_repeated(value: Any, rows: torch.Tensor, batch: int) -> Any:
@@ -79,30 +86,44 @@ def _select_repeated(value: Any, rows: torch.Tensor, batch: int) -> Any:
     return grouped[rows.to(value.device)].flatten(0, 1)
 
 
-def predicted_length(model_input: torch.Tensor, prediction: torch.Tensor, tokens: int | None = None) -> int:
-    """Return how much of dimension 1, channels or tokens, both a model's input and its prediction are of.
+def predicted_part(
+    model_input: torch.Tensor, prediction: torch.Tensor, latents: torch.Size | None = None
+) -> tuple[slice, ...]:
+    """Return which part of both a model's input and its prediction is what is denoised, as an index of either.
 
     Inpainting, pix2pix and image-to-video models are given more channels than they predict, editing models more
-    tokens; models that learn the variance predict more channels than they are given. What is denoised comes first.
+    tokens; models that learn the variance predict more channels than they are given. What is denoised comes first,
+    in whatever dimension that is: channels are the second or third one of a video, or the last.
 
     Args:
         model_input (`torch.Tensor` of shape `(batch, ...)`): what is denoised.
         prediction (`torch.Tensor` of shape `(batch, ...)`): what came out.
-        tokens (`int`, *optional*): length of the latents, where these are tokens.
+        latents (`torch.Size`, *optional*): shape of what the run started from; where both tensors have more of one
+            dimension than it, that is left out too.
 
-    Raises:
-        ValueError: if the shapes do not match beyond that.
+    Returns:
+        Slices for both; of all of both if they are nothing alike, as where an embedding is predicted.
 
     Example:
         >>> import torch
-        >>> from hfnoise.pipelines.model_inputs import predicted_length
-        >>> predicted_length(torch.zeros(2, 9, 8, 8), torch.zeros(2, 4, 8, 8))
-        4
+        >>> from hfnoise.pipelines.model_inputs import predicted_part
+        >>> part = predicted_part(torch.zeros(2, 9, 8, 8), torch.zeros(2, 4, 8, 8))
+        >>> torch.zeros(2, 9, 8, 8)[part].shape
+        torch.Size([2, 4, 8, 8])
     """
-    if model_input.shape[:1] + model_input.shape[2:] != prediction.shape[:1] + prediction.shape[2:]:
+    given, found = model_input.shape, prediction.shape
+    if given[:1] != found[:1] or len(given) != len(found) or _differing(given, found) > 1:
         raise ValueError(
-            f"the model was given {tuple(model_input.shape)} and predicted {tuple(prediction.shape)}: x0 does not "
-            "follow. Use space='model'."
+            f"the model was given {tuple(given)} and predicted {tuple(found)}: x0 does not follow. Use space='model'."
         )
-    length = min(model_input.shape[1], prediction.shape[1])
-    return length if tokens is None or prediction.dim() != 3 else min(length, tokens)
+    lengths = [min(pair) for pair in zip(given[1:], found[1:], strict=True)]
+    if latents is not None and len(latents) == len(given):
+        shorter = [min(pair) for pair in zip(lengths, latents[1:], strict=True)]
+        # More than one: the pipeline turned its dimensions round.
+        if _differing(shorter, lengths) == 1:
+            lengths = shorter
+    return (slice(None), *(slice(length) for length in lengths))
+
+
+def _differing(left: Sequence[int], right: Sequence[int]) -> int:
+    return sum(a != b for a, b in zip(left, right, strict=True))

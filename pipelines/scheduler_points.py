@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from hfnoise.guidance import PREDICTION_TYPES, DenoisingPoint
 
@@ -37,6 +38,8 @@ def prediction_type(scheduler: Any) -> str:
             f"x0 cannot be told from the output of a model under {name} (prediction_type {kind!r}). Use "
             "space='model', or a scheduler of the DDIM, Euler, DPM-Solver, UniPC or flow-matching families."
         )
+    if config.get("invert_sigmas"):
+        raise ValueError(f"{name} has invert_sigmas: its sigmas grow, and are no noise levels. Use space='model'.")
     if config.get("use_flow_sigmas") and kind != "flow_prediction":
         raise ValueError(
             f"{name} has use_flow_sigmas and prediction_type {kind!r}: that mixture is not known. Use space='model'."
@@ -102,6 +105,10 @@ def schedule_levels(scheduler: Any) -> list[float]:
     return [float(level) for level in levels]
 
 
+# A scheduler makes a new tensor whenever its timesteps are set; with the tensor its entry goes.
+_LEVELS = WeakTensorKeyDictionary()
+
+
 def _current_sigma(scheduler: Any, timestep: torch.Tensor) -> float:
     index = scheduler.step_index
     if index is None:  # before the first step: as the scheduler itself will begin
@@ -118,4 +125,13 @@ def _current_sigma(scheduler: Any, timestep: torch.Tensor) -> float:
         raise ValueError(
             f"{type(scheduler).__name__} is at step {index} of {len(levels)}: call set_timesteps before every run."
         )
-    return float(levels[index])
+    return _on_cpu(levels)[index]
+
+
+def _on_cpu(levels: Any) -> list[float]:
+    """Return sigmas as numbers, read once for a run: on an accelerator each reading waits for the device."""
+    if not isinstance(levels, torch.Tensor):
+        return [float(level) for level in levels]
+    if levels not in _LEVELS:
+        _LEVELS[levels] = levels.tolist()
+    return _LEVELS[levels]
