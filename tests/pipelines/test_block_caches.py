@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hfnoise.pipelines import AdaptiveGuidance, LinearGuidance, guide
+from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
 from tests.pipelines import tiny_transformers, tiny_videos
-from tests.pipelines.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in (*STOCK_WARNINGS, "ignore:torch.meshgrid")]
 slow = pytest.mark.slow
