@@ -14,8 +14,9 @@ import diffusers
 from diffusers import DiffusionPipeline, ModularPipeline
 from diffusers.guiders import BaseGuidance
 
+from hfnoise.pipelines.guided_saving import GuidedSaving, stock_class
 from hfnoise.pipelines.guider_base import UpdateGuidance
-from hfnoise.pipelines.guider_checks import call_parameters, check_guider, check_run
+from hfnoise.pipelines.guider_checks import call_parameters, check_guider, check_run, own_scale, takes_guider
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise, refined_start
 from hfnoise.pipelines.interceptor import GuidedRun
 from hfnoise.pipelines.pipeline_layouts import layout_of
@@ -24,29 +25,33 @@ if TYPE_CHECKING:
     from hfnoise.pipelines.guidance_report import GuidanceReport
 
 PREFIX = "Guided"
-# Whether `from_pipe` is about to cast components that it was not asked to.
-_KEEPS_DTYPES: ContextVar[bool] = ContextVar("hfnoise_keeps_dtypes", default=False)
+# Within from_pipe of diffusers, which ends in a cast of everything to one dtype.
+_KEEPS_DTYPE = ContextVar("_KEEPS_DTYPE", default=False)
 
 
-class GuidedPipeline:
+class GuidedPipeline(GuidedSaving):
     """What every guided pipeline has beside its own: the slots `guider` and `initial_noise`.
 
     Without them, and with settings that change nothing, it is the stock pipeline to the bit. Its `__call__` takes the
     same arguments; the guidance scale of the call beats the guider's, which beats the pipeline's default.
     """
 
-    _guider: UpdateGuidance | None = None
     _initial_noise: InitialNoise | None = None
 
     @property
     def guider(self) -> UpdateGuidance | None:
         """How the pipeline is guided; `None` is its own classifier-free guidance."""
-        return self._guider
+        # Where a pipeline that takes a guider itself has its own: it finds it there with or without us.
+        return self.__dict__.get("guider")
 
     @guider.setter
     def guider(self, guider: UpdateGuidance | None) -> None:
         check_guider(type(self), guider)
-        self._guider = guider
+        own = self.__dict__.get("guider")
+        if own is not None and not isinstance(own, UpdateGuidance):
+            # Of a pipeline that takes a guider itself: its default, for a guider of ours without a scale.
+            self.__dict__["_own_guidance_scale"] = getattr(own, "guidance_scale", None)
+        self.__dict__["guider"] = guider
 
     @property
     def initial_noise(self) -> InitialNoise | None:
@@ -65,21 +70,21 @@ class GuidedPipeline:
         Raises:
             ValueError: if there is no guider, or no call yet.
         """
-        if self._guider is None:
-            raise ValueError("this pipeline has no guider: set pipe.guider = hfnoise.AdaptiveGuidance().")
-        return self._guider.report
+        if not isinstance(self.guider, UpdateGuidance):
+            raise ValueError("this pipeline has no guider of hfnoise: set pipe.guider = hfnoise.AdaptiveGuidance().")
+        return self.guider.report
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
-            if self._guider is not None:
-                kwargs = stack.enter_context(_guided_call(self, self._guider, args, kwargs))
+            if self.guider is not None:
+                kwargs = stack.enter_context(_guided_call(self, self.guider, args, kwargs))
             if self._initial_noise is not None:
                 stack.enter_context(refined_start(self, self._initial_noise))
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        """As every pipeline's; but a component whose dtype nobody asked to change keeps it, see [`from_pipe`]."""
-        return self if _KEEPS_DTYPES.get() else super().to(*args, **kwargs)  # type: ignore[misc]
+        """As in diffusers."""
+        return self if _KEEPS_DTYPE.get() else super().to(*args, **kwargs)  # type: ignore[misc]
 
     @classmethod
     def from_pipe(
@@ -92,7 +97,8 @@ class GuidedPipeline:
     ) -> Any:
         """Return this pipeline of the components of another one, without a copy of them.
 
-        Departure: each component keeps its dtype, where diffusers casts them all, in place, to float32 unless told.
+        Departure: the components keep their dtypes, where diffusers casts them, and with them those of the other
+        pipeline, to float32 unless it is told.
 
         Args:
             pipeline: of diffusers.
@@ -100,29 +106,28 @@ class GuidedPipeline:
             kwargs: components to replace, and `dtype`, as in `DiffusionPipeline.from_pipe`.
         """
         if not kwargs and isinstance(pipeline, stock_class(cls)):
-            made = copy.copy(pipeline)
+            made: Any = copy.copy(pipeline)
             made.__class__ = cls
         else:
-            token = _KEEPS_DTYPES.set("dtype" not in kwargs and "torch_dtype" not in kwargs)
+            asked = _KEEPS_DTYPE.set(not {"dtype", "torch_dtype"} & set(kwargs))
             try:
                 made = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
             finally:
-                _KEEPS_DTYPES.reset(token)
+                _KEEPS_DTYPE.reset(asked)
         made.guider = guider if guider is not None else getattr(pipeline, "guider", None)
         made.initial_noise = initial_noise if initial_noise is not None else getattr(pipeline, "initial_noise", None)
         return made
 
 
 @functools.cache
-def guided_class(pipeline_class: type) -> type:
+def guided_class(pipeline_class: Any) -> Any:
     """Return a pipeline class with the slots `guider` and `initial_noise`, named `Guided` + its name.
 
     Args:
         pipeline_class (`type`): a pipeline of diffusers, or a subclass of one.
 
     Raises:
-        TypeError: if it is none. ModularPipeline takes a guider itself: `pipe.update_components(guider=guider)`; so
-            do the pipelines of HunyuanImage, HunyuanVideo 1.5 and MotifVideo: `pipe.guider = guider.bind(pipe)`.
+        TypeError: if it is none. ModularPipeline takes a guider itself: `pipe.update_components(guider=guider)`.
 
     Example:
         >>> from diffusers import StableDiffusionPipeline
@@ -137,40 +142,26 @@ def guided_class(pipeline_class: type) -> type:
             f"{pipeline_class.__name__} is modular and takes a guider itself: pipe.update_components(guider=guider), "
             "or hfnoise.guide(pipe, guider)."
         )
-    if _takes_guiders(pipeline_class):
-        raise TypeError(
-            f"{pipeline_class.__name__} takes a guider itself: pipe.guider = guider.bind(pipe), or "
-            "hfnoise.guide(pipe, guider)."
-        )
     if issubclass(pipeline_class, GuidedPipeline):
         return pipeline_class
     stock_init = pipeline_class.__init__
+    native = takes_guider(pipeline_class)
 
     @functools.wraps(stock_init)
-    def __init__(self: Any, *args: Any, guider: Any = None, initial_noise: Any = None, **kwargs: Any) -> None:
+    def __init__(self: Any, *args: Any, initial_noise: Any = None, **kwargs: Any) -> None:
+        guider = None if native else kwargs.pop("guider", None)
         stock_init(self, *args, **kwargs)
-        self.guider = guider
+        if not native:
+            self.guider = guider
         self.initial_noise = initial_noise
 
-    @functools.wraps(pipeline_class.__call__)  # type: ignore[operator]
+    @functools.wraps(pipeline_class.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return GuidedPipeline.__call__(self, *args, **kwargs)
 
     name = PREFIX + pipeline_class.__name__
     members = {"__init__": __init__, "__call__": __call__, "__doc__": pipeline_class.__doc__, "__module__": __name__}
     return type(name, (GuidedPipeline, pipeline_class), members)
-
-
-def stock_class(guided: type) -> type:
-    """Return the pipeline class of diffusers that a guided one is made of.
-
-    Example:
-        >>> from diffusers import StableDiffusionPipeline
-        >>> from hfnoise.pipelines.guided import guided_class, stock_class
-        >>> stock_class(guided_class(StableDiffusionPipeline)).__name__
-        'StableDiffusionPipeline'
-    """
-    return next(base for base in guided.__mro__ if not issubclass(base, GuidedPipeline))
 
 
 @contextmanager
@@ -196,12 +187,16 @@ def guide(
         ...     print(pipe.guidance_report.batch)
         1
     """
-    if isinstance(pipe, ModularPipeline) or _takes_guiders(type(pipe)):
-        with _guided_component(pipe, guider, initial_noise):
+    if isinstance(pipe, ModularPipeline):
+        with _guided_modular(pipe, guider, initial_noise):
             yield pipe
         return
-    guided = guided_class(type(pipe))
-    before = type(pipe), pipe.__dict__.get("_guider"), pipe.__dict__.get("_initial_noise")
+    stock: Any = type(pipe)
+    guided = guided_class(stock)
+    slots = ("guider", "_initial_noise", "_own_guidance_scale")
+    before = {name: pipe.__dict__[name] for name in slots if name in pipe.__dict__}
+    native = takes_guider(guided)
+    guider = before.get("guider") if guider is None and native else guider
     check_guider(guided, guider)
     check_initial_noise(guided, initial_noise)
     pipe.__class__ = guided
@@ -209,34 +204,42 @@ def guide(
     try:
         yield pipe
     finally:
-        pipe.__class__ = before[0]
-        for name, value in zip(("_guider", "_initial_noise"), before[1:], strict=True):
+        pipe.__class__ = stock
+        if native:
+            pipe.guider = before.get("guider")  # a component: its entry in the configuration goes along
+        for name in slots:
             pipe.__dict__.pop(name, None)
-            if value is not None:
-                pipe.__dict__[name] = value
-
-
-def _takes_guiders(pipeline_class: type) -> bool:
-    layout = layout_of(pipeline_class)
-    return layout is not None and layout.kind == "native"
+        pipe.__dict__.update(before)
 
 
 @contextmanager
-def _guided_component(pipe: Any, guider: Any, initial_noise: Any) -> Iterator[None]:
+def _bound(pipe: Any, guider: Any) -> Iterator[None]:
+    """A call of a pipeline that calls the guider itself; none of these has an argument for the scale."""
+    if not isinstance(guider, UpdateGuidance):
+        yield
+        return
+    before = guider._source, guider.guidance_scale
+    guider.bind(pipe).guidance_scale = own_scale(pipe, guider)
+    try:
+        yield
+    finally:
+        guider._source, guider.guidance_scale = before
+
+
+@contextmanager
+def _guided_modular(pipe: Any, guider: Any, initial_noise: Any) -> Iterator[None]:
     """Within the block the guider is the pipeline's component of that name."""
-    modular = isinstance(pipe, ModularPipeline)
-    if initial_noise is not None or "guider" not in (pipe.component_names if modular else pipe.components):
+    if initial_noise is not None or "guider" not in pipe.component_names:
         missing = "initial_noise" if initial_noise is not None else "a guider"
         raise ValueError(f"{type(pipe).__name__} does not take {missing}.")
     if guider is not None and not isinstance(guider, BaseGuidance):
         raise TypeError(f"guide takes a guider of hfnoise or diffusers, got {type(guider).__name__}.")
     before, source = pipe.guider, getattr(guider, "_source", None)
-    set_component = pipe.update_components if modular else pipe.register_modules
-    set_component(guider=guider.bind(pipe) if isinstance(guider, UpdateGuidance) else guider)
+    pipe.update_components(guider=guider.bind(pipe) if isinstance(guider, UpdateGuidance) else guider)
     try:
         yield
     finally:
-        set_component(guider=before)
+        pipe.update_components(guider=before)
         if isinstance(guider, UpdateGuidance):
             guider._source = source
 
@@ -248,9 +251,13 @@ def _guided_call(
     """Yield the arguments of the call, with the scale of the guider where the call gives none."""
     layout = layout_of(type(pipe))
     assert layout is not None  # check_guider
+    if layout.kind == "native":
+        with _bound(pipe, guider):
+            yield kwargs
+        return
     parameters = call_parameters(type(pipe))
     # A subclass may hand its arguments on as **kwargs.
-    signature = inspect.signature(stock_class(type(pipe)).__call__)  # type: ignore[operator]
+    signature = inspect.signature(stock_class(type(pipe)).__call__)
     given = {**signature.bind_partial(pipe, *args, **kwargs).arguments, **kwargs}
     name = layout.scale_name
     if name not in given and guider.asks_for_scale:

@@ -6,8 +6,29 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from diffusers.guiders import BaseGuidance
+
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.pipeline_layouts import layout_of
+
+
+def takes_guider(pipeline_class: type) -> bool:
+    """Return whether a pipeline of diffusers has a guider among its components, and calls it itself.
+
+    Example:
+        >>> from diffusers import HunyuanVideo15Pipeline
+        >>> from hfnoise.pipelines.guider_checks import takes_guider
+        >>> takes_guider(HunyuanVideo15Pipeline)
+        True
+    """
+    layout = layout_of(pipeline_class)
+    return layout is not None and layout.kind == "native"
+
+
+def own_scale(pipe: Any, guider: UpdateGuidance) -> float:
+    """Return the scale of a guider in a pipeline that takes one itself: what it was given, or the pipeline's own."""
+    scale = pipe.__dict__.get("_own_guidance_scale")
+    return guider.guidance_scale if guider.asks_for_scale or scale is None else float(scale)
 
 
 def check_guider(pipeline_class: type, guider: Any) -> None:
@@ -30,6 +51,10 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
     if guider is None:
         return
     name = pipeline_class.__name__.removeprefix("Guided")
+    if takes_guider(pipeline_class):
+        if not isinstance(guider, BaseGuidance):
+            raise TypeError(f"{name} takes a guider of hfnoise or diffusers, got {type(guider).__name__}.")
+        return
     if not isinstance(guider, UpdateGuidance):
         raise TypeError(
             f"{name} takes a guider of hfnoise (AdaptiveGuidance, ProjectedGuidance, LinearGuidance), got "

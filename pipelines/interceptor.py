@@ -214,7 +214,8 @@ class GuidedRun:
         self._batch = batch
 
     def _select(self, value: Any, rows: torch.Tensor, batch: int) -> Any:
-        return select_rows(value, rows, batch, self.layout.not_batched, self.layout.repeated)
+        layout = self.layout
+        return select_rows(value, rows, batch, layout.not_batched, layout.repeated, layout.rows_second)
 
     # One call for all predictions. ----------------------------------------------------------------------------------
 
@@ -284,11 +285,11 @@ class GuidedRun:
         seen = noisy_input(args, kwargs)
         if self._is_cond(seen):
             self._end_step()
-            output = call(*args, **kwargs)
+            predicted = call(*args, **kwargs)
             self._count_batch(len(seen), 1)
-            prediction_of(output)  # refuses several
-            self._cond = seen, output
-            return output
+            prediction_of(predicted)  # refuses several
+            self._cond = seen, predicted
+            return predicted
         if self._cond is None:
             raise ValueError("the pipeline asks for an unconditional prediction first, which a guider cannot judge.")
         output = self._cond[1]

@@ -40,6 +40,7 @@ def select_rows(
     batch: int,
     skipped: tuple[str, ...] = (),
     repeated: tuple[str, ...] = (),
+    second: tuple[str, ...] = (),
 ) -> Any:
     """Return some samples of a batch: of every tensor whose first dimension is `batch`, in dicts, lists and tuples.
 
@@ -49,6 +50,7 @@ def select_rows(
         batch (`int`): number of samples in `value`.
         skipped (`tuple[str, ...]`): names of arguments that are left alone, beside those that never hold samples.
         repeated (`tuple[str, ...]`): names of arguments with a multiple of `batch` rows, those of a sample together.
+        second (`tuple[str, ...]`): names of arguments whose samples are dimension 1.
 
     Example:
         >>> import torch
@@ -58,16 +60,21 @@ def select_rows(
     """
     if isinstance(value, torch.Tensor):
         return value[rows.to(value.device)] if value.dim() and len(value) == batch else value
-    if isinstance(value, dict):
-        return {
-            name: entry if name in NOT_BATCHED or name in skipped
-            else _select_repeated(entry, rows, batch) if name in repeated
-            else select_rows(entry, rows, batch, skipped, repeated)
-            for name, entry in value.items()
-        }  # fmt: skip
     if isinstance(value, (list, tuple)):
-        return type(value)([select_rows(entry, rows, batch, skipped, repeated) for entry in value])
-    return value
+        return type(value)([select_rows(entry, rows, batch, skipped, repeated, second) for entry in value])
+    if not isinstance(value, dict):
+        return value
+    selected = {}
+    for name, entry in value.items():
+        if name in NOT_BATCHED or name in skipped:
+            selected[name] = entry
+        elif name in repeated:
+            selected[name] = _select_repeated(entry, rows, batch)
+        elif name in second and isinstance(entry, torch.Tensor):
+            selected[name] = entry[:, rows.to(entry.device)]
+        else:
+            selected[name] = select_rows(entry, rows, batch, skipped, repeated, second)
+    return selected
 
 
 def _select_repeated(value: Any, rows: torch.Tensor, batch: int) -> Any:

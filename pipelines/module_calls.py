@@ -63,7 +63,7 @@ def intercepted(
         own[_SLOT] = replaced
     has_contexts = on_context is not None and hasattr(module, "cache_context")
     if has_contexts:
-        cache_context = module.cache_context
+        cache_context: Callable[..., Any] = module.cache_context  # type: ignore[assignment]
 
         @contextmanager
         def told(name: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -98,8 +98,7 @@ def is_compiled(module: torch.nn.Module) -> bool:
         >>> is_compiled(torch.nn.Identity()), is_compiled(torch.compile(torch.nn.Identity(), backend="eager"))
         (False, True)
     """
-    # torch.compile's module; its class would have to be imported, with the compiler, which takes a second.
-    if "_orig_mod" in module._modules:
+    if "_orig_mod" in module._modules:  # torch.compile's module, without an import of all of its compiler
         return True
     before = module.__dict__.get(_SLOT)
     if before is not None and not getattr(before, "is_interception", False):

@@ -36,12 +36,13 @@ class PipelineLayout:
         uncond_call (`str`): how the second of two calls is known. `"cache_context"`: the pipeline announces both by
             `cache_context("cond")` and `cache_context("uncond")`; `"same_input"`: it gets the very `hidden_states`
             object of the first; `"order"`: neither, its input is another tensor (a cast copy, another conditioning),
-            so calls can only be counted.
+            and it is only the second call since `scheduler.step`.
         denoisers (`tuple[str, ...]`): the components that are called; at a time only one of several.
         controlnets (`tuple[str, ...]`): components that are called before each call of the denoiser with the same rows
             (with the B cond rows under `guess_mode`). Those of Flux and Qwen-Image run once for both calls and are
             not named; those of AnimateDiff see frames as rows and are not named.
         repeated (`tuple[str, ...]`): arguments of the denoiser whose first dimension is k times its rows, row by row.
+        rows_second (`tuple[str, ...]`): arguments whose rows are the second dimension (the first: layers of a model).
         not_batched (`tuple[str, ...]`): arguments whose first dimension is never the rows, though it may be as long.
         negated (`bool`, default False): the pipeline negates the guided value, so that the output is minus a velocity.
         x0_from_scheduler (`bool`, default True): the formula of `pipe.scheduler`, applied to what goes into the
@@ -69,6 +70,7 @@ class PipelineLayout:
     denoisers: tuple[str, ...] = ("unet",)
     controlnets: tuple[str, ...] = ()
     repeated: tuple[str, ...] = ()
+    rows_second: tuple[str, ...] = ()
     not_batched: tuple[str, ...] = ()
     negated: bool = False
     x0_from_scheduler: bool = True
@@ -214,7 +216,7 @@ _GROUPS: tuple[tuple[PipelineLayout, str], ...] = (
     (_transformer(("rotary_embedding",)), "StableAudioPipeline"),
     (_transformer(cond_first=True), "DiTPipeline"),
     (_transformer(_ROTARY, cond_first=True, negated=True), "LuminaPipeline"),
-    (_transformer(negated=True), "HiDreamImagePipeline"),
+    (_transformer(rows_second=("encoder_hidden_states_llama3",), negated=True), "HiDreamImagePipeline"),
     # The conditioning frames stand at another noise level; the average velocity of a flow map; x0 is put out as such;
     # sigmas that grow.
     (

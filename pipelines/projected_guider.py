@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -14,6 +15,8 @@ from hfnoise.pipelines.guidance_step import GuidanceStep
 from hfnoise.pipelines.guider_base import UpdateGuidance
 
 _SPACES = ("x0", "model")
+# r of SDXL at 1024 x 1024 (appendix of the paper), whose latents are 4 x 128 x 128.
+_SDXL_THRESHOLD, _SDXL_NUMBERS = 15.0, 4 * 128 * 128
 
 
 class ProjectedGuidance(UpdateGuidance):
@@ -32,8 +35,9 @@ class ProjectedGuidance(UpdateGuidance):
     Args:
         guidance_scale (`float`, *optional*): w, 7.5 by default.
         eta (`float`, defaults to `0.0`): what is kept of the parallel part.
-        norm_threshold (`float`, *optional*): r, the largest norm of the update in x0, at least 0; 0 or `None` is
-            none. The paper's: 15 (SDXL), 5 (DiT), 2.5 (EDM2-S).
+        norm_threshold (`float` or `"auto"`, *optional*): r, the largest norm of the update in x0, at least 0; 0 or
+            `None` is none. The paper's: 15 (SDXL), 5 (DiT), 2.5 (EDM2-S). `"auto"` is SDXL's, scaled to the size of
+            the latents as a norm grows with it: 15 sqrt(d / 65536) for d numbers per sample.
         momentum (`float`, *optional*): beta in (-1, 1); 0 or `None` is none. The paper's: -0.5 (SDXL, DiT),
             -0.75 (EDM2-S).
         norm_dims (`tuple[int, ...]`, *optional*): what norm and projection run over, all but the batch by default.
@@ -58,7 +62,7 @@ class ProjectedGuidance(UpdateGuidance):
         self,
         guidance_scale: float | None = None,
         eta: float = 0.0,
-        norm_threshold: float | None = None,
+        norm_threshold: float | str | None = None,
         momentum: float | None = None,
         norm_dims: Sequence[int] | None = None,
         space: str = "x0",
@@ -69,7 +73,11 @@ class ProjectedGuidance(UpdateGuidance):
         enabled: bool = True,
     ) -> None:
         self._set_up(guidance_scale, guidance_rescale, use_original_formulation, start, stop, enabled)
-        check_projection(eta, norm_threshold)
+        if isinstance(norm_threshold, str) and norm_threshold != "auto":
+            raise ValueError(f"norm_threshold must be a number, None or 'auto', got {norm_threshold!r}.")
+        check_projection(eta, None if isinstance(norm_threshold, str) else norm_threshold)
+        if norm_threshold == "auto" and norm_dims is not None:
+            raise ValueError("norm_threshold='auto' is of whole samples; with norm_dims give a number.")
         if space not in _SPACES:
             raise ValueError(f"space must be one of {_SPACES}, got {space!r}.")
         self.eta = eta
@@ -105,7 +113,10 @@ class ProjectedGuidance(UpdateGuidance):
         rule: Callable[..., torch.Tensor] = projected_update
         if self.space == "x0":
             rule = partial(projected_output_update, model_input=step.noisy, point=step.point)
+        threshold = self.norm_threshold
+        if isinstance(threshold, str):
+            threshold = _SDXL_THRESHOLD * math.sqrt(cond[0].numel() / _SDXL_NUMBERS)
         return rule(
-            cond, uncond, eta=self.eta, norm_threshold=self.norm_threshold, momentum_state=self._momentum_state,
+            cond, uncond, eta=self.eta, norm_threshold=threshold, momentum_state=self._momentum_state,
             dims=self.norm_dims, advance=step.is_first_evaluation,
         )  # fmt: skip

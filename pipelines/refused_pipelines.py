@@ -111,10 +111,14 @@ REFUSED: tuple[tuple[str, str], ...] = (
     ),
     (
         (
-            "It packs prompts and images of all two or three branches into one sequence batch and keeps key-value "
-            "caches of every row; switch guidance off with guidance_scale=1 or use another pipeline."
+            "It packs the inputs of two or three branches, the conditional one first, for all of them at once; use a "
+            "pipeline of another family."
         ),
-        "OmniGenPipeline AnyFlowFARPipeline",
+        "OmniGenPipeline",
+    ),
+    (
+        "It keeps key-value caches of both branches from one chunk of a video to the next; use AnyFlowPipeline.",
+        "AnyFlowFARPipeline",
     ),
     (
         (
@@ -125,8 +129,8 @@ REFUSED: tuple[tuple[str, str], ...] = (
     ),
     (
         (
-            "Its unconditional branch is a second network, called at every step with inputs of another shape; use "
-            "Ideogram4ModularPipeline, which takes a guider."
+            "Its unconditional branch is a second network with inputs of another shape, and its modular pipeline "
+            "takes no guider either; use a pipeline of another family."
         ),
         "Ideogram4Pipeline",
     ),

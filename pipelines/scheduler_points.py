@@ -38,6 +38,8 @@ def prediction_type(scheduler: Any) -> str:
             f"x0 cannot be told from the output of a model under {name} (prediction_type {kind!r}). Use "
             "space='model', or a scheduler of the DDIM, Euler, DPM-Solver, UniPC or flow-matching families."
         )
+    if config.get("invert_sigmas"):
+        raise ValueError(f"{name} has invert_sigmas: its sigmas grow, and are no noise levels. Use space='model'.")
     if config.get("use_flow_sigmas") and kind != "flow_prediction":
         raise ValueError(
             f"{name} has use_flow_sigmas and prediction_type {kind!r}: that mixture is not known. Use space='model'."

@@ -12,8 +12,8 @@ from hfnoise.pipelines import (
     StartState,
     guide,
 )
+from hfnoise.worlds.tiny_pipelines import STOCK_WARNINGS
 from tests.pipelines.digits_calls import PROMPTS, guided, never, run
-from tests.pipelines.tiny_pipelines import STOCK_WARNINGS
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
 slow = pytest.mark.slow

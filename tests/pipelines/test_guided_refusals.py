@@ -10,8 +10,8 @@ from hfnoise.pipelines import AdaptiveGuidance, LinearGuidance, ProjectedGuidanc
 from hfnoise.pipelines.guider_checks import check_guider
 from hfnoise.pipelines.module_calls import is_compiled
 from hfnoise.pipelines.pipeline_layouts import LAYOUTS, PipelineLayout
+from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS
 from tests.pipelines.digits_calls import guided, never, run
-from tests.pipelines.tiny_pipelines import FAMILIES, STOCK_WARNINGS
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
 slow = pytest.mark.slow
@@ -26,7 +26,6 @@ slow = pytest.mark.slow
         ("StableDiffusionSAGPipeline", never(), ValueError, "cannot take a guider"),
         ("LatentConsistencyModelPipeline", never(), ValueError, "has no unconditional prediction"),
         ("FluxFillPipeline", never(), ValueError, "has no unconditional prediction"),
-        ("HunyuanImagePipeline", never(), ValueError, "takes a guider itself"),
         ("StableDiffusionInstructPix2PixPipeline", ProjectedGuidance(), ValueError, "two guidance scales"),
         ("StableDiffusionInstructPix2PixPipeline", LinearGuidance(), ValueError, "two guidance scales"),
         ("LTXImageToVideoPipeline", AdaptiveGuidance(), ValueError, "x0 does not follow"),
@@ -84,7 +83,7 @@ def test_a_denoiser_that_is_no_module(pipe):
 @slow
 def test_wan_with_tokens_at_two_noise_levels():
     """Wan 2.2 TI2V with an image; without one all tokens are at one."""
-    from tests.pipelines import tiny_videos
+    from hfnoise.worlds.tiny_pipelines import videos as tiny_videos
 
     call = FAMILIES["wan-2.1"].call(1)
     shape = ("WanTransformer3DModel", tiny_videos._WAN)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from hfnoise.pipelines import AdaptiveGuidance, LinearGuidance, ProjectedGuidance, guided_class
+from hfnoise.worlds.tiny_pipelines import STOCK_WARNINGS
 from tests.pipelines.digits_calls import guided, never, run
-from tests.pipelines.tiny_pipelines import STOCK_WARNINGS
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
 slow = pytest.mark.slow

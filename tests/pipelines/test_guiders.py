@@ -290,3 +290,24 @@ def test_bad_bind_and_bad_runs():
 def test_they_are_guiders_of_diffusers():
     for guider in GUIDERS:
         assert isinstance(guider, BaseGuidance) and "guidance_scale" in repr(guider)
+
+
+def test_automatic_norm_threshold_grows_with_the_latents():
+    """SDXL's latents have its threshold, and those of a quarter of the width a quarter of it."""
+    for width, threshold in ((128, 15.0), (32, 3.75)):
+        latents = torch.randn(3, 1, 4, width, width, generator=torch.Generator().manual_seed(0))
+        scheduler = DDIMScheduler()
+        scheduler.set_timesteps(5)
+        found, expected = (
+            step(ProjectedGuidance(norm_threshold=r).bind(scheduler), 0, 5, scheduler.timesteps[0], *latents)
+            for r in ("auto", threshold)
+        )
+        assert torch.equal(found, expected)
+        free = step(ProjectedGuidance().bind(scheduler), 0, 5, scheduler.timesteps[0], *latents)
+        assert not torch.allclose(found, free)
+
+
+@pytest.mark.parametrize("options", [{"norm_threshold": "big"}, {"norm_threshold": "auto", "norm_dims": (2, 3)}])
+def test_automatic_norm_threshold_refused(options):
+    with pytest.raises(ValueError, match="norm_threshold"):
+        ProjectedGuidance(**options)

@@ -3,8 +3,8 @@
 import pytest
 
 from hfnoise.pipelines.pipeline_layouts import layout_of
-from tests.pipelines.tiny_pipelines import FAMILIES, STOCK_WARNINGS
-from tests.pipelines.tiny_unets import new_scheduler
+from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS
+from hfnoise.worlds.tiny_pipelines.unets import new_scheduler
 from tests.pipelines.watched_runs import WatchedAdaptive, WatchedProjected, projected_in_float64, watched_run
 
 FAST = ("sd-ddim", "wan-2.1")

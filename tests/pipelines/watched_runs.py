@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hfnoise.pipelines import AdaptiveGuidance, ProjectedGuidance, guide
-from tests.pipelines.tiny_pipelines import images_of
+from hfnoise.worlds.tiny_pipelines import images_of
 
 # Their samples are x0 + sigma eps; those of the others are alpha x0 + sigma eps.
 _LARGE = ("Euler", "Heun", "KDPM2", "LMS", "DPMSolverSDE")
