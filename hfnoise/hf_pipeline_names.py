@@ -25,7 +25,7 @@ def register_names() -> None:
     Raises:
         AttributeError: if this version of diffusers keeps them elsewhere.
     """
-    loading = sys.modules[_LOADING]
+    loading = import_module(_LOADING)  # there already, unless this module is imported by itself
     loading.LOADABLE_CLASSES["hfnoise"] = dict(_BASES)
     loading.ALL_IMPORTABLE_CLASSES.update(_BASES)
     _resolve_guided_names(sys.modules["diffusers"])
@@ -42,7 +42,7 @@ def _resolve_guided_names(module: ModuleType) -> None:
 
         def __getattr__(self, name: str) -> Any:
             try:
-                return super().__getattr__(name)  # type: ignore[misc]
+                return super().__getattr__(name)
             except AttributeError as error:
                 if not (name.startswith("Guided") and name.endswith("Pipeline")):
                     raise
@@ -57,5 +57,4 @@ def _resolve_guided_names(module: ModuleType) -> None:
     module.__class__ = WithGuidedNames
 
 
-if _LOADING in sys.modules:
-    register_names()
+register_names()

@@ -331,7 +331,7 @@ def test_the_example_of_a_yaml_file(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 def test_a_pipeline_of_videos(tmp_path, monkeypatch, capsys):
-    from tests.pipelines.tiny_pipelines import FAMILIES
+    from hfnoise.worlds.tiny_pipelines import FAMILIES
 
     FAMILIES["animatediff"].build().save_pretrained(tmp_path / "pipeline")
     monkeypatch.setattr("hfnoise.pipelines.picture_files.can_write_videos", lambda: False)
