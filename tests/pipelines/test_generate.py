@@ -114,6 +114,7 @@ def test_images_are_those_of_the_pipeline(config_file, folder, tmp_path, capsys)
     assert "2 samples, 4 steps: 16 of 16 evaluations, none saved; none stopped" in printed
 
 
+@pytest.mark.slow
 def test_the_saved_guider(folder, tmp_path, capsys):
     copy = tmp_path / "pipeline"
     shutil.copytree(folder, copy)
@@ -321,6 +322,7 @@ def test_a_name_of_the_hub_is_left_alone():
         find_pipeline_class(name)
 
 
+@pytest.mark.slow
 def test_the_example_of_a_yaml_file(tmp_path, capsys):
     file = Path(__file__).parent.parent.parent / "examples" / "configs" / "generate.yaml"
     smaller = ["--num_inference_steps", "8", "--num_images_per_prompt", "1", "--output_dir", str(tmp_path / "out")]
