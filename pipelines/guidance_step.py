@@ -64,8 +64,8 @@ class GuidanceStep:
         noisy = self.model_input[predicted_part(self.model_input, self.cond)]
         if noisy.shape != self.cond.shape:
             raise ValueError(
-                f"the model was given {tuple(self.model_input.shape)} and predicted {tuple(self.cond.shape)}, which is "
-                "more: x0 does not follow. Use space='model'."
+                f"the model was given {tuple(self.model_input.shape)} and predicted {tuple(self.cond.shape)}, "
+                "which is more: x0 does not follow. Use space='model'."
             )
         return noisy
 

@@ -268,8 +268,10 @@ def _guided_call(
     check_run(pipe, guider, given)
 
     def scale() -> float:
-        # Callbacks may change it in mid-run.
-        value = getattr(pipe, name) if hasattr(type(pipe), name) else given[name]
+        # Callbacks may change it in mid-run. Pipelines without this property decide once, and CogVideoX among them
+        # (use_dynamic_cfg) writes down the scale of a step after its evaluation.
+        live = hasattr(type(pipe), name) and hasattr(type(pipe), "do_classifier_free_guidance")
+        value = getattr(pipe, name) if live else given[name]
         return float(value) + layout.scale_offset
 
     asked = given[name] is not None and given[name] + layout.scale_offset > 1

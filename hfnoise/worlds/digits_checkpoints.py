@@ -72,9 +72,10 @@ def load_digits_pipeline(name: str | Path = "digits-sd") -> StableDiffusionPipel
         >>> pipe("the digit seven", num_inference_steps=4, generator=noise, output_type="pt").images.shape
         torch.Size([1, 1, 16, 16])
     """
+    folder = checkpoint_path(name)  # a wrong name fails before the import, which takes seconds
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(checkpoint_path(name))
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
