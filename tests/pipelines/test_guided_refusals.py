@@ -4,7 +4,6 @@ import inspect
 
 import pytest
 import torch
-from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS
 
 import hfnoise
 from hfnoise.pipelines import AdaptiveGuidance, LinearGuidance, ProjectedGuidance, guide, guided_class

@@ -67,6 +67,24 @@ def test_a_second_call_in_mid_run_is_refused_and_the_first_goes_on(pipe):
     assert torch.equal(guided(other, never()), run(pipe))
 
 
+@slow
+def test_a_stock_pipeline_of_the_same_model_in_a_callback(pipe):
+    """A preview, say: its evaluations are no steps of the guided run."""
+    other = copy.copy(pipe)
+    other.scheduler = copy.deepcopy(pipe.scheduler)
+    expected, found = run(other), []
+
+    def preview(pipe, step, timestep, values):
+        found.append(run(other))
+        return values
+
+    guider = AdaptiveGuidance(threshold=0.01, min_steps=0.0)
+    alone = guided(pipe, guider)
+    assert torch.equal(guided(pipe, guider, callback_on_step_end=preview), alone)
+    assert guider.report.rows == (4, 2, 2, 2)
+    assert len(found) == 4 and all(torch.equal(images, expected) for images in found)
+
+
 # Threads and copies. ------------------------------------------------------------------------------------------------
 
 
