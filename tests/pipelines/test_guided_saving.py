@@ -99,6 +99,18 @@ def test_live_pipeline_is_not_touched(tmp_path):
     assert type(pipe) is hfnoise.GuidedStableDiffusionPipeline
 
 
+def test_saved_in_the_middle_of_a_call(saved, tmp_path):
+    folder, made = saved
+    pipe = hfnoise.AutoGuidedPipeline.from_pretrained(folder)
+
+    def save(pipe, step, timestep, tensors):
+        pipe.save_pretrained(tmp_path / str(step))
+        return {}
+
+    assert torch.equal(images(pipe, callback_on_step_end=save), made)
+    assert files(tmp_path / "2") == files(folder)
+
+
 class ShiftedNoise(InitialNoise):
     """Adds a constant; can be saved."""
 
