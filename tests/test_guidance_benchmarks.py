@@ -182,5 +182,5 @@ def test_overhead_runs(tmp_path, capsys):
     main([*settings, "--output_dir", str(tmp_path)])  # its bounds are of a UNet of real size
     written = json.loads((tmp_path / "guidance_overhead.json").read_text())
     assert written["guiders"][STOCK]["added_microseconds"] == 0
-    assert all(one["added_syncs"] <= 3 for one in written["guiders"].values())
+    assert all(one["added_reads"] <= 3 for one in written["guiders"].values())
     assert written["rule"]["float32_error"] < 2e-6

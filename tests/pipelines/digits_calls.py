@@ -12,7 +12,7 @@ PROMPTS = ["the digit seven", "the digit two"]
 def new_pipe():
     """Return the pipeline with weights large enough that prompts matter."""
     from hfnoise.worlds.digits_pipeline import new_digits_pipeline
-    from hfnoise.worlds.tiny_pipelines import spread_out
+    from hfnoise.worlds.tiny_pipelines.family import spread_out
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -5,7 +5,8 @@ import torch
 
 from hfnoise.pipelines import AdaptiveGuidance, LinearGuidance, guide
 from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
-from tests.pipelines import tiny_transformers, tiny_videos
+from hfnoise.worlds.tiny_pipelines import transformers as tiny_transformers
+from hfnoise.worlds.tiny_pipelines import videos as tiny_videos
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in (*STOCK_WARNINGS, "ignore:torch.meshgrid")]
 slow = pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -114,6 +115,19 @@ def test_images_are_those_of_the_pipeline(config_file, folder, tmp_path, capsys)
 
 
 @pytest.mark.slow
+def test_the_saved_guider(folder, tmp_path, capsys):
+    copy = tmp_path / "pipeline"
+    shutil.copytree(folder, copy)
+    hfnoise.AdaptiveGuidance(guidance_scale=3.0, threshold=0.25, min_steps=0.5).save_pretrained(copy / "guider")
+    options = ["--guider", "saved", "--num_inference_steps", "4", "--output_dir", str(tmp_path / "out")]
+    assert main(["generate", "--model_name_or_path", str(copy), "--prompt", PROMPTS[0], *options]) == 0
+    guider = json.loads((tmp_path / "out" / "generation.json").read_text())["guider"]
+    assert (guider["threshold"], guider["min_steps"], guider["guidance_scale"]) == (0.25, 0.5, 3.0)
+    # It is one that stops as soon as it may.
+    assert "1 sample, 4 steps: 6 of 8 evaluations, 25.0 % saved; stopped at step 2" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_noise_does_not_depend_on_the_batch(config_file, tmp_path, capsys):
     for size in (1, 4):
         options = ["--batch_size", str(size), "--output_dir", str(tmp_path / str(size))]
@@ -197,8 +211,14 @@ def test_the_command_is_the_configuration(changes):
         ({"threshold": 1.2}, "threshold must lie in (0, 1], got 1.2"),
         ({"threshold": True}, "threshold must be of type float, got True"),
         ({"space": "pixels"}, "space must be one of"),
-        ({"guider": "adaptative"}, "guider must be one of adaptive, linear, projected, none, or several of the first"),
+        (
+            {"guider": "adaptative"},
+            "guider must be one of adaptive, linear, projected, saved, none, or several of the first",
+        ),
         ({"guider": "adaptive+none"}, "guider must be one of"),
+        ({"guider": "adaptive+saved"}, "guider must be one of"),
+        ({"guider": "saved"}, "threshold is of the guider 'adaptive', and the guider is 'saved'"),
+        ({"guider": "saved", "threshold": None}, "--guider saved: "),
         ({"guider": "projected"}, "threshold is of the guider 'adaptive', and the guider is 'projected'"),
         ({"eta": 0.5}, "eta is of the guider 'projected', and the guider is 'adaptive'"),
         ({"guider": "linear", "threshold": None, "policy": "never"}, "policy must be one of"),
@@ -246,6 +266,9 @@ def test_pipelines_that_cannot_are_named(capsys, config_file, tmp_path):
         (tmp_path / "other" / "model_index.json").write_text(json.dumps({"_class_name": name}))
         return ["generate", "--config", config_file(model_name_or_path=str(tmp_path / "other"))]
 
+    assert "takes no guidance_scale: leave it out, or ask for a --guider" in usage_error(
+        capsys, *index("MotifVideoPipeline"), "--guider", "none", "--threshold", "0.999"
+    )
     assert "DiTPipeline takes no prompt" in usage_error(capsys, *index("DiTPipeline"))
     assert "takes no negative_prompt: leave it out." in usage_error(
         capsys, *index("LatentConsistencyModelPipeline"), "--negative_prompt", "blurred"
@@ -299,6 +322,7 @@ def test_a_name_of_the_hub_is_left_alone():
         find_pipeline_class(name)
 
 
+@pytest.mark.slow
 def test_the_example_of_a_yaml_file(tmp_path, capsys):
     file = Path(__file__).parent.parent.parent / "examples" / "configs" / "generate.yaml"
     smaller = ["--num_inference_steps", "8", "--num_images_per_prompt", "1", "--output_dir", str(tmp_path / "out")]

@@ -1,10 +1,10 @@
 """x0 as guiders see it, and APG on it, against the scheduler's own sample and timestep in float64: every family."""
 
 import pytest
-from tests.pipelines.tiny_unets import new_scheduler
 
 from hfnoise.pipelines.pipeline_layouts import layout_of
 from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS
+from hfnoise.worlds.tiny_pipelines.unets import new_scheduler
 from tests.pipelines.watched_runs import WatchedAdaptive, WatchedProjected, projected_in_float64, watched_run
 
 FAST = ("sd-ddim", "wan-2.1")
