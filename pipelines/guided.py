@@ -192,9 +192,9 @@ def guide(
             yield pipe
         return
     stock: Any = type(pipe)
+    guided = guided_class(stock)
     slots = ("guider", "_initial_noise", "_own_guidance_scale")
     before = {name: pipe.__dict__[name] for name in slots if name in pipe.__dict__}
-    guided = guided_class(stock)
     native = takes_guider(guided)
     guider = before.get("guider") if guider is None and native else guider
     check_guider(guided, guider)

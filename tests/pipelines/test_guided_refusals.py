@@ -26,7 +26,7 @@ slow = pytest.mark.slow
         ("StableDiffusionSAGPipeline", never(), ValueError, "cannot take a guider"),
         ("LatentConsistencyModelPipeline", never(), ValueError, "has no unconditional prediction"),
         ("FluxFillPipeline", never(), ValueError, "has no unconditional prediction"),
-        ("HunyuanImagePipeline", never(), ValueError, "takes a guider itself"),
+        ("HunyuanImagePipeline", "adaptive", TypeError, "takes a guider of hfnoise or diffusers, got str"),
         ("StableDiffusionInstructPix2PixPipeline", ProjectedGuidance(), ValueError, "two guidance scales"),
         ("StableDiffusionInstructPix2PixPipeline", LinearGuidance(), ValueError, "two guidance scales"),
         ("LTXImageToVideoPipeline", AdaptiveGuidance(), ValueError, "x0 does not follow"),

@@ -108,7 +108,7 @@ def test_saved_in_the_middle_of_a_call(saved, tmp_path):
         return {}
 
     assert torch.equal(images(pipe, callback_on_step_end=save), made)
-    assert files(tmp_path / "2") == files(folder)
+    assert torch.equal(images(hfnoise.AutoGuidedPipeline.from_pretrained(tmp_path / "2")), made)
 
 
 class ShiftedNoise(InitialNoise):
