@@ -4,13 +4,13 @@ import inspect
 
 import pytest
 import torch
-from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS
 
 import hfnoise
 from hfnoise.pipelines import AdaptiveGuidance, LinearGuidance, ProjectedGuidance, guide, guided_class
 from hfnoise.pipelines.guider_checks import check_guider
 from hfnoise.pipelines.module_calls import is_compiled
 from hfnoise.pipelines.pipeline_layouts import LAYOUTS, PipelineLayout
+from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS
 from tests.pipelines.digits_calls import guided, never, run
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
@@ -84,12 +84,12 @@ def test_a_denoiser_that_is_no_module(pipe):
 @slow
 def test_wan_with_tokens_at_two_noise_levels():
     """Wan 2.2 TI2V with an image; without one all tokens are at one."""
-    from tests.pipelines import tiny_videos
+    from hfnoise.worlds.tiny_pipelines import videos
 
     call = FAMILIES["wan-2.1"].call(1)
-    shape = ("WanTransformer3DModel", tiny_videos._WAN)
-    build = tiny_videos.transformer_pipeline
-    pipe = build("WanImageToVideoPipeline", *shape, **tiny_videos._IMAGE_PARTS, expand_timesteps=True)()
+    shape = ("WanTransformer3DModel", videos._WAN)
+    build = videos.transformer_pipeline
+    pipe = build("WanImageToVideoPipeline", *shape, **videos._IMAGE_PARTS, expand_timesteps=True)()
     with guide(pipe, AdaptiveGuidance()), pytest.raises(ValueError, match="WanImageToVideoPipeline with expand_time"):
         pipe(**call, image=torch.rand(1, 3, 32, 32))
     pipe = build("WanPipeline", *shape, expand_timesteps=True)()
