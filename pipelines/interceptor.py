@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # The run of this thread: a pipeline of another one that shares the model is none of its business.
 _ACTIVE: ContextVar[GuidedRun | None] = ContextVar("hfnoise_guided_run", default=None)
+# What makes the start of a run: DeepFloyd IF has pixels, and its upscalers predict as many channels as they are given.
+_STARTS = ("prepare_latents", "prepare_intermediate_images")
 # The guiders, and what is inside of them, that are in the middle of a run: its state is theirs.
 _BUSY: set[int] = set()
 _LOCK = threading.Lock()
@@ -87,7 +89,8 @@ class GuidedRun:
                         self._install(stack, name, self._control)
                     for name in self.layout.denoisers:
                         self._install(stack, name, self._denoise)
-                    stack.enter_context(watched_method(self.pipe, "prepare_latents", self._see_latents))
+                    for name in _STARTS:
+                        stack.enter_context(watched_method(self.pipe, name, self._see_latents))
                     yield self
                     self._end_step()
                 self._warn_if_idle()
