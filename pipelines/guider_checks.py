@@ -130,7 +130,8 @@ def check_run(pipe: Any, guider: UpdateGuidance, given: Mapping[str, Any]) -> No
     # Wan 2.2 TI2V: where there is an image its frame stands at timestep 0, in the middle of the others.
     if pipe.config.get("expand_timesteps") and given.get("image") is not None:
         if any(stage._needs_input for stage in guider.stages):
+            name = type(pipe).__name__.removeprefix("Guided")
             raise ValueError(
-                f"{type(pipe).__name__} with expand_timesteps=True gives the frame of the image another noise level "
-                "than the others, so that x0 does not follow from the scheduler. Use space='model'."
+                f"{name} with expand_timesteps=True gives the frame of the image another noise level than the others, "
+                "so that x0 does not follow from the scheduler. Use space='model'."
             )

@@ -169,7 +169,8 @@ class GuidedRun:
         if scheduler is not self._schedule.scheduler:
             self._schedule = RunSchedule(scheduler, self._schedule.count)
         self.guider.guidance_scale = self._scale()
-        self.guider.set_state(self._number, self._schedule.count, self._schedule.timestep(self._number))
+        timestep: Any = self._schedule.timestep(self._number)
+        self.guider.set_state(self._number, self._schedule.count, timestep)
         if denoiser is not None:
             # Before it decides: nothing can be estimated from the updates of another model.
             self.guider._note_denoiser(denoiser)
