@@ -4,13 +4,13 @@ import inspect
 
 import pytest
 import torch
-from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS
 
 import hfnoise
 from hfnoise.pipelines import AdaptiveGuidance, LinearGuidance, ProjectedGuidance, guide, guided_class
 from hfnoise.pipelines.guider_checks import check_guider
 from hfnoise.pipelines.module_calls import is_compiled
 from hfnoise.pipelines.pipeline_layouts import LAYOUTS, PipelineLayout
+from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS
 from tests.pipelines.digits_calls import guided, never, run
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
