@@ -156,6 +156,7 @@ def test_from_pipe_across_tasks():
     assert hfnoise.GuidedStableDiffusionPipeline.from_pipe(pipe, dtype=torch.float32).vae.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_from_pipe_keeps_offload_hooks():
     from accelerate.hooks import CpuOffload
 
@@ -188,6 +189,7 @@ def modules_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
 
 
+@pytest.mark.slow
 def test_custom_pipelines(stock_folder, modules_cache):
     """Both in one process, though diffusers runs local folders in one module."""
     from diffusers import DiffusionPipeline

@@ -26,6 +26,7 @@ slow = pytest.mark.slow
         ("StableDiffusionSAGPipeline", never(), ValueError, "cannot take a guider"),
         ("LatentConsistencyModelPipeline", never(), ValueError, "has no unconditional prediction"),
         ("FluxFillPipeline", never(), ValueError, "has no unconditional prediction"),
+        ("HunyuanImagePipeline", "adaptive", TypeError, "takes a guider of hfnoise or diffusers, got str"),
         ("StableDiffusionInstructPix2PixPipeline", ProjectedGuidance(), ValueError, "two guidance scales"),
         ("StableDiffusionInstructPix2PixPipeline", LinearGuidance(), ValueError, "two guidance scales"),
         ("LTXImageToVideoPipeline", AdaptiveGuidance(), ValueError, "x0 does not follow"),
@@ -83,12 +84,12 @@ def test_a_denoiser_that_is_no_module(pipe):
 @slow
 def test_wan_with_tokens_at_two_noise_levels():
     """Wan 2.2 TI2V with an image; without one all tokens are at one."""
-    from hfnoise.worlds.tiny_pipelines import videos as tiny_videos
+    from hfnoise.worlds.tiny_pipelines import videos
 
     call = FAMILIES["wan-2.1"].call(1)
-    shape = ("WanTransformer3DModel", tiny_videos._WAN)
-    build = tiny_videos.transformer_pipeline
-    pipe = build("WanImageToVideoPipeline", *shape, **tiny_videos._IMAGE_PARTS, expand_timesteps=True)()
+    shape = ("WanTransformer3DModel", videos._WAN)
+    build = videos.transformer_pipeline
+    pipe = build("WanImageToVideoPipeline", *shape, **videos._IMAGE_PARTS, expand_timesteps=True)()
     with guide(pipe, AdaptiveGuidance()), pytest.raises(ValueError, match="WanImageToVideoPipeline with expand_time"):
         pipe(**call, image=torch.rand(1, 3, 32, 32))
     pipe = build("WanPipeline", *shape, expand_timesteps=True)()

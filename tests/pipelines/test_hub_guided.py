@@ -29,14 +29,14 @@ PUSH = """
     torch.save(images(stock), "stock.pt")
     pipe = hfnoise.AdaptiveGuidancePipeline.from_pipe(stock, guider=hfnoise.AdaptiveGuidance(threshold=0.98))
     torch.save(images(pipe), "guided.pt")
-    saved = pipe.guidance_report.saved
+    last_run = str(pipe.guidance_report)
     shas = [pipe.push_to_hub("digits").oid]
     pipe.save_pretrained("local", push_to_hub=True, repo_id="tester/again", commit_message="By save_pretrained")
     assert files("tester/digits") == files("tester/again") >= {"guider/guider_config.json", "README.md"}
     assert set(os.listdir("local")) >= {"guider", "README.md"}
     for repo in ("tester/digits", "tester/again"):
         card = ModelCard.load(repo)
-        assert f"{saved:.1%} less than full guidance" in card.text
+        assert last_run in card.text
         assert f'AutoGuidedPipeline.from_pretrained("{repo}")' in card.text
         assert card.data.library_name == "diffusers"
         assert card.data.tags == ["diffusers", "hfnoise", "adaptive-guidance"]
