@@ -183,7 +183,7 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
         loss = self.denoising_loss(model, self._with_dropped_prompts(inputs, draws), draws)
         if not bool(loss.isfinite()):
             raise ValueError(
-                f"the loss of step {self.state.global_step} is {float(loss)}. The weights diverged: lower "
+                f"the loss of step {self.state.global_step} is {loss.item()}. The weights diverged: lower "
                 "learning_rate, set max_grad_norm, or use bf16=True in place of fp16=True."
             )
         return (loss, {"loss": loss}) if return_outputs else loss
