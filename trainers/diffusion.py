@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -264,8 +264,7 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
         latents = inputs[LATENTS]
         perturbed = self.args.input_perturbation > 0
         draws = draw_training_noise(self.args.seed, step, positions, tuple(latents.shape[1:]), perturbed, stream)
-        moved = {one.name: getattr(draws, one.name) for one in fields(draws)}
-        return TrainingNoise(**{name: one if one is None else one.to(latents.device) for name, one in moved.items()})
+        return draws.to(latents.device)
 
     def _with_dropped_prompts(self, inputs: dict[str, Tensor], draws: TrainingNoise) -> dict[str, Tensor]:
         if not self.args.prompt_dropout:

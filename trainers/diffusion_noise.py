@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,12 @@ class TrainingNoise:
     noise: Tensor
     offset: Tensor
     perturbation: Tensor | None = None
+
+    def to(self, device: Any) -> TrainingNoise:
+        """Return the draws on a device."""
+        extra = None if self.perturbation is None else self.perturbation.to(device)
+        parts = (self.level, self.dropout, self.noise, self.offset)
+        return TrainingNoise(*(part.to(device) for part in parts), extra)
 
 
 def draw_training_noise(

@@ -1,0 +1,102 @@
+"""Denoisers with other inputs: Stable Diffusion XL and 3 with their prompts, and a UNet without any."""
+
+import datasets
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline, StableDiffusionXLPipeline, UNet2DModel
+from peft import LoraConfig
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from hfnoise.trainers.diffusion_latents import encode_prompts, precompute_latents
+from hfnoise.worlds.digits_pipeline import new_digits_tokenizer
+from tests.pipelines.tiny_transformers import new_flow_scheduler
+from tests.pipelines.tiny_transformers import new_vae as new_sd3_vae
+from tests.pipelines.tiny_unets import _XL_UNET, new_scheduler, new_text_parts, new_unet, new_vae
+from tests.trainers.diffusion_world import losses, make_rows, new_trainer
+
+WIDTH, TOKENS = 16, 8
+
+
+def new_second_text_parts(number):
+    tokenizer = new_digits_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=TOKENS, projection_dim=WIDTH, pad_token_id=0, bos_token_id=1,
+        eos_token_id=3,
+    )  # fmt: skip
+    return {f"text_encoder{number}": CLIPTextModelWithProjection(config), f"tokenizer{number}": tokenizer}
+
+
+@pytest.fixture
+def pictures():
+    datasets.disable_progress_bars()
+    pixels = torch.linspace(-1, 1, 4 * 3 * 16 * 16).reshape(4, 3, 16, 16)
+    yield datasets.Dataset.from_dict({"image": pixels.tolist(), "text": ["one", "two", "", "seven"]})
+    datasets.enable_progress_bars()
+
+
+# Inside diffusers, where Euler makes an array of a tensor.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_stable_diffusion_xl(pictures, tmp_path):
+    torch.manual_seed(0)
+    pipe = StableDiffusionXLPipeline(
+        vae=new_vae(), unet=new_unet(**_XL_UNET | {"cross_attention_dim": 2 * WIDTH}),
+        scheduler=new_scheduler("EulerDiscreteScheduler"), **new_text_parts(), **new_second_text_parts("_2"),
+        add_watermarker=False,
+    )  # fmt: skip
+    rows = precompute_latents(pictures, pipe)
+    assert rows[3]["added_cond_kwargs.time_ids"].tolist() == [16, 16, 0, 0, 16, 16]
+    states, _, pooled, _ = pipe.encode_prompt("seven", device="cpu", do_classifier_free_guidance=False)
+    torch.testing.assert_close(rows[3]["encoder_hidden_states"], states[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rows[3]["added_cond_kwargs.text_embeds"], pooled[0], rtol=1e-4, atol=1e-5)
+    empty = encode_prompts(pipe, [""])
+    assert set(empty) == {"encoder_hidden_states", "added_cond_kwargs.text_embeds"}
+    trainer = new_trainer(
+        tmp_path, pipe.unet, pipe.scheduler, rows, trainer_options={"empty_prompt": empty}, prompt_dropout=0.5
+    )
+    trainer.train()
+    trainer.save_model()
+    pipe.unet = type(pipe.unet).from_pretrained(tmp_path)
+    settings = {"num_inference_steps": 1, "output_type": "latent", "height": 16, "width": 16}
+    assert pipe("seven", **settings).images.isfinite().all()
+
+
+def test_stable_diffusion_3_with_an_adapter(pictures, tmp_path):
+    torch.manual_seed(0)
+    shape = {
+        "sample_size": 16, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 1,
+        "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 2 * WIDTH,
+        "caption_projection_dim": 16, "pooled_projection_dim": 2 * WIDTH, "pos_embed_max_size": 16,
+    }  # fmt: skip
+    pipe = StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(**shape), scheduler=new_flow_scheduler(),
+        vae=new_sd3_vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
+        **new_second_text_parts(""), **new_second_text_parts("_2"), text_encoder_3=None, tokenizer_3=None,
+    )  # fmt: skip
+    rows = precompute_latents(pictures, pipe)
+    assert set(rows.column_names) == {"latents", "encoder_hidden_states", "pooled_projections"}
+    trainer = new_trainer(
+        tmp_path, pipe.transformer, pipe.scheduler, rows, timestep_sampling="logit_normal", snr_gamma=5.0,
+        trainer_options={"peft_config": LoraConfig(r=2, target_modules=["to_q", "to_v"])},
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model()
+    assert len(set(losses(trainer))) == 3
+    trained = {name: value.clone() for name, value in pipe.transformer.state_dict().items() if "lora" in name}
+    pipe.transformer.delete_adapters("default")
+    pipe.load_lora_weights(tmp_path, adapter_name="default")
+    loaded = pipe.transformer.state_dict()
+    assert trained and all(torch.equal(loaded[name], value) for name, value in trained.items())
+
+
+def test_a_unet_without_prompts(tmp_path):
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), num_class_embeds=3, add_attention=False,
+    )  # fmt: skip
+    rows = make_rows(8).remove_columns("encoder_hidden_states").add_column("class_labels", [0, 1, 2, 0, 1, 2, 0, 1])
+    trainer = new_trainer(tmp_path, unet, rows=rows)
+    before = unet.class_embedding.weight.detach().clone()
+    trainer.train()
+    assert not torch.equal(unet.class_embedding.weight, before)
