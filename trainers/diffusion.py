@@ -174,6 +174,7 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
         Raises:
             ValueError: if it is not finite.
         """
+        self.inputs.check_columns(list(inputs), "a batch")  # of a stream, whose columns nobody knew before
         rows = len(inputs[LATENTS])
         processes = self.accelerator.num_processes
         per_device = self._train_batch_size // (processes if self.accelerator.split_batches else 1)

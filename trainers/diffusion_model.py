@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.configuration_utils import FrozenDict
 from diffusers.training_utils import cast_training_params
 
 from hfnoise.trainers.diffusion_arguments import DiffusionTrainingArguments
 from hfnoise.trainers.diffusion_saving import ADAPTER_NAME
+
+
+class TrackedConfig(FrozenDict):
+    """The config of a model of diffusers, with the methods that trackers (TensorBoard, MLflow) call on a config."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings."""
+        return dict(self)
+
+    def to_json_string(self) -> str:
+        """Return the settings as JSON."""
+        return json.dumps(self.to_dict(), indent=2, default=str)
 
 
 def prepare_denoiser(model: Any, args: DiffusionTrainingArguments, peft_config: Any = None) -> Any:
@@ -46,6 +60,7 @@ def prepare_denoiser(model: Any, args: DiffusionTrainingArguments, peft_config: 
         )
     if args.activation_checkpointing:
         model.enable_gradient_checkpointing()
+    model._internal_dict = TrackedConfig(model.config)
     return model
 
 

@@ -34,8 +34,9 @@ class TrainingNoise:
     def to(self, device: Any) -> TrainingNoise:
         """Return the draws on a device."""
         extra = None if self.perturbation is None else self.perturbation.to(device)
-        parts = (self.level, self.dropout, self.noise, self.offset)
-        return TrainingNoise(*(part.to(device) for part in parts), extra)
+        return TrainingNoise(
+            self.level.to(device), self.dropout.to(device), self.noise.to(device), self.offset.to(device), extra
+        )
 
 
 def draw_training_noise(

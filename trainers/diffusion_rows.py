@@ -105,7 +105,13 @@ class DiffusionCollator:
         return {name: self._stack(name, [row[name] for row in rows]) for name in rows[0]}
 
     def _stack(self, name: str, values: list[Any]) -> Tensor:
-        tensors = [torch.as_tensor(value) for value in values]
+        try:
+            tensors = [torch.as_tensor(value) for value in values]
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                f"column {name} holds {type(values[0]).__name__}, not numbers of one shape; a denoiser takes "
+                f"numbers. Remove it: dataset.remove_columns([{name!r}])."
+            ) from None
         shapes = {tuple(one.shape) for one in tensors}
         if len(shapes) > 1:
             raise ValueError(

@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.loaders import SD3LoraLoaderMixin, StableDiffusionLoraLoaderMixin
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
+from transformers.trainer_utils import HubStrategy
 
 from hfnoise.trainers.checkpoints import check_identity, last_complete_checkpoint
 from hfnoise.trainers.diffusion_average import WeightAverage
@@ -94,9 +95,10 @@ class DiffusionSavingMixin:
             self.average.start(self._denoiser())
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # The stock method copies the files of transformers only, and a denoiser's have other names.
-        self._write(self.args.output_dir, averaged=True)
-        self.create_model_card()  # type: ignore[attr-defined]
+        if self.args.hub_strategy != HubStrategy.END:
+            # The stock method copies the files of transformers only, and a denoiser's have other names.
+            self._write(self.args.output_dir, averaged=True)
+            self.create_model_card()  # type: ignore[attr-defined]
         super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
 
     def _denoiser(self) -> Any:

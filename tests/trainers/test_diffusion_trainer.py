@@ -1,10 +1,13 @@
 """DiffusionTrainer computes what a loop written by hand with stock diffusers computes, however the batch is split."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
+from transformers import TrainerCallback
 
 from hfnoise.latents import P2Weighting
 from hfnoise.trainers.diffusion_noise import draw_training_noise
@@ -156,3 +159,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         trainer.model.conv_out.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="the loss of step 0 is nan. The weights diverged: lower learning_rate"):
         trainer.train()
+
+
+def test_trackers_can_read_the_config(tmp_path):
+    class Tracker(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            # TensorBoard's callback of transformers calls the first, MLflow's the second, wandb's the third.
+            self.read = json.loads(model.config.to_json_string()), model.config.to_dict(), model.num_parameters()
+
+    tracker = Tracker()
+    trainer = new_trainer(tmp_path, trainer_options={"callbacks": [tracker]}, max_steps=1)
+    trainer.train()
+    text, settings, count = tracker.read
+    assert settings["cross_attention_dim"] == WIDTH == text["cross_attention_dim"] and count > 1000
+    trainer.save_model()
+    assert UNet2DConditionModel.from_pretrained(tmp_path).config["in_channels"] == 4

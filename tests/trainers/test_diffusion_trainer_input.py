@@ -149,6 +149,12 @@ def test_a_stream_of_rows(tmp_path):
     trainer = new_trainer(tmp_path, rows=make_rows().to_iterable_dataset(), max_steps=2)
     trainer.train()
     assert trainer.state.global_step == 2
+    for rows, message in (
+        (make_rows(text=["a"] * 16), r"column text holds str, .*remove_columns\(\['text'\]\)"),
+        (make_rows(width=[1] * 16), r"a batch has columns \['width'\], which are no arguments"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            new_trainer(tmp_path, rows=rows.to_iterable_dataset()).train()
 
 
 def test_a_model_init(tmp_path):
