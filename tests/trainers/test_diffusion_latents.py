@@ -50,6 +50,7 @@ def test_latents_and_states_are_those_of_the_pipeline(pipe):
     )
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_posterior_depends_on_the_row_only(pipe):
     several = precompute_latents(pictures(), pipe, batch_size=5)
     single = precompute_latents(pictures(), pipe, batch_size=1)
@@ -66,6 +67,7 @@ def test_images_of_any_size_and_colour_are_brought_to_the_resolution(pipe):
     assert rows["latents"][:].shape == (2, 4, 8, 8)
 
 
+@pytest.mark.slow
 def test_rows_train(pipe, tmp_path):
     rows = precompute_latents(pictures(), pipe)
     options = {"empty_prompt": encode_prompts(pipe, [""])}

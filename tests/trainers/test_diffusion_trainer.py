@@ -68,8 +68,8 @@ def by_hand(scheduler, rows, seed=3, steps=3, snr_gamma=None, noise_offset=0.0, 
         (new_scheduler(), {}, True),
         (new_scheduler("v_prediction"), {"noise_offset": 0.1, "input_perturbation": 0.2}, True),
         (FlowMatchEulerDiscreteScheduler(shift=3.0), {}, True),
-        (new_scheduler("v_prediction"), {"snr_gamma": 5.0}, False),
-        (new_scheduler("sample"), {"snr_gamma": 5.0}, False),
+        pytest.param(new_scheduler("v_prediction"), {"snr_gamma": 5.0}, False, marks=pytest.mark.slow),
+        pytest.param(new_scheduler("sample"), {"snr_gamma": 5.0}, False, marks=pytest.mark.slow),
     ],
     ids=["eps", "v, offset and perturbation", "flow", "v, min-SNR", "x0, min-SNR"],
 )
@@ -99,6 +99,7 @@ def test_accumulation_and_checkpointing_change_nothing_but_the_order_of_sums(tmp
     assert_same_weights(runs["one batch"], runs["accumulated"], rtol=1e-3, atol=2e-4)  # Adam divides by small numbers
 
 
+@pytest.mark.slow
 def test_a_weighting_given_to_the_trainer(tmp_path):
     trainer = new_trainer(tmp_path, trainer_options={"loss_weighting": P2Weighting(2.0, 0.5)}, max_steps=1)
     named = new_trainer(tmp_path, loss_weighting="p2", loss_weighting_kwargs='{"k": 2.0, "gamma": 0.5}', max_steps=1)
@@ -122,6 +123,7 @@ def test_dropped_prompts_depend_on_the_place_of_the_example(tmp_path):
     trainer.train()
 
 
+@pytest.mark.slow
 def test_evaluation_has_the_same_noise_each_time_and_in_every_batch_size(tmp_path):
     trainer = new_trainer(tmp_path, eval_rows=make_rows(8))
     first = trainer.evaluate()["eval_loss"]
@@ -134,6 +136,7 @@ def test_evaluation_has_the_same_noise_each_time_and_in_every_batch_size(tmp_pat
     assert trainer.evaluate()["eval_loss"] != first
 
 
+@pytest.mark.slow
 def test_bf16_computes_the_loss_in_float32(tmp_path):
     seen = []
 
@@ -161,6 +164,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_trackers_can_read_the_config(tmp_path):
     class Tracker(TrainerCallback):
         def on_train_begin(self, args, state, control, model=None, **kwargs):

@@ -46,6 +46,7 @@ def test_strings_of_a_command_line_are_numbers(tmp_path):
     assert found.weighting() == MinSNRWeighting(5.0) and found.ddp_find_unused_parameters is False
 
 
+@pytest.mark.slow
 def test_models(tmp_path):
     frozen, half = new_unet().requires_grad_(False), new_unet().to(torch.bfloat16)
     adapted = new_unet()
@@ -65,6 +66,7 @@ def test_models(tmp_path):
             new_trainer(tmp_path, model, trainer_options={"peft_config": peft})
 
 
+@pytest.mark.slow
 def test_settings_that_contradict_the_rest(tmp_path):
     for error, message, settings in (
         (ValueError, "prompt_dropout is 0.1 and empty_prompt is missing", {"prompt_dropout": 0.1}),
@@ -91,6 +93,7 @@ def test_settings_that_contradict_the_rest(tmp_path):
         DiffusionTrainer(new_unet(), TrainingArguments(str(tmp_path), use_cpu=True), scheduler=DDPMScheduler())
 
 
+@pytest.mark.slow
 def test_zero_terminal_snr_trains_with_min_snr(tmp_path):
     trainer = new_trainer(
         tmp_path, scheduler=new_scheduler("v_prediction", rescale_betas_zero_snr=True), snr_gamma=5.0, max_steps=1
@@ -129,6 +132,7 @@ def test_rows_of_different_sizes_or_not_finite(tmp_path):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_lists_and_half_precision_are_read(tmp_path):
     rows = datasets.Dataset.from_list([{name: one.tolist() for name, one in row.items()} for row in make_rows()])
     half = [{name: one.half() for name, one in row.items()} for row in make_rows()]
@@ -138,6 +142,7 @@ def test_lists_and_half_precision_are_read(tmp_path):
         assert trainer.state.global_step == 1
 
 
+@pytest.mark.slow
 def test_an_empty_prompt_of_another_length(tmp_path):
     empty = {"encoder_hidden_states": torch.zeros(1, TOKENS + 1, WIDTH)}
     trainer = new_trainer(tmp_path, prompt_dropout=0.5, trainer_options={"empty_prompt": empty})
@@ -145,6 +150,7 @@ def test_an_empty_prompt_of_another_length(tmp_path):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_a_stream_of_rows(tmp_path):
     trainer = new_trainer(tmp_path, rows=make_rows().to_iterable_dataset(), max_steps=2)
     trainer.train()
@@ -157,6 +163,7 @@ def test_a_stream_of_rows(tmp_path):
             new_trainer(tmp_path, rows=rows.to_iterable_dataset()).train()
 
 
+@pytest.mark.slow
 def test_a_model_init(tmp_path):
     trainer = DiffusionTrainer(
         args=arguments(tmp_path, max_steps=1, activation_checkpointing=True), scheduler=new_scheduler(),

@@ -37,6 +37,7 @@ def pictures():
 
 # Inside diffusers, where Euler makes an array of a tensor.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.slow
 def test_stable_diffusion_xl(pictures, tmp_path):
     torch.manual_seed(0)
     pipe = StableDiffusionXLPipeline(
@@ -61,6 +62,7 @@ def test_stable_diffusion_xl(pictures, tmp_path):
     assert pipe("seven", **settings).images.isfinite().all()
 
 
+@pytest.mark.slow
 def test_stable_diffusion_3_with_an_adapter(pictures, tmp_path):
     torch.manual_seed(0)
     shape = {
@@ -89,6 +91,7 @@ def test_stable_diffusion_3_with_an_adapter(pictures, tmp_path):
     assert trained and all(torch.equal(loaded[name], value) for name, value in trained.items())
 
 
+@pytest.mark.slow
 def test_a_unet_without_prompts(tmp_path):
     torch.manual_seed(0)
     unet = UNet2DModel(

@@ -35,7 +35,7 @@ def options(adapter):
     return {"empty_prompt": EMPTY, **({"peft_config": LoraConfig(**LORA)} if adapter else {})}
 
 
-@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("adapter", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_run_itself(tmp_path, adapter):
     whole = new_trainer(tmp_path / "run", trainer_options=options(adapter), **RESUMED)
     whole.train()
@@ -75,6 +75,7 @@ def test_a_folder_loads_in_stock_diffusers_with_the_averaged_weights(tmp_path):
     assert again.evaluate()["eval_loss"] == loss  # what was evaluated is what was saved
 
 
+@pytest.mark.slow
 def test_digits_train_and_draw_in_the_stock_pipeline(tmp_path):
     pipe = new_digits_pipeline(width=8)
     generator = torch.Generator().manual_seed(0)
@@ -119,6 +120,7 @@ def test_an_adapter_loads_in_the_stock_pipeline(tmp_path):
     assert not torch.equal(draw(other), adapted)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_comes_back_with_its_average(tmp_path):
     settings = {
         "max_steps": 3, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1,
@@ -142,6 +144,7 @@ def checkpoint(tmp_path):
     return tmp_path / "checkpoint-1"
 
 
+@pytest.mark.slow
 def test_checkpoints_of_other_runs_are_refused(tmp_path, checkpoint):
     resume = {"resume_from_checkpoint": str(checkpoint)}
     for message, settings in {
