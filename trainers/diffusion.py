@@ -16,7 +16,7 @@ from hfnoise.trainers.checkpoints import NoiseRunState
 from hfnoise.trainers.diffusion_arguments import DiffusionTrainingArguments
 from hfnoise.trainers.diffusion_average import WeightAverage
 from hfnoise.trainers.diffusion_card import DiffusionCardMixin
-from hfnoise.trainers.diffusion_model import prepare_denoiser, stock_arguments
+from hfnoise.trainers.diffusion_model import prepare_denoiser, refuse_sharded, stock_arguments
 from hfnoise.trainers.diffusion_noise import TrainingNoise, draw_levels, draw_training_noise, offset_noise
 from hfnoise.trainers.diffusion_rows import LATENTS, DenoiserInputs, DiffusionCollator, check_rows
 from hfnoise.trainers.diffusion_saving import DiffusionSavingMixin
@@ -29,13 +29,13 @@ class NoisedBatch:
 
     Args:
         sample (`Tensor` of shape `(batch, ...)`): noisy latents.
-        timestep (`Tensor` of shape `(batch,)`): what the model is told of the noise.
+        timestep (`Tensor` of shape `(batch,)`, *optional*): what the model is told of the noise.
         target (`Tensor` of shape `(batch, ...)`): of the prediction.
         weight (`Tensor` of shape `(batch,)`, *optional*): of the squared error; `None` is 1.
     """
 
     sample: Tensor
-    timestep: Tensor
+    timestep: Tensor | None
     target: Tensor
     weight: Tensor | None = None
 
@@ -82,6 +82,9 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
         True
     """
 
+    # False in a subclass whose denoiser has no timestep.
+    _takes_timestep = True
+
     def __init__(
         self,
         model: Any = None,
@@ -110,7 +113,9 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
         # A forward with **kwargs makes the Trainer take the loss for one that is divided by the accumulation already.
         self.model_accepts_loss_kwargs = False
         self._micro_step = self._eval_step = 0
-        self.inputs = DenoiserInputs.of(self._denoiser())
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # by accelerate's configuration
+            refuse_sharded()
+        self.inputs = DenoiserInputs.of(self._denoiser(), self._takes_timestep)
         for dataset, where in ((train_dataset, "train_dataset"), (eval_dataset, "eval_dataset")):
             check_rows(dataset, where, self.inputs, self._denoiser())
         self.empty_prompt = self._check_empty_prompt(empty_prompt)
@@ -124,7 +129,9 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
         return prepare_denoiser(super().call_model_init(trial), self._training, self._peft_config)
 
     def set_schedule(self, scheduler: Any, loss_weighting: LossWeighting | None) -> None:
-        """Read the noise levels off the scheduler, and the weight of each; for a subclass to override.
+        """Read the noise levels off the scheduler, and the weight of each.
+
+        A subclass with another objective overrides this, `noised_batch`, `identity` and `noise_rows`.
 
         Raises:
             TypeError: for a scheduler that says nothing about training.
@@ -175,12 +182,9 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
             ValueError: if it is not finite.
         """
         self.inputs.check_columns(list(inputs), "a batch")  # of a stream, whose columns nobody knew before
-        rows = len(inputs[LATENTS])
-        processes = self.accelerator.num_processes
-        per_device = self._train_batch_size // (processes if self.accelerator.split_batches else 1)
-        first = (self._micro_step * processes + self.accelerator.process_index) * per_device
+        positions = self._positions(self._micro_step, self._train_batch_size, len(inputs[LATENTS]))
         self._micro_step += 1
-        draws = self._draw(inputs, list(range(first, first + rows)), self.state.global_step, "train")
+        draws = self._draw(inputs, positions, self.state.global_step, "train")
         loss = self.denoising_loss(model, self._with_dropped_prompts(inputs, draws), draws)
         if not bool(loss.isfinite()):
             raise ValueError(
@@ -200,11 +204,9 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
     ) -> tuple[Tensor, None, None]:
         """Return the loss of a batch; nothing is predicted."""
         inputs = self._prepare_inputs(inputs)
-        rows = len(inputs[LATENTS])
-        position = self._eval_step * self.accelerator.num_processes + self.accelerator.process_index
+        positions = self._positions(self._eval_step, self.args.eval_batch_size, len(inputs[LATENTS]))
         self._eval_step += 1
-        first = position * self.args.eval_batch_size
-        draws = self._draw(inputs, list(range(first, first + rows)), 0, "eval")
+        draws = self._draw(inputs, positions, 0, "eval")
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.denoising_loss(model, inputs, draws).detach(), None, None
 
@@ -225,7 +227,7 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
         if prediction.shape != batch.target.shape:
             raise ValueError(
                 f"{self.inputs.name} predicts {tuple(prediction.shape)} for a target of {tuple(batch.target.shape)}. "
-                "If it predicts a variance too, override `denoise` to return the first half of the channels."
+                "Override `denoise` to return what is to be compared."
             )
         if batch.weight is None:
             return F.mse_loss(prediction.float(), batch.target)
@@ -236,6 +238,7 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
         """Return what the model is shown and is to answer; for a subclass with another objective to override."""
         mean = self.args.logit_mean if self.args.timestep_sampling == "logit_normal" else None
         levels = draw_levels(draws.level, len(self.schedule.timesteps), mean, self.args.logit_std)
+        levels = levels.to(latents.device)
         noise = (
             offset_noise(draws.noise, draws.offset, self.args.noise_offset) if self.args.noise_offset else draws.noise
         )
@@ -247,19 +250,31 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
             None if self._weights is None else self._weights[levels],
         )
 
-    def denoise(self, model: Any, sample: Tensor, timestep: Tensor, conditions: dict[str, Tensor]) -> Tensor:
+    def denoise(self, model: Any, sample: Tensor, timestep: Tensor | None, conditions: dict[str, Tensor]) -> Tensor:
         """Return the prediction of the denoiser; for models with a forward of their own, override it.
 
         Args:
             model (`torch.nn.Module`): the denoiser, wrapped or not.
             sample (`Tensor` of shape `(batch, ...)`): noisy latents, float32.
-            timestep (`Tensor` of shape `(batch,)`): of the schedule.
+            timestep (`Tensor` of shape `(batch,)`, *optional*): of the schedule.
             conditions (`dict[str, Tensor]`): the other columns.
         """
-        dtype = next(model.parameters()).dtype  # of a frozen base, maybe not float32
+        # Of a frozen base, maybe not float32.
+        dtype = next(one.dtype for one in model.parameters() if one.is_floating_point())
         cast = {name: one.to(dtype) if one.is_floating_point() else one for name, one in conditions.items()}
-        call = {self.inputs.input_name: sample.to(dtype), "timestep": timestep, **self.inputs.arguments(cast)}
-        return model(**call, return_dict=False)[0]
+        call = {self.inputs.input_name: sample.to(dtype), **self.inputs.arguments(cast)}
+        if timestep is not None:
+            call["timestep"] = timestep
+        prediction = model(**call, return_dict=False)[0]
+        # As diffusers' scripts do with models that predict a variance too (DiT, PixArt): it is left as it is.
+        return prediction[:, : sample.shape[1]] if prediction.shape[1] == 2 * sample.shape[1] else prediction
+
+    def _positions(self, micro_step: int, batch_size: int, rows: int) -> list[int]:
+        """Return the places in the global batch of the rows of a micro-batch of this process."""
+        processes = self.accelerator.num_processes
+        per_device = batch_size // (processes if self.accelerator.split_batches else 1)
+        first = (micro_step * processes + self.accelerator.process_index) * per_device
+        return list(range(first, first + rows))
 
     def _draw(self, inputs: dict[str, Tensor], positions: list[int], step: int, stream: str) -> TrainingNoise:
         latents = inputs[LATENTS]
@@ -270,7 +285,7 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
     def _with_dropped_prompts(self, inputs: dict[str, Tensor], draws: TrainingNoise) -> dict[str, Tensor]:
         if not self.args.prompt_dropout:
             return inputs
-        dropped = draws.dropout < self.args.prompt_dropout
+        dropped = (draws.dropout < self.args.prompt_dropout).to(inputs[LATENTS].device)
         result = dict(inputs)
         for name, empty in self.empty_prompt.items():
             value = result[name]

@@ -79,10 +79,7 @@ def stock_arguments(args: Any) -> Any:
             f"args is a {type(args).__name__}; give DiffusionTrainingArguments, which has the Trainer's and ours."
         )
     if args.deepspeed or args.fsdp:
-        raise ValueError(
-            "DeepSpeed and FSDP hold a model in pieces, which save_pretrained of diffusers does not put together. "
-            "Use distributed data parallel: torchrun or accelerate launch without them."
-        )
+        refuse_sharded()
     if args.label_smoothing_factor:
         raise ValueError(f"label_smoothing_factor is {args.label_smoothing_factor}; a denoiser has no labels.")
     if args.activation_checkpointing_kwargs:
@@ -94,3 +91,15 @@ def stock_arguments(args: Any) -> Any:
     cleared.activation_checkpointing = False
     cleared.gradient_checkpointing = None
     return cleared
+
+
+def refuse_sharded() -> None:
+    """Raise the error of training that holds a model in pieces.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        "DeepSpeed and FSDP hold a model in pieces, which save_pretrained of diffusers does not put together. Use "
+        "distributed data parallel: torchrun, or accelerate launch without them."
+    )

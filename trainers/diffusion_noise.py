@@ -32,11 +32,12 @@ class TrainingNoise:
     perturbation: Tensor | None = None
 
     def to(self, device: Any) -> TrainingNoise:
-        """Return the draws on a device."""
+        """Return the draws with the normal ones on a device.
+
+        The uniform ones stay: what is chosen by them is chosen in float64, which not every device has.
+        """
         extra = None if self.perturbation is None else self.perturbation.to(device)
-        return TrainingNoise(
-            self.level.to(device), self.dropout.to(device), self.noise.to(device), self.offset.to(device), extra
-        )
+        return TrainingNoise(self.level, self.dropout, self.noise.to(device), self.offset.to(device), extra)
 
 
 def draw_training_noise(

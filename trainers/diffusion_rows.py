@@ -33,8 +33,12 @@ class DenoiserInputs:
     required: frozenset[str]
 
     @classmethod
-    def of(cls, model: Any) -> DenoiserInputs:
+    def of(cls, model: Any, timed: bool = True) -> DenoiserInputs:
         """Return how a model of diffusers is called.
+
+        Args:
+            model (`diffusers.ModelMixin`): the denoiser.
+            timed (`bool`, defaults to `True`): whether it must take a timestep.
 
         Raises:
             TypeError: if it has no such arguments.
@@ -42,7 +46,7 @@ class DenoiserInputs:
         parameters = inspect.signature(type(model).forward).parameters
         kind = type(model).__name__
         found = [name for name in _INPUT_NAMES if name in parameters]
-        if not found or _TIME_NAME not in parameters:
+        if not found or (timed and _TIME_NAME not in parameters):
             raise TypeError(
                 f"{kind}.forward has no argument {' or '.join(_INPUT_NAMES)}, or no {_TIME_NAME}: it is no denoiser "
                 "of diffusers. Give pipe.unet or pipe.transformer."

@@ -5,10 +5,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from peft import LoraConfig
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
 from hfnoise import DiffusionTrainer, DiffusionTrainingArguments
-from hfnoise.latents import MinSNRWeighting
+from hfnoise.latents import MinSNRWeighting, P2Weighting
 from hfnoise.trainers.diffusion_rows import DiffusionCollator
 from hfnoise.worlds.digits_pipeline import new_digits_pipeline
 from tests.trainers.diffusion_world import TOKENS, WIDTH, arguments, make_rows, new_scheduler, new_trainer, new_unet
@@ -44,6 +44,14 @@ def test_strings_of_a_command_line_are_numbers(tmp_path):
     found = arguments(tmp_path, snr_gamma="5", noise_offset="0.1", ema_decay="0.99")
     assert (found.snr_gamma, found.noise_offset, found.ema_decay) == (5.0, 0.1, 0.99)
     assert found.weighting() == MinSNRWeighting(5.0) and found.ddp_find_unused_parameters is False
+
+
+def test_a_command_line_is_parsed(tmp_path):
+    line = ["--output_dir", str(tmp_path), "--loss_weighting", "p2", "--loss_weighting_kwargs", '{"k": 2.0}']
+    (found,) = HfArgumentParser(DiffusionTrainingArguments).parse_args_into_dataclasses(
+        [*line, "--ema_decay", "0.99", "--use_cpu"]
+    )
+    assert found.weighting() == P2Weighting(2.0) and found.ema_decay == 0.99 and found.snr_gamma is None
 
 
 @pytest.mark.slow
@@ -87,6 +95,10 @@ def test_settings_that_contradict_the_rest(tmp_path):
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             new_trainer(tmp_path, **settings)
+    sharded = arguments(tmp_path)
+    sharded.fsdp = "full_shard"
+    with pytest.raises(ValueError, match="FSDP hold a model in pieces.*distributed data parallel"):
+        DiffusionTrainer(new_unet(), sharded, scheduler=new_scheduler(), train_dataset=make_rows())
     with pytest.raises(TypeError, match="scheduler is missing"):
         DiffusionTrainer(new_unet(), arguments(tmp_path), train_dataset=make_rows())
     with pytest.raises(TypeError, match="args is a TrainingArguments; give DiffusionTrainingArguments"):

@@ -3,7 +3,13 @@
 import datasets
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline, StableDiffusionXLPipeline, UNet2DModel
+from diffusers import (
+    DiTTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    UNet2DModel,
+)
 from peft import LoraConfig
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
@@ -103,3 +109,18 @@ def test_a_unet_without_prompts(tmp_path):
     before = unet.class_embedding.weight.detach().clone()
     trainer.train()
     assert not torch.equal(unet.class_embedding.weight, before)
+
+
+@pytest.mark.slow
+def test_a_transformer_that_predicts_a_variance_too(tmp_path):
+    torch.manual_seed(0)
+    dit = DiTTransformer2DModel(
+        sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=2, in_channels=4,
+        out_channels=8, num_embeds_ada_norm=1000,
+    )  # fmt: skip
+    rows = make_rows(8).remove_columns("encoder_hidden_states").add_column("class_labels", [0, 1, 2, 0, 1, 2, 0, 1])
+    trainer = new_trainer(tmp_path, dit, rows=rows)
+    before = dit.proj_out_2.bias.detach().clone()
+    trainer.train()
+    changed = (dit.proj_out_2.bias != before).reshape(4, 8)  # four pixels of a patch, eight channels
+    assert changed.any(0).tolist() == [True] * 4 + [False] * 4

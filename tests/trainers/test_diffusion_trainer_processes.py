@@ -60,3 +60,26 @@ def test_two_processes_agree_with_one(tmp_path, two_processes, per_device, accum
     two_processes(
         train_on_both, str(tmp_path), per_device, accumulation, dict(noise), weights(one.model), losses(one), loss
     )
+
+
+RESUMED = {**SETTINGS, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}
+
+
+def resume_on_both(folder):
+    runs = []
+    for checkpoint in (None, f"{folder}/checkpoint-2"):
+        trainer = new_trainer(folder, trainer_options={"empty_prompt": EMPTY}, **RESUMED)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model(f"{folder}/{checkpoint is None}")
+        runs.append((losses(trainer), weights(trainer.model)))
+    (whole, expected), (resumed, found) = runs
+    assert whole == resumed and len(whole) == 4
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.slow
+def test_two_processes_resume_to_the_bit(tmp_path, two_processes):
+    two_processes(resume_on_both, str(tmp_path))
+    names = ("True", "False")
+    averages = [(tmp_path / name / "diffusion_pytorch_model.safetensors").read_bytes() for name in names]
+    assert averages[0] == averages[1]
