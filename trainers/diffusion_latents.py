@@ -58,7 +58,6 @@ def precompute_latents(
         >>> import datasets, torch
         >>> from hfnoise.trainers.diffusion_latents import precompute_latents
         >>> from hfnoise.worlds.digits_pipeline import new_digits_pipeline
-        >>> _ = datasets.disable_progress_bars()
         >>> images = datasets.Dataset.from_dict({"image": torch.zeros(2, 1, 16, 16).tolist(), "text": ["one", "two"]})
         >>> rows = precompute_latents(images, new_digits_pipeline(width=8))
         >>> rows[0]["latents"].shape, rows[0]["encoder_hidden_states"].shape
@@ -195,6 +194,8 @@ def _encode_images(vae: Any, pixels: Tensor, indices: list[int], seed: int | Non
 
 def _pixels(pipe: Any, images: list[Any], resolution: int | None) -> tuple[Tensor, Tensor]:
     """Return a batch of pixels in [-1, 1], and SDXL's size conditions: original size, no crop, size."""
+    if any(image is None for image in images):
+        raise ValueError("an image is missing: a row has None in its place. Filter the dataset first.")
     if all(hasattr(image, "convert") for image in images):
         from PIL import ImageOps
 

@@ -82,6 +82,11 @@ def stock_arguments(args: Any) -> Any:
         refuse_sharded()
     if args.label_smoothing_factor:
         raise ValueError(f"label_smoothing_factor is {args.label_smoothing_factor}; a denoiser has no labels.")
+    if args.neftune_noise_alpha:
+        raise ValueError(
+            f"neftune_noise_alpha is {args.neftune_noise_alpha}; it is noise on token embeddings, and a denoiser has "
+            "none. See noise_offset and input_perturbation."
+        )
     if args.activation_checkpointing_kwargs:
         raise ValueError(
             f"activation_checkpointing_kwargs is {args.activation_checkpointing_kwargs}; diffusers' own activation "

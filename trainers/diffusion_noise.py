@@ -53,7 +53,8 @@ def draw_training_noise(
     `torch.randn` in `compute_loss` would draw the same noise on every process, since the Trainer seeds all alike, and
     other noise for another split of the batch. Here a row has a generator of its own, so its draws are the same on
     every number of processes, in every split by gradient accumulation, after a resume, and on every device; and an
-    option that needs more numbers leaves the others as they are.
+    option that needs more numbers leaves the others as they are. Rows of one step never share a seed; with 2^32 seeds
+    two rows of a long run may, in steps far apart.
 
     Args:
         seed (`int`): of the run.

@@ -30,6 +30,13 @@ def test_equal_to_kohyas_code(vectors, weighting, prediction_type, name):
     torch.testing.assert_close(ours.float(), torch.as_tensor(vectors[name]), rtol=1e-6, atol=0)
 
 
+def test_the_eps_loss_as_a_v_loss_has_kohyas_scale(vectors):
+    snr = torch.as_tensor(vectors["snr"])
+    snr = snr.clamp(max=1000)  # kohya's cut
+    ours = P2Weighting(gamma=0).weights(snr, "v_prediction")  # gamma 0: the uniform eps loss
+    torch.testing.assert_close(ours.float(), torch.as_tensor(vectors["v_like_eps_scale"]), rtol=1e-6, atol=0)
+
+
 def test_the_vectors_reach_both_sides_of_gamma_and_of_kohyas_cut(vectors):
     snr = vectors["snr"]
     assert snr.min() < vectors["gamma"] < snr.max() and snr.max() > 1000

@@ -103,6 +103,9 @@ def test_bad_input(pipe):
         r"values in \[-1, 1\]": lambda: precompute_latents(
             tensors.map(lambda row: {"image": (numpy.asarray(row["image"]) + 2).tolist()}), pipe
         ),
+        "an image is missing": lambda: precompute_latents(
+            datasets.Dataset.from_dict({"image": [None], "text": ["one"]}), pipe
+        ),
         "the dataset is empty": lambda: precompute_latents(pictures([]), pipe),
         "must be a list of texts": lambda: encode_prompts(pipe, "one"),
         "without gaps": lambda: encode_prompts(pipe, ["one", None]),

@@ -88,6 +88,7 @@ def test_settings_that_contradict_the_rest(tmp_path):
             "loss_weighting": "debias", "scheduler": new_scheduler(rescale_betas_zero_snr=True),
         }),
         (ValueError, "compute_metrics is not used", {"trainer_options": {"compute_metrics": print}}),
+        (ValueError, "neftune_noise_alpha is 5.0; it is noise on token", {"neftune_noise_alpha": 5.0}),
         (ValueError, "label_smoothing_factor is 0.1; a denoiser has no labels", {"label_smoothing_factor": 0.1}),
         (ValueError, "activation_checkpointing_kwargs is {'use_reentrant': False}", {
             "activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False},
