@@ -11,13 +11,17 @@ if __name__ != "hfnoise.pipelines":
 
 _MODULES = {
     "AdaptiveGuidance": "guiders",
+    "AdaptiveGuidancePipeline": "adaptive_guidance",
+    "AutoGuidedPipeline": "auto_guided",
     "AutoGuider": "guiders",
     "GuidanceRecorder": "guiders",
     "GuidanceReport": "guidance_report",
     "InitialNoise": "initial_noise",
     "LinearGuidance": "guiders",
     "ProjectedGuidance": "guiders",
+    "ProjectedGuidancePipeline": "projected_guidance",
     "StartState": "initial_noise",
+    "UpdateGuidance": "guiders",
     "guide": "guided",
     "guided_class": "guided",
 }

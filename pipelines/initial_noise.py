@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -40,7 +40,14 @@ class StartState:
 
 
 class InitialNoise(ABC):
-    """Base of what goes into the slot `initial_noise` of a guided pipeline."""
+    """Base of what goes into the slot `initial_noise` of a guided pipeline.
+
+    One that is saved with its pipeline names the sub-folder of the repository, which must hold a `config.json`, and
+    has `save_pretrained(folder)` and the class method `from_pretrained(repository, subfolder=..., **options)`;
+    `hfnoise.pipelines.saved_parts.INITIAL_NOISES` says which class is behind which sub-folder.
+    """
+
+    subfolder: ClassVar[str | None] = None
 
     @abstractmethod
     def refine(self, unit_noise: torch.Tensor, context: Any) -> StartState:
@@ -86,8 +93,12 @@ def refined_start(pipe: Any, initial_noise: InitialNoise) -> Iterator[None]:
         start = start.to(latents.dtype)
         return (start, *prepared[1:]) if isinstance(prepared, tuple) else start
 
+    before = pipe.__dict__.get("prepare_latents")
     pipe.__dict__["prepare_latents"] = refined
     try:
         yield
     finally:
+        # Somebody else may have put one there: the guider's run does.
         pipe.__dict__.pop("prepare_latents", None)
+        if before is not None:
+            pipe.__dict__["prepare_latents"] = before
