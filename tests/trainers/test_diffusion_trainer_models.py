@@ -15,12 +15,17 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from hfnoise.trainers.diffusion_latents import encode_prompts, precompute_latents
 from hfnoise.worlds.digits_pipeline import new_digits_tokenizer
-from tests.pipelines.tiny_transformers import new_flow_scheduler
-from tests.pipelines.tiny_transformers import new_vae as new_sd3_vae
-from tests.pipelines.tiny_unets import _XL_UNET, new_scheduler, new_text_parts, new_unet, new_vae
+from hfnoise.worlds.tiny_pipelines.transformers import new_flow_scheduler
+from hfnoise.worlds.tiny_pipelines.transformers import new_vae as new_sd3_vae
+from hfnoise.worlds.tiny_pipelines.unets import new_scheduler, new_text_parts, new_unet, new_vae
 from tests.trainers.diffusion_world import losses, make_rows, new_trainer
 
 WIDTH, TOKENS = 16, 8
+# Six numbers of size and crop, 8 wide each, and the pooled embedding.
+XL_UNET = {
+    "cross_attention_dim": 2 * WIDTH, "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + WIDTH,
+}  # fmt: skip
 
 
 def new_second_text_parts(number):
@@ -47,7 +52,7 @@ def pictures():
 def test_stable_diffusion_xl(pictures, tmp_path):
     torch.manual_seed(0)
     pipe = StableDiffusionXLPipeline(
-        vae=new_vae(), unet=new_unet(**_XL_UNET | {"cross_attention_dim": 2 * WIDTH}),
+        vae=new_vae(), unet=new_unet(**XL_UNET),
         scheduler=new_scheduler("EulerDiscreteScheduler"), **new_text_parts(), **new_second_text_parts("_2"),
         add_watermarker=False,
     )  # fmt: skip
