@@ -44,8 +44,8 @@ def precompute_latents(
         caption_column (`str`, *optional*, defaults to `"text"`): captions; `None` for a denoiser without prompts.
         resolution (`int`, *optional*): crop PIL images to their middle square and resize them to this size, in pixels.
         batch_size (`int`, defaults to `8`): images that are encoded together.
-        seed (`int`, *optional*, defaults to `0`): of one sample of each image's posterior, by row, as diffusers' scripts
-            train on; `None` is its mean, which the denoisers of the digits world are trained on.
+        seed (`int`, *optional*, defaults to `0`): of one sample of each image's posterior, by row, which is what
+            diffusers' scripts train on; `None` is its mean, as for the denoisers of the digits world.
 
     Returns:
         `datasets.Dataset` in torch format, with `latents` and, by pipeline, `encoder_hidden_states`,
