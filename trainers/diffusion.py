@@ -18,7 +18,7 @@ from hfnoise.trainers.diffusion_average import WeightAverage
 from hfnoise.trainers.diffusion_card import DiffusionCardMixin
 from hfnoise.trainers.diffusion_model import prepare_denoiser, refuse_sharded, stock_arguments
 from hfnoise.trainers.diffusion_noise import TrainingNoise, draw_levels, draw_training_noise, offset_noise
-from hfnoise.trainers.diffusion_rows import LATENTS, DenoiserInputs, DiffusionCollator, check_rows
+from hfnoise.trainers.diffusion_rows import LATENTS, DenoiserInputs, DiffusionCollator, check_rows, flow_time_scale
 from hfnoise.trainers.diffusion_saving import DiffusionSavingMixin
 from hfnoise.trainers.diffusion_schedule import NoiseSchedule
 
@@ -84,6 +84,7 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
 
     # False in a subclass whose denoiser has no timestep.
     _takes_timestep = True
+    _time_scale = 1.0
 
     def __init__(
         self,
@@ -150,6 +151,8 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
             )
         weights = weighting.weights(schedule.snr, schedule.prediction_type).float()
         self.loss_weighting = weighting
+        if schedule.prediction_type == "flow_prediction" and type(self).denoise is DiffusionTrainer.denoise:
+            self._time_scale = flow_time_scale(self._denoiser())
         self.schedule = schedule.to(self.args.device)
         self._weights = None if isinstance(weighting, UniformWeighting) else weights.to(self.args.device)
 
@@ -236,6 +239,11 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
 
     def noised_batch(self, latents: Tensor, draws: TrainingNoise) -> NoisedBatch:
         """Return what the model is shown and is to answer; for a subclass with another objective to override."""
+        if self.args.noise_offset and latents.ndim < 4:
+            raise ValueError(
+                f"noise_offset={self.args.noise_offset} is for each channel, and latents of the shape "
+                f"{tuple(latents.shape[1:])} are packed: their channels do not come first. Use noise_offset=0."
+            )
         mean = self.args.logit_mean if self.args.timestep_sampling == "logit_normal" else None
         levels = draw_levels(draws.level, len(self.schedule.timesteps), mean, self.args.logit_std)
         levels = levels.to(latents.device)
@@ -253,6 +261,10 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
     def denoise(self, model: Any, sample: Tensor, timestep: Tensor | None, conditions: dict[str, Tensor]) -> Tensor:
         """Return the prediction of the denoiser; for models with a forward of their own, override it.
 
+        At flow matching the models of Stable Diffusion 3, Flux (with packed latents), Wan, LTX-Video, HunyuanVideo,
+        CogView4, Chroma, Qwen-Image, AuraFlow and Sana are given the time in their own unit; others are refused at
+        construction unless this is overridden.
+
         Args:
             model (`torch.nn.Module`): the denoiser, wrapped or not.
             sample (`Tensor` of shape `(batch, ...)`): noisy latents, float32.
@@ -264,7 +276,7 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
         cast = {name: one.to(dtype) if one.is_floating_point() else one for name, one in conditions.items()}
         call = {self.inputs.input_name: sample.to(dtype), **self.inputs.arguments(cast)}
         if timestep is not None:
-            call["timestep"] = timestep
+            call["timestep"] = timestep if self._time_scale == 1 else timestep * self._time_scale
         prediction = model(**call, return_dict=False)[0]
         # As diffusers' scripts do with models that predict a variance too (DiT, PixArt): it is left as it is.
         return prediction[:, : sample.shape[1]] if prediction.shape[1] == 2 * sample.shape[1] else prediction

@@ -14,6 +14,21 @@ LATENTS = "latents"
 # How diffusers' denoisers call what they denoise; the time is `timestep` in all of them.
 _INPUT_NAMES = ("sample", "hidden_states")
 _TIME_NAME = "timestep"
+# Denoisers that predict noise - x0 at flow matching, and what their pipelines multiply the scheduler's time by (0 to
+# 1000) before they pass it on. Others (Lumina2, Z-Image, HiDream) predict x0 - noise, or count the time backwards.
+_FLOW_TIME_SCALES = {
+    "UNet2DModel": 1.0,
+    "UNet2DConditionModel": 1.0,
+    "SD3Transformer2DModel": 1.0,
+    "WanTransformer3DModel": 1.0,
+    "LTXVideoTransformer3DModel": 1.0,
+    "HunyuanVideoTransformer3DModel": 1.0,
+    "CogView4Transformer2DModel": 1.0,
+    "FluxTransformer2DModel": 1e-3,
+    "ChromaTransformer2DModel": 1e-3,
+    "QwenImageTransformer2DModel": 1e-3,
+    "AuraFlowTransformer2DModel": 1e-3,
+}
 
 
 @dataclass(frozen=True)
@@ -161,3 +176,21 @@ def check_rows(dataset: Any, where: str, inputs: DenoiserInputs, model: Any) -> 
             f"the latents of {where} have the shape {shape}, and {inputs.name} takes {channels} channels first. "
             "Encode with the autoencoder of the same pipeline."
         )
+
+
+def flow_time_scale(model: Any) -> float:
+    """Return what a flow-matching scheduler's timesteps, from 0 to 1000, are multiplied by for a denoiser.
+
+    Raises:
+        ValueError: for a denoiser whose convention is not known here.
+    """
+    for kind in type(model).__mro__:
+        if kind.__name__ == "SanaTransformer2DModel":
+            return float(model.config.timestep_scale)
+        if kind.__name__ in _FLOW_TIME_SCALES:
+            return _FLOW_TIME_SCALES[kind.__name__]
+    raise ValueError(
+        f"{type(model).__name__} at flow matching: which sign it predicts and how it counts time is not known here, "
+        f"only for {sorted([*_FLOW_TIME_SCALES, 'SanaTransformer2DModel'])}. Override `denoise` of the trainer to "
+        "return noise - x0 for a timestep from 0 to 1000."
+    )

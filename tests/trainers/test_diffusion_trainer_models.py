@@ -1,10 +1,12 @@
-"""Denoisers with other inputs: Stable Diffusion XL and 3 with their prompts, and a UNet without any."""
+"""Denoisers with other inputs: Stable Diffusion XL and 3, Flux, a UNet without prompts, one with a variance."""
 
 import datasets
 import pytest
 import torch
 from diffusers import (
     DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
@@ -13,12 +15,14 @@ from diffusers import (
 from peft import LoraConfig
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from hfnoise import DiffusionTrainer
 from hfnoise.trainers.diffusion_latents import encode_prompts, precompute_latents
+from hfnoise.trainers.diffusion_noise import draw_training_noise
 from hfnoise.worlds.digits_pipeline import new_digits_tokenizer
 from hfnoise.worlds.tiny_pipelines.transformers import new_flow_scheduler
 from hfnoise.worlds.tiny_pipelines.transformers import new_vae as new_sd3_vae
 from hfnoise.worlds.tiny_pipelines.unets import new_scheduler, new_text_parts, new_unet, new_vae
-from tests.trainers.diffusion_world import losses, make_rows, new_trainer
+from tests.trainers.diffusion_world import arguments, losses, make_rows, new_trainer
 
 WIDTH, TOKENS = 16, 8
 # Six numbers of size and crop, 8 wide each, and the pooled embedding.
@@ -129,3 +133,60 @@ def test_a_transformer_that_predicts_a_variance_too(tmp_path):
     trainer.train()
     changed = (dit.proj_out_2.bias != before).reshape(4, 8)  # four pixels of a patch, eight channels
     assert changed.any(0).tolist() == [True] * 4 + [False] * 4
+
+
+@pytest.mark.slow
+def test_flux_on_packed_latents(tmp_path):
+    torch.manual_seed(0)
+    flux = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    columns = {
+        "latents": (4, 16), "encoder_hidden_states": (3, 8), "pooled_projections": (8,), "img_ids": (4, 3),
+        "txt_ids": (3, 3),
+    }  # fmt: skip
+    rows = datasets.Dataset.from_dict(
+        {name: torch.randn(4, *shape, generator=generator).numpy() for name, shape in columns.items()}
+    ).with_format("torch")
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    trainer = new_trainer(tmp_path, flux, scheduler, rows, max_steps=1)
+    batch = rows[:4]
+    draws = draw_training_noise(3, 0, [0, 1, 2, 3], (4, 16))
+    levels = (draws.level * 1000).long()
+    sigmas = scheduler.sigmas[levels].reshape(-1, 1, 1)
+    with torch.no_grad():
+        # As pipeline_flux.py calls it: the time of the scheduler over 1000.
+        prediction = flux(
+            (1 - sigmas) * batch["latents"] + sigmas * draws.noise, timestep=scheduler.timesteps[levels] / 1000,
+            encoder_hidden_states=batch["encoder_hidden_states"], pooled_projections=batch["pooled_projections"],
+            img_ids=batch["img_ids"][0], txt_ids=batch["txt_ids"][0],
+        ).sample  # fmt: skip
+    expected = (prediction - (draws.noise - batch["latents"])).square().mean()
+    trainer.train()
+    assert losses(trainer) == pytest.approx([float(expected)], abs=2e-4)
+    offset = new_trainer(tmp_path, flux, scheduler, rows, max_steps=1, noise_offset=0.1)
+    with pytest.raises(ValueError, match=r"shape \(4, 16\) are packed.*Use noise_offset=0"):
+        offset.train()
+
+
+@pytest.mark.slow
+def test_a_flow_model_of_an_unknown_convention_is_refused(tmp_path):
+    class Backwards(DiTTransformer2DModel):
+        pass
+
+    model = Backwards(
+        sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=2, in_channels=4
+    )
+    rows = make_rows(8).remove_columns("encoder_hidden_states").add_column("class_labels", [0] * 8)
+    with pytest.raises(ValueError, match="Backwards at flow matching: which sign.*Override `denoise`"):
+        new_trainer(tmp_path, model, new_flow_scheduler(), rows)
+
+    class Answered(DiffusionTrainer):
+        def denoise(self, model, sample, timestep, conditions):
+            return -super().denoise(model, sample, 1000 - timestep, conditions)
+
+    trainer = Answered(model, arguments(tmp_path), scheduler=new_flow_scheduler(), train_dataset=rows)
+    trainer.train()
+    assert len(losses(trainer)) == 3
