@@ -33,7 +33,7 @@ def one_more_step(
     Args:
         v (`torch.Tensor` of shape `(batch, channels, height, width)`): what the network puts out, guided if need be.
         noise (`torch.Tensor` of the shape of `v`): of unit variance; what the network was given, so that the
-            composition of the image without this step is kept. With `eta=1` and without `fresh_noise` it is taken for z.
+            composition of the image without this step is kept. At `eta=1` without `fresh_noise` it is taken for z.
         alpha_bar (`float`): signal power in [0, 1] at the first timestep of the scheduler, which need not be the last
             one of training.
         eta (`float`, defaults to `0.0`): in [0, 1], share of z; it has no part in `compat="official"`.
