@@ -12,12 +12,18 @@ if __name__ != "hfnoise.pipelines":
 _MODULES = {
     "AdaptiveGuidance": "guiders",
     "AutoGuider": "guiders",
+    "BrightnessOffset": "brightness_offset",
     "GuidanceRecorder": "guiders",
     "GuidanceReport": "guidance_report",
     "InitialNoise": "initial_noise",
+    "InitialNoiseChain": "noise_chain",
     "LinearGuidance": "guiders",
+    "OneMoreStep": "one_more_step",
     "ProjectedGuidance": "guiders",
+    "StartContext": "start_context",
+    "StartEstimate": "start_estimate",
     "StartState": "initial_noise",
+    "TerminalPrior": "terminal_prior",
     "guide": "guided",
     "guided_class": "guided",
 }

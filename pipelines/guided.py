@@ -51,8 +51,7 @@ class GuidedPipeline:
 
     @initial_noise.setter
     def initial_noise(self, initial_noise: InitialNoise | None) -> None:
-        check_initial_noise(type(self), initial_noise)
-        self._initial_noise = initial_noise
+        self._initial_noise = check_initial_noise(type(self), initial_noise)
 
     @property
     def guidance_report(self) -> GuidanceReport:
@@ -70,7 +69,7 @@ class GuidedPipeline:
             if self._guider is not None:
                 kwargs = stack.enter_context(_guided_call(self, self._guider, args, kwargs))
             if self._initial_noise is not None:
-                stack.enter_context(refined_start(self, self._initial_noise))
+                stack.enter_context(refined_start(self, self._initial_noise, args, kwargs))
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     @classmethod
