@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from torch import nn
 
 from hfnoise.latents.hf_time_free_unet import (
@@ -35,7 +35,7 @@ def read_json(repository: str | PathLike[str], name: str, **hub_options: Any) ->
 
     Raises:
         OSError: if there is no such repository.
-        ValueError: if the file is no JSON object.
+        ValueError: if `repository` can be neither, or the file is no JSON object.
 
     Example:
         >>> from pathlib import Path
@@ -55,6 +55,8 @@ def read_json(repository: str | PathLike[str], name: str, **hub_options: Any) ->
             file = hf_hub_download(path, name, **hub_options)
         except EntryNotFoundError:
             return None
+        except HFValidationError as error:
+            raise ValueError(f"{path} is neither a folder nor the name of a repository on the Hub.") from error
     try:
         with open(file, encoding="utf-8") as stream:
             content = json.load(stream)

@@ -34,6 +34,11 @@ class Mirrored(InitialNoise):
         return StartState(unit_noise.flip(-1), evaluations=1)
 
 
+def table():
+    arrays = dict(numpy.load(VECTORS / "one_more_step" / "dev_terminal_table.npz"))
+    return [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
+
+
 def run(pipe, call, initial_noise):
     with guide(pipe, initial_noise=initial_noise):
         return images_of(pipe(**call))
@@ -66,15 +71,18 @@ def test_off_is_stock_to_the_bit(name):
     assert torch.equal(images_of(pipe(**family.call(2))), stock)
 
 
-def table():
-    arrays = dict(numpy.load(VECTORS / "one_more_step" / "dev_terminal_table.npz"))
-    return [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
-
-
-def test_state_is_in_the_scale_of_every_scheduler(sd):
+# KDPM2 makes numpy arrays of tensors in its own way.
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("DDIMScheduler", "EulerDiscreteScheduler") else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted({str(row["scheduler"]) for row in table()})
+    ],
+)
+def test_state_is_in_the_scale_of_every_scheduler(sd, name):
     before = sd.scheduler
-    for row in table():
-        name = str(row["scheduler"])
+    for row in (row for row in table() if row["scheduler"] == name):
         options = {} if name in ("LCMScheduler", "TCDScheduler") else {"timestep_spacing": str(row["spacing"])}
         sd.scheduler = new_scheduler(name, **options)
         sd.scheduler.set_timesteps(int(row["num_steps"]))
@@ -92,8 +100,18 @@ def test_state_is_in_the_scale_of_every_scheduler(sd):
 def test_what_a_member_is_told(sd):
     told = Told()
     generator = torch.Generator().manual_seed(3)
-    words = {"prompt": ["the digit one", "the digit two"], "negative_prompt": "seven"}
-    run(sd, {**words, "num_images_per_prompt": 2, "num_inference_steps": 3, "generator": generator}, told)
+    words = {"prompt": ["the digit one", "the digit two"], "negative_prompt": ["seven"] * 2}
+    run(
+        sd,
+        {
+            **words,
+            "num_images_per_prompt": 2,
+            "num_inference_steps": 3,
+            "generator": generator,
+            "output_type": "latent",
+        },
+        told,
+    )
     context = told.context
     assert context.prompts == ["the digit one"] * 2 + ["the digit two"] * 2
     assert context.negative_prompts == ["seven"] * 4
@@ -109,7 +127,8 @@ def test_positional_arguments_and_embeddings(sd):
     with guide(sd, initial_noise=told):
         sd("the digit one", 16, 16, 3)
     assert told.context.prompts == ["the digit one"] and told.context.arguments["num_inference_steps"] == 3
-    run(sd, FAMILIES["sd-ddim"].call(2), told)
+    states = {name: torch.zeros(2, 8, 16) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    run(sd, {**states, "num_inference_steps": 3, "output_type": "latent"}, told)
     assert told.context.prompts is None and told.context.prompt_embeds.shape == (2, 8, 16)
 
 
@@ -194,7 +213,7 @@ def test_half_precision_is_summed_in_float32(sd):
         start = sd.prepare_latents(*settings, torch.Generator().manual_seed(0))
         noise = torch.randn(1, 4, 8, 8, dtype=torch.float16, generator=torch.Generator().manual_seed(0))
     assert start.dtype == torch.float16
-    power = sd.scheduler.alphas_cumprod[sd.scheduler.timesteps[0]]
+    power = sd.scheduler.alphas_cumprod[int(sd.scheduler.timesteps[0])]
     truth = power.sqrt() * 0.5 * torch.tensor(DIRECTION).reshape(1, 4, 1, 1) + (1 - power).sqrt() * noise.float()
     assert torch.equal(start, truth.half())
 
