@@ -30,8 +30,10 @@ quant = ["bitsandbytes>=0.50"]
 dp = ["dp-accounting>=0.6"]
 # The engine only: its simulation would bring Ray, and hfnoise has one of its own. Flower has no Python 3.10.
 flower = ['flwr>=1.41; python_version >= "3.11"']
+# To train the worlds of digits anew; what is shipped runs without.
+worlds = ["scikit-learn>=1.5"]
 test = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "beartype>=0.20", "Pillow>=10", "setuptools>=70"]
-test += ["wheel>=0.40", *quant, *dp, *flower]
+test += ["wheel>=0.40", *quant, *dp, *flower, *worlds]
 
 setup(
     name="hfnoise",
@@ -76,6 +78,7 @@ setup(
         "dp": dp,
         "quant": quant,
         "flower": flower,
+        "worlds": worlds,
         "track": ["trackio>=0.40"],
         "test": test,
         "dev": [*test, "ruff>=0.14", "mypy>=1.18", "build>=1.2"],

@@ -13,6 +13,7 @@ from typing import Any
 
 import hfnoise
 from hfnoise.errors import UsageError
+from hfnoise.guidance_options import GENERATE_OPTIONS
 from hfnoise.methods import COMMANDS, METHODS, Method
 from hfnoise.options import DP_OPTIONS, FEDSVD_DATA_OPTIONS, QAT_DATA_OPTIONS, Option
 
@@ -100,7 +101,7 @@ def _overview() -> str:
 def _table() -> str:
     header = ("method", "family", "state", "paper", "class", "instead of")
     rows = [
-        (method.name, method.family, method.state, f"arXiv {method.paper}", method.trainer, method.stock)
+        (method.name, method.family, method.state, f"arXiv {method.paper}", method.main_class, method.stock)
         for method in METHODS
     ]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
@@ -110,6 +111,8 @@ def _table() -> str:
 
 def _method_help(method: Method) -> str:
     stock = method.stock.split()[0].strip(",;")
+    if method.guider:
+        return _guider_help(method)
     names = ", ".join(dict.fromkeys([method.config, method.trainer, *method.exports]))
     lines = [
         f"usage: hfnoise {method.name} [--config run.yaml] [--accelerate_config NAME_OR_FILE] [--option value ...]",
@@ -137,6 +140,26 @@ def _method_help(method: Method) -> str:
         "",
         f"Every option of {stock} works as well, and --model_name_or_path, --dataset_name,",
         f"--use_peft, --load_in_4bit, ...; `hfnoise {method.name} --help-all` lists them all (slow: it imports TRL).",
+    ]
+    return "\n".join(lines)
+
+
+def _guider_help(method: Method) -> str:
+    lines = [
+        f"usage: hfnoise {method.name} --model_name_or_path NAME --prompt TEXT [--config run.yaml] [--option value]",
+        "",
+        f"{method.title} (arXiv {method.paper}). In Python: from hfnoise import guide, {', '.join(method.exports)}",
+        "",
+        "Options of the guider:",
+        *_option_lines(method.options),
+        "",
+        "What is drawn:",
+        *_option_lines([option for option in GENERATE_OPTIONS if option.name != "guider"]),
+        "",
+        "  --config FILE             YAML file of options; the command line wins over it",
+        "",
+        f"`hfnoise generate --guider {method.name.removesuffix('-guidance')}` is the same; several guiders are joined "
+        "by +.",
     ]
     return "\n".join(lines)
 

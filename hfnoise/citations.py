@@ -114,3 +114,22 @@ QUEST_BIBTEX = """\
     archivePrefix = {arXiv},
     url           = {https://arxiv.org/abs/2502.05003},
 }"""
+
+ADAPTIVE_GUIDANCE_BIBTEX = """\
+@inproceedings{castillo2025adaptive,
+    title     = {{Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models}},
+    author    = {Angela Castillo and Jonas Kohler and Juan C. P{\\'e}rez and Juan Pablo P{\\'e}rez and
+                 Albert Pumarola and Bernard Ghanem and Pablo Arbel{\\'a}ez and Ali Thabet},
+    booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+    year      = {2025},
+    url       = {https://arxiv.org/abs/2312.12487},
+}"""
+
+APG_BIBTEX = """\
+@inproceedings{sadat2025eliminating,
+    title     = {{Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion Models}},
+    author    = {Seyedmorteza Sadat and Otmar Hilliges and Romann M. Weber},
+    booktitle = {The Thirteenth International Conference on Learning Representations},
+    year      = {2025},
+    url       = {https://arxiv.org/abs/2410.02416},
+}"""

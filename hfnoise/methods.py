@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from hfnoise.citations import (
+    ADAPTIVE_GUIDANCE_BIBTEX,
+    APG_BIBTEX,
     BVPO_BIBTEX,
     DP_SGD_BIBTEX,
     DR_DPO_BIBTEX,
@@ -16,6 +18,7 @@ from hfnoise.citations import (
     QUEST_BIBTEX,
     ROBUST_DPO_BIBTEX,
 )
+from hfnoise.guidance_options import ADAPTIVE_GUIDANCE_OPTIONS, PROJECTED_GUIDANCE_OPTIONS
 from hfnoise.options import (
     BVPO_OPTIONS,
     DP_OPTIONS,
@@ -28,7 +31,7 @@ from hfnoise.options import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One method: where its code is, what users type, what its card says.
 
@@ -40,7 +43,8 @@ class Method:
         module: where `exports` live; imported only when one of them is used.
         exports: public names, importable from `hfnoise`.
         config: the class of our configuration, a public name.
-        trainer: the Trainer among the exports.
+        trainer: the Trainer among the exports, of a method that trains.
+        guider: the guider among the exports, of a method that guides a pipeline of diffusers.
         launch: `module:function` that runs the sub-command, given the list of arguments.
         options: our options, beyond those of the stock configuration.
         stock: what a user would pick without us.
@@ -56,13 +60,19 @@ class Method:
     module: str
     exports: tuple[str, ...]
     config: str
-    trainer: str
+    trainer: str = ""
+    guider: str = ""
     launch: str
     options: tuple[Option, ...]
     stock: str
     state: str
     tags: tuple[str, ...]
     bibtex: str
+
+    @property
+    def main_class(self) -> str:
+        """The class that users write."""
+        return self.trainer or self.guider
 
 
 @dataclass(frozen=True)
@@ -203,22 +213,57 @@ METHODS: tuple[Method, ...] = (
         tags=("hfnoise", "quest", "quantization-aware-training"),
         bibtex=QUEST_BIBTEX,
     ),
+    Method(
+        name="adaptive-guidance",
+        family="guidance",
+        title="Adaptive Guidance: no unconditional evaluation for samples that need none any more",
+        paper="2312.12487",
+        module="hfnoise.pipelines.guiders",
+        exports=("AdaptiveGuidance",),
+        config="GenerateConfig",
+        guider="AdaptiveGuidance",
+        launch="hfnoise.pipelines.generate:main_of_guider",
+        options=ADAPTIVE_GUIDANCE_OPTIONS,
+        stock="diffusers.callbacks.SDXLCFGCutoffCallback: one step for all, one image at a time",
+        state="ready",
+        tags=("hfnoise", "adaptive-guidance", "classifier-free-guidance"),
+        bibtex=ADAPTIVE_GUIDANCE_BIBTEX,
+    ),
+    Method(
+        name="projected-guidance",
+        family="guidance",
+        title="APG as published: strong guidance that does not saturate, in any pipeline",
+        paper="2410.02416",
+        module="hfnoise.pipelines.guiders",
+        exports=("ProjectedGuidance",),
+        config="GenerateConfig",
+        guider="ProjectedGuidance",
+        launch="hfnoise.pipelines.generate:main_of_guider",
+        options=PROJECTED_GUIDANCE_OPTIONS,
+        stock="diffusers.AdaptiveProjectedGuidance, in modular pipelines, not on x0",
+        state="ready",
+        tags=("hfnoise", "apg", "classifier-free-guidance"),
+        bibtex=APG_BIBTEX,
+    ),
 )
 
 # Public names that belong to no single method: name -> module.
 SHARED_EXPORTS: dict[str, str] = {
-    "AdaptiveGuidance": "hfnoise.pipelines.guiders",
+    "AdaptiveGuidancePipeline": "hfnoise.pipelines.adaptive_guidance",
+    "AutoGuidedPipeline": "hfnoise.pipelines.auto_guided",
     "AutoGuider": "hfnoise.pipelines.guiders",
     "BrightnessOffset": "hfnoise.pipelines.brightness_offset",
+    "GenerateConfig": "hfnoise.pipelines.generate_config",
     "GuidanceRecorder": "hfnoise.pipelines.guiders",
     "GuidanceReport": "hfnoise.pipelines.guidance_report",
     "InitialNoise": "hfnoise.pipelines.initial_noise",
     "InitialNoiseChain": "hfnoise.pipelines.noise_chain",
     "LinearGuidance": "hfnoise.pipelines.guiders",
     "OneMoreStep": "hfnoise.pipelines.one_more_step",
+    "ProjectedGuidancePipeline": "hfnoise.pipelines.projected_guidance",
     "TerminalPrior": "hfnoise.pipelines.terminal_prior",
     "TimeFreeUNet2DConditionModel": "hfnoise.latents.hf_time_free_unet",
-    "ProjectedGuidance": "hfnoise.pipelines.guiders",
+    "UpdateGuidance": "hfnoise.pipelines.guiders",
     "guide": "hfnoise.pipelines.guided",
     "guided_class": "hfnoise.pipelines.guided",
     "ClientDropout": "hfnoise.trainers.federated",
@@ -258,6 +303,9 @@ SHARED_EXPORTS: dict[str, str] = {
 }
 
 COMMANDS: tuple[Command, ...] = (
+    Command(
+        "generate", "hfnoise.pipelines.generate:main", "images or videos, guided, with a report of what was saved"
+    ),
     Command("audit-labels", "hfnoise.trainers.audit_labels:main", "estimate the flip rate of a preference dataset"),
     Command("score-pairs", "hfnoise.trainers.score_pairs:main", "CHES: which pairs DPO would displace likelihood on"),
     Command(

@@ -26,6 +26,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook("transformers.quantizers.auto", "hfnoise.quantization.hf_transformers"),
     Hook("diffusers.quantizers.auto", "hfnoise.quantization.hf_diffusers"),
     Hook("peft.tuners.lora.model", "hfnoise.quantization.hf_peft"),
+    Hook("diffusers.pipelines.pipeline_loading_utils", "hfnoise.hf_pipeline_names"),
 )
 
 _failures: dict[str, Exception] = {}

@@ -11,6 +11,8 @@ if __name__ != "hfnoise.pipelines":
 
 _MODULES = {
     "AdaptiveGuidance": "guiders",
+    "AdaptiveGuidancePipeline": "adaptive_guidance",
+    "AutoGuidedPipeline": "auto_guided",
     "AutoGuider": "guiders",
     "BrightnessOffset": "brightness_offset",
     "GuidanceRecorder": "guiders",
@@ -20,10 +22,12 @@ _MODULES = {
     "LinearGuidance": "guiders",
     "OneMoreStep": "one_more_step",
     "ProjectedGuidance": "guiders",
+    "ProjectedGuidancePipeline": "projected_guidance",
     "StartContext": "start_context",
     "StartEstimate": "start_estimate",
     "StartState": "initial_noise",
     "TerminalPrior": "terminal_prior",
+    "UpdateGuidance": "guiders",
     "guide": "guided",
     "guided_class": "guided",
 }

@@ -61,13 +61,13 @@ class GuidanceStep:
     def noisy(self) -> torch.Tensor:
         """The part of the model's input that the prediction is of."""
         assert self.model_input is not None
-        found = self.model_input[predicted_part(self.model_input, self.cond)]
-        if found.shape != self.cond.shape:
+        noisy = self.model_input[predicted_part(self.model_input, self.cond)]
+        if noisy.shape != self.cond.shape:
             raise ValueError(
-                f"the model was given {tuple(self.model_input.shape)} and predicted {tuple(self.cond.shape)}: x0 does "
-                "not follow. Use space='model'."
+                f"the model was given {tuple(self.model_input.shape)} and predicted {tuple(self.cond.shape)}, "
+                "which is more: x0 does not follow. Use space='model'."
             )
-        return found
+        return noisy
 
     @property
     def is_first_evaluation(self) -> bool:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 from diffusers import DiffusionPipeline, ModularPipeline
+from diffusers.guiders import BaseGuidance
 
+from hfnoise.pipelines.guided_saving import GuidedSaving, stock_class
 from hfnoise.pipelines.guider_base import UpdateGuidance
-from hfnoise.pipelines.guider_checks import check_guider
+from hfnoise.pipelines.guider_checks import call_parameters, check_guider, check_run, own_scale, takes_guider
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise, refined_start
 from hfnoise.pipelines.interceptor import GuidedRun
 from hfnoise.pipelines.pipeline_layouts import layout_of
@@ -24,25 +26,29 @@ if TYPE_CHECKING:
 PREFIX = "Guided"
 
 
-class GuidedPipeline:
+class GuidedPipeline(GuidedSaving):
     """What every guided pipeline has beside its own: the slots `guider` and `initial_noise`.
 
     Without them, and with settings that change nothing, it is the stock pipeline to the bit. Its `__call__` takes the
     same arguments; the guidance scale of the call beats the guider's, which beats the pipeline's default.
     """
 
-    _guider: UpdateGuidance | None = None
     _initial_noise: InitialNoise | None = None
 
     @property
     def guider(self) -> UpdateGuidance | None:
         """How the pipeline is guided; `None` is its own classifier-free guidance."""
-        return self._guider
+        # Where a pipeline that takes a guider itself has its own: it finds it there with or without us.
+        return self.__dict__.get("guider")
 
     @guider.setter
     def guider(self, guider: UpdateGuidance | None) -> None:
         check_guider(type(self), guider)
-        self._guider = guider
+        own = self.__dict__.get("guider")
+        if own is not None and not isinstance(own, UpdateGuidance):
+            # Of a pipeline that takes a guider itself: its default, for a guider of ours without a scale.
+            self.__dict__["_own_guidance_scale"] = getattr(own, "guidance_scale", None)
+        self.__dict__["guider"] = guider
 
     @property
     def initial_noise(self) -> InitialNoise | None:
@@ -60,14 +66,14 @@ class GuidedPipeline:
         Raises:
             ValueError: if there is no guider, or no call yet.
         """
-        if self._guider is None:
-            raise ValueError("this pipeline has no guider: set pipe.guider = hfnoise.AdaptiveGuidance().")
-        return self._guider.report
+        if not isinstance(self.guider, UpdateGuidance):
+            raise ValueError("this pipeline has no guider of hfnoise: set pipe.guider = hfnoise.AdaptiveGuidance().")
+        return self.guider.report
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
-            if self._guider is not None:
-                kwargs = stack.enter_context(_guided_call(self, self._guider, args, kwargs))
+            if self.guider is not None:
+                kwargs = stack.enter_context(_guided_call(self, self.guider, args, kwargs))
             if self._initial_noise is not None:
                 stack.enter_context(refined_start(self, self._initial_noise, args, kwargs))
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
@@ -128,11 +134,14 @@ def guided_class(pipeline_class: Any) -> Any:
     if issubclass(pipeline_class, GuidedPipeline):
         return pipeline_class
     stock_init = pipeline_class.__init__
+    native = takes_guider(pipeline_class)
 
     @functools.wraps(stock_init)
-    def __init__(self: Any, *args: Any, guider: Any = None, initial_noise: Any = None, **kwargs: Any) -> None:
+    def __init__(self: Any, *args: Any, initial_noise: Any = None, **kwargs: Any) -> None:
+        guider = None if native else kwargs.pop("guider", None)
         stock_init(self, *args, **kwargs)
-        self.guider = guider
+        if not native:
+            self.guider = guider
         self.initial_noise = initial_noise
 
     @functools.wraps(pipeline_class.__call__)
@@ -142,18 +151,6 @@ def guided_class(pipeline_class: Any) -> Any:
     name = PREFIX + pipeline_class.__name__
     members = {"__init__": __init__, "__call__": __call__, "__doc__": pipeline_class.__doc__, "__module__": __name__}
     return type(name, (GuidedPipeline, pipeline_class), members)
-
-
-def stock_class(guided: type) -> type:
-    """Return the pipeline class of diffusers that a guided one is made of.
-
-    Example:
-        >>> from diffusers import StableDiffusionPipeline
-        >>> from hfnoise.pipelines.guided import guided_class, stock_class
-        >>> stock_class(guided_class(StableDiffusionPipeline)).__name__
-        'StableDiffusionPipeline'
-    """
-    return next(base for base in guided.__mro__ if not issubclass(base, GuidedPipeline))
 
 
 @contextmanager
@@ -184,8 +181,10 @@ def guide(
             yield pipe
         return
     stock: Any = type(pipe)
-    before = stock, pipe.__dict__.get("_guider"), pipe.__dict__.get("_initial_noise")
+    before = stock, pipe.__dict__.get("guider"), pipe.__dict__.get("_initial_noise")
     guided = guided_class(stock)
+    native = takes_guider(guided)
+    guider = before[1] if guider is None and native else guider
     check_guider(guided, guider)
     check_initial_noise(guided, initial_noise)
     pipe.__class__ = guided
@@ -194,23 +193,46 @@ def guide(
         yield pipe
     finally:
         pipe.__class__ = before[0]
-        for name, value in zip(("_guider", "_initial_noise"), before[1:], strict=True):
-            pipe.__dict__.pop(name, None)
-            if value is not None:
-                pipe.__dict__[name] = value
+        pipe.__dict__.pop("_own_guidance_scale", None)
+        if native:
+            pipe.guider = before[1]  # a component: its entry in the configuration goes along
+        for name, value in zip(("guider", "_initial_noise"), before[1:], strict=True):
+            if not (native and name == "guider"):
+                pipe.__dict__.pop(name, None)
+                if value is not None:
+                    pipe.__dict__[name] = value
+
+
+@contextmanager
+def _bound(pipe: Any, guider: Any) -> Iterator[None]:
+    """A call of a pipeline that calls the guider itself; none of these has an argument for the scale."""
+    if not isinstance(guider, UpdateGuidance):
+        yield
+        return
+    before = guider._source, guider.guidance_scale
+    guider.bind(pipe).guidance_scale = own_scale(pipe, guider)
+    try:
+        yield
+    finally:
+        guider._source, guider.guidance_scale = before
 
 
 @contextmanager
 def _guided_modular(pipe: Any, guider: Any, initial_noise: Any) -> Iterator[None]:
+    """Within the block the guider is the pipeline's component of that name."""
     if initial_noise is not None or "guider" not in pipe.component_names:
         missing = "initial_noise" if initial_noise is not None else "a guider"
         raise ValueError(f"{type(pipe).__name__} does not take {missing}.")
-    before = pipe.guider
+    if guider is not None and not isinstance(guider, BaseGuidance):
+        raise TypeError(f"guide takes a guider of hfnoise or diffusers, got {type(guider).__name__}.")
+    before, source = pipe.guider, getattr(guider, "_source", None)
     pipe.update_components(guider=guider.bind(pipe) if isinstance(guider, UpdateGuidance) else guider)
     try:
         yield
     finally:
         pipe.update_components(guider=before)
+        if isinstance(guider, UpdateGuidance):
+            guider._source = source
 
 
 @contextmanager
@@ -220,23 +242,31 @@ def _guided_call(
     """Yield the arguments of the call, with the scale of the guider where the call gives none."""
     layout = layout_of(type(pipe))
     assert layout is not None  # check_guider
+    if layout.kind == "native":
+        with _bound(pipe, guider):
+            yield kwargs
+        return
+    parameters = call_parameters(type(pipe))
+    # A subclass may hand its arguments on as **kwargs.
     signature = inspect.signature(stock_class(type(pipe)).__call__)
-    given = signature.bind_partial(pipe, *args, **kwargs).arguments
+    given = {**signature.bind_partial(pipe, *args, **kwargs).arguments, **kwargs}
     name = layout.scale_name
     if name not in given and guider.asks_for_scale:
         kwargs = {**kwargs, name: guider.guidance_scale - layout.scale_offset}
     if guider.guidance_rescale and "guidance_rescale" not in given:
         kwargs = {**kwargs, "guidance_rescale": guider.guidance_rescale}
-    parameter = signature.parameters.get(name)
-    default = None if parameter is None else parameter.default
-    asked: Any = kwargs.get(name, given.get(name, default))
+    given = {**{key: parameter.default for key, parameter in parameters.items()}, **given, **kwargs}
+    check_run(pipe, guider, given)
 
     def scale() -> float:
         # Callbacks may change it in mid-run.
-        value = getattr(pipe, name, asked) if hasattr(type(pipe), name) else asked
+        value = getattr(pipe, name) if hasattr(type(pipe), name) else given[name]
         return float(value) + layout.scale_offset
 
-    with GuidedRun(pipe, guider, layout, scale).installed():
+    asked = given[name] is not None and given[name] + layout.scale_offset > 1
+    if layout.kind == "three_branches":  # these have a scale of the image too
+        asked = asked and given["image_guidance_scale"] >= 1
+    with GuidedRun(pipe, guider, layout, scale, asked).installed():
         yield kwargs
 
 

@@ -35,6 +35,9 @@ class UpdateGuidance(ClassifierFreeGuidance):
     _classes: ClassVar[dict[str, type[UpdateGuidance]]] = {}
     # Whether the update is another than the difference of two predictions.
     _changes_update: ClassVar[bool] = False
+    # To a ModularPipeline: loaded from nowhere yet. Without it, one that is given by `update_components` is taken for
+    # the default of the blocks, and `save_pretrained` leaves it out without a word.
+    _diffusers_load_id = "null|null|null|null"
     # Per sample the first step without guidance, -1 if it never came.
     _stop_steps: torch.Tensor | None = None
 
@@ -327,8 +330,10 @@ class UpdateGuidance(ClassifierFreeGuidance):
         batch = len(self._trace[0])
         found = next((steps for steps in (stage._stop_steps for stage in self.stages) if steps is not None), None)
         stops = [-1] * batch if found is None else found.tolist()
+        # What is found at the last step ends nothing.
+        last = self._num_inference_steps or len(self._trace)
         return GuidanceReport(
-            similarity=torch.stack(self._trace).cpu(), stop_steps=tuple(None if n < 0 else n for n in stops),
+            similarity=torch.stack(self._trace).cpu(), stop_steps=tuple(n if 0 <= n < last else None for n in stops),
             rows=tuple(self._rows_per_step), batch=batch,
             predictions=1 + self._unconditional if self._has_guided else 1,
         )  # fmt: skip

@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
+
+from diffusers.guiders import BaseGuidance
 
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.pipeline_layouts import layout_of
+
+
+def takes_guider(pipeline_class: type) -> bool:
+    """Return whether a pipeline of diffusers has a guider among its components, and calls it itself.
+
+    Example:
+        >>> from diffusers import HunyuanVideo15Pipeline
+        >>> from hfnoise.pipelines.guider_checks import takes_guider
+        >>> takes_guider(HunyuanVideo15Pipeline)
+        True
+    """
+    layout = layout_of(pipeline_class)
+    return layout is not None and layout.kind == "native"
+
+
+def own_scale(pipe: Any, guider: UpdateGuidance) -> float:
+    """Return the scale of a guider in a pipeline that takes one itself: what it was given, or the pipeline's own."""
+    scale = pipe.__dict__.get("_own_guidance_scale")
+    return guider.guidance_scale if guider.asks_for_scale or scale is None else float(scale)
 
 
 def check_guider(pipeline_class: type, guider: Any) -> None:
@@ -29,6 +51,10 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
     if guider is None:
         return
     name = pipeline_class.__name__.removeprefix("Guided")
+    if takes_guider(pipeline_class):
+        if not isinstance(guider, BaseGuidance):
+            raise TypeError(f"{name} takes a guider of hfnoise or diffusers, got {type(guider).__name__}.")
+        return
     if not isinstance(guider, UpdateGuidance):
         raise TypeError(
             f"{name} takes a guider of hfnoise (AdaptiveGuidance, ProjectedGuidance, LinearGuidance), got "
@@ -47,6 +73,8 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
             f"{name} has no unconditional prediction: its guidance is distilled, or it has none. A guider would do "
             "nothing: use it without."
         )
+    if layout.kind == "native":
+        raise ValueError(f"{name} takes a guider itself: pipe.guider = guider.bind(pipe), of the stock pipeline.")
     if layout.kind == "three_branches" and any(stage._changes_update for stage in guider.stages):
         raise ValueError(
             f"{name} has two guidance scales, of text and image, for which APG and linear estimates are not defined. "
@@ -62,8 +90,47 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
             f"use_original_formulation=True does not work in {name}, whose own formula is cond + (w - 1) update: "
             "leave it at False, with a guidance_scale larger by 1."
         )
-    parameters = inspect.signature(pipeline_class.__call__).parameters
-    if guider.guidance_rescale and "guidance_rescale" not in parameters:
+    if guider.guidance_rescale and "guidance_rescale" not in call_parameters(pipeline_class):
         raise ValueError(
             f"{name} has no guidance_rescale, and the guider has {guider.guidance_rescale}. Leave it at 0."
         )
+
+
+def call_parameters(pipeline_class: type) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a pipeline's call, also those that a subclass hands on as `**kwargs`.
+
+    Example:
+        >>> from diffusers import StableDiffusionPipeline
+        >>> from hfnoise.pipelines.guider_checks import call_parameters
+        >>> class MyPipeline(StableDiffusionPipeline):
+        ...     def __call__(self, *args, **kwargs):
+        ...         return super().__call__(*args, **kwargs)
+        >>> call_parameters(MyPipeline)["guidance_scale"].default
+        7.5
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for base in pipeline_class.__mro__:
+        if "__call__" in base.__dict__:
+            for name, parameter in inspect.signature(base.__dict__["__call__"]).parameters.items():
+                found.setdefault(name, parameter)
+    return found
+
+
+def check_run(pipe: Any, guider: UpdateGuidance, given: Mapping[str, Any]) -> None:
+    """Refuse what only the components and the arguments of a call tell.
+
+    Args:
+        pipe: the pipeline.
+        guider ([`UpdateGuidance`]): of this call.
+        given (`Mapping`): the arguments of the call.
+
+    Raises:
+        ValueError: if x0 would be wrong.
+    """
+    # Wan 2.2 TI2V: where there is an image its frame stands at timestep 0, in the middle of the others.
+    if pipe.config.get("expand_timesteps") and given.get("image") is not None:
+        if any(stage._needs_input for stage in guider.stages):
+            raise ValueError(
+                f"{type(pipe).__name__} with expand_timesteps=True gives the frame of the image another noise level "
+                "than the others, so that x0 does not follow from the scheduler. Use space='model'."
+            )

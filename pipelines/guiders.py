@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from os import PathLike
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "GuidanceReport",
     "LinearGuidance",
     "ProjectedGuidance",
+    "UpdateGuidance",
 ]
 
 
@@ -45,7 +47,7 @@ class AutoGuider:
             kwargs: `revision`, `token`, `cache_dir` and so on, and options that replace saved ones.
 
         Raises:
-            ValueError: if the class is no guider of hfnoise or diffusers.
+            ValueError: if the class is no guider of hfnoise or diffusers, or has no such options.
 
         Example:
             >>> from hfnoise.pipelines import AdaptiveGuidance, AutoGuider
@@ -62,4 +64,22 @@ class AutoGuider:
         if not is_guider:
             known = sorted([*UpdateGuidance._classes, "those of diffusers.guiders"])
             raise ValueError(f"the guider is of class {name!r}; known are {', '.join(known)}.")
+        _check_options(guider_class, config)
         return guider_class.from_config(config, **kwargs)
+
+
+def _check_options(guider_class: type[BaseGuidance], config: Any) -> None:
+    """Refuse a saved option that our guider does not have: diffusers would leave it out, with a line in the log."""
+    if not issubclass(guider_class, UpdateGuidance):
+        return
+    known = set(inspect.signature(guider_class).parameters)
+    unknown = sorted(name for name in config if not name.startswith("_") and name not in known)
+    if unknown:
+        raise ValueError(
+            f"{guider_class.__name__} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}. "
+            "If it was saved by a newer hfnoise: pip install -U hfnoise."
+        )
+    inner = config.get("inner")
+    inner_class = UpdateGuidance._classes.get(inner.get("_class_name")) if isinstance(inner, dict) else None
+    if inner_class is not None:
+        _check_options(inner_class, inner)

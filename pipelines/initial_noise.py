@@ -51,6 +51,10 @@ class InitialNoise(ABC):
     the `"scheduler"`, after which nothing comes. A member that changes nothing returns the very tensor that it was
     given, and the run is the stock one to the bit.
 
+    One that is saved with its pipeline names the sub-folder of the repository, which must hold a `config.json`, and
+    has `save_pretrained(folder)` and the class method `from_pretrained(repository, subfolder=..., **options)`;
+    `hfnoise.pipelines.saved_parts.INITIAL_NOISES` says which class is behind which sub-folder.
+
     Example:
         >>> from hfnoise.pipelines import InitialNoise, StartState
         >>> class Mirrored(InitialNoise):
@@ -61,7 +65,6 @@ class InitialNoise(ABC):
     """
 
     space: ClassVar[str] = "unit"
-    # Sub-folder of a repository, with a `config.json`, if it is saved with its pipeline.
     subfolder: ClassVar[str | None] = None
 
     @abstractmethod
@@ -146,7 +149,7 @@ def refined_start(
         latents = prepared[0] if isinstance(prepared, tuple) else prepared
         if not isinstance(latents, torch.Tensor):
             raise TypeError(f"{type(pipe).__name__} prepares {type(latents).__name__}, and no tensor of latents.")
-        _check_starts_from_noise(pipe, _arguments(prepare, args, kwargs))
+        _check_starts_from_noise(pipe, _arguments(type(pipe).prepare_latents, (pipe, *args), kwargs))
         # In some pipelines the first encoding is the prompt's, and later ones are of other things.
         context = StartContext(
             pipe, arguments, len(latents), latents.device, latents.dtype, encoded[0] if encoded else None, encode
@@ -159,6 +162,7 @@ def refined_start(
     try:
         yield
     finally:
+        # Somebody else may have put one there: the guider's run does.
         for name in ("encode_prompt", "prepare_latents"):
             pipe.__dict__.pop(name, None)
         pipe.__dict__.update(own)

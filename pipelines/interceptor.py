@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -10,16 +11,21 @@ from typing import Any
 
 import torch
 
+from hfnoise.pipelines.block_caches import has_block_cache, reset_block_cache
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.model_inputs import noisy_input, predicted_part, select_rows
 from hfnoise.pipelines.model_outputs import prediction_of, scatter_rows, with_prediction
 from hfnoise.pipelines.module_calls import intercepted, is_compiled, watched_method
 from hfnoise.pipelines.pipeline_layouts import PipelineLayout
+from hfnoise.pipelines.run_schedule import RunSchedule, given_timestep
 
 logger = logging.getLogger(__name__)
 
 # The run of this thread: a pipeline of another one that shares the model is none of its business.
 _ACTIVE: ContextVar[GuidedRun | None] = ContextVar("hfnoise_guided_run", default=None)
+# The guiders, and what is inside of them, that are in the middle of a run: its state is theirs.
+_BUSY: set[int] = set()
+_LOCK = threading.Lock()
 
 
 class GuidedRun:
@@ -34,46 +40,77 @@ class GuidedRun:
         guider ([`UpdateGuidance`]): works on the scheduler and the guidance scale of this call.
         layout ([`PipelineLayout`]): how the pipeline calls its denoiser.
         scale (`Callable[[], float]`): the guidance scale of the moment.
+        asked (`bool`, defaults to `True`): whether the arguments of the call ask for guidance. It is what counts
+            where the pipeline has no property `do_classifier_free_guidance`: such a pipeline decides once.
     """
 
-    def __init__(self, pipe: Any, guider: UpdateGuidance, layout: PipelineLayout, scale: Callable[[], float]) -> None:
-        self.pipe, self.guider, self.layout, self._scale = pipe, guider, layout, scale
+    def __init__(
+        self,
+        pipe: Any,
+        guider: UpdateGuidance,
+        layout: PipelineLayout,
+        scale: Callable[[], float],
+        asked: bool = True,
+    ) -> None:
+        self.pipe, self.guider, self.layout, self._scale, self._asked = pipe, guider, layout, scale, asked
         self._batch: int | None = None
         self._number = -1
         # Whether the decision of the coming evaluation was made, for the ControlNet before it.
         self._decided = False
-        self._latent_tokens: int | None = None
+        self._latents: torch.Size | None = None
+        self._schedule: RunSchedule | None = None
+        self._given: Any = None
         self._context: str | None = None
-        self._cond: tuple[Any, torch.Tensor] | None = None
+        # What the conditional call of this step was given, and returned.
+        self._cond: tuple[torch.Tensor, Any] | None = None
         self._whole_batches: set[int] = set()
+        # Of each module with caches between its blocks, how many rows these hold.
+        self._cached_rows: dict[torch.nn.Module, int | None] = {}
 
     @contextmanager
     def installed(self) -> Iterator[GuidedRun]:
-        """Within the block the pipeline is guided."""
+        """Within the block the pipeline is guided.
+
+        Raises:
+            RuntimeError: if the guider, or the model, is in the middle of another run.
+        """
         guider = self.guider
-        before = guider._source, guider.guidance_scale
-        guider._source, guider._step = self.pipe, None
-        guider._unconditional = 2 if self.layout.kind == "three_branches" else 1
-        token = _ACTIVE.set(self)
-        try:
-            with ExitStack() as stack:
-                for name in self.layout.controlnets:
-                    self._install(stack, name, self._control)
-                for name in self.layout.denoisers:
-                    self._install(stack, name, self._denoise)
-                stack.enter_context(watched_method(self.pipe, "prepare_latents", self._see_latents))
-                yield self
-                self._end_step()
-            if self._number < 0:
-                logger.warning(
-                    "%s did not ask for an unconditional prediction, so %s had nothing to do: it needs a %s above 1 "
-                    "and, where the model's own guidance is distilled, a negative prompt.",
-                    type(self.pipe).__name__, type(guider).__name__, self.layout.scale_name,
-                )  # fmt: skip
-        finally:
-            _ACTIVE.reset(token)
-            guider._source, guider.guidance_scale = before
-            guider._step = guider._model_input = guider._denoiser = None
+        with _reserved(guider):
+            before = guider._source, guider.guidance_scale
+            guider._source, guider._step = self.pipe, None
+            guider._trace, guider._rows_per_step, guider._has_guided = [], [], False
+            guider._unconditional = 2 if self.layout.kind == "three_branches" else 1
+            token = _ACTIVE.set(self)
+            try:
+                with ExitStack() as stack:
+                    for name in self.layout.controlnets:
+                        self._install(stack, name, self._control)
+                    for name in self.layout.denoisers:
+                        self._install(stack, name, self._denoise)
+                    stack.enter_context(watched_method(self.pipe, "prepare_latents", self._see_latents))
+                    yield self
+                    self._end_step()
+                self._warn_if_idle()
+            except BaseException:
+                # The pipeline empties them at the end of a call only.
+                for module in self._cached_rows:
+                    reset_block_cache(module)
+                raise
+            finally:
+                _ACTIVE.reset(token)
+                guider._source, guider.guidance_scale = before
+                guider._step = guider._model_input = guider._denoiser = guider._rows = None
+                self._cond = None
+                for stage in guider.stages:
+                    stage._forget_updates()
+
+    def _warn_if_idle(self) -> None:
+        if self._number < 0:
+            logger.warning(
+                "%s did not ask for an unconditional prediction, so %s had nothing to do: it needs a %s above 1 "
+                "and, where the model's own guidance is distilled, a negative prompt.",
+                type(self.pipe).__name__, type(self.guider).__name__, self.layout.scale_name,
+            )  # fmt: skip
 
     def _install(self, stack: ExitStack, name: str, handler: Callable[..., Any]) -> None:
         module = getattr(self.pipe, name, None)
@@ -84,46 +121,58 @@ class GuidedRun:
         if is_compiled(module):
             logger.info("%s is compiled: rows are left out of whole batches only.", type(module).__name__)
             self._whole_batches.add(id(module))
+        if has_block_cache(module):
+            self._whole_batches.add(id(module))
+            self._cached_rows[module] = None
 
         def handle(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if _ACTIVE.get() is not self:
                 return call(*args, **kwargs)
+            self._given = given_timestep(args, kwargs)
             return handler(module, call, args, kwargs)
 
         stack.enter_context(intercepted(module, handle, self._enter_context))
 
     def _enter_context(self, name: str) -> None:
-        self._context = name
+        if _ACTIVE.get() is self:
+            self._context = name
 
     def _see_latents(self, result: Any) -> None:
-        # Editing models are given the tokens of other images behind these.
+        # Editing models are given the tokens of other images behind these, upscalers their channels.
         latents = result[0] if isinstance(result, tuple) else result
-        if isinstance(latents, torch.Tensor) and latents.dim() == 3:
-            self._latent_tokens = latents.shape[1]
+        if isinstance(latents, torch.Tensor):
+            self._latents = latents.shape
 
     # Steps. ---------------------------------------------------------------------------------------------------------
 
     def _has_guidance(self) -> bool:
         if hasattr(type(self.pipe), "do_classifier_free_guidance"):
             return bool(self.pipe.do_classifier_free_guidance)
-        return self._scale() > 1
+        return self._asked
 
-    def _begin_step(self) -> None:
+    def _begin_step(self, denoiser: torch.nn.Module | None = None) -> None:
         """Let the guider decide which samples need an unconditional prediction."""
         self._number += 1
         self._decided = True
-        timesteps = self.pipe.scheduler.timesteps
-        steps = getattr(self.pipe, "_num_timesteps", None) or len(timesteps)
-        if self._number >= steps:
+        scheduler = self.pipe.scheduler
+        if self._schedule is not None and self._number >= self._schedule.count:
             if not self.layout.restarts:
                 raise ValueError(
-                    f"this is evaluation {self._number + 1} of a run of {steps}: {type(self.pipe).__name__} calls its "
-                    "denoiser in another way than is known. Run it without guider."
+                    f"this is evaluation {self._number + 1} of a run of {self._schedule.count}: "
+                    f"{type(self.pipe).__name__} calls its denoiser in another way than is known. Run it without "
+                    "guider."
                 )
             self._number = 0  # the next segment of a video
-        # Of the scheduler: what the model is given may be a fraction of it, or one for each row.
+        if self._number == 0:
+            self._schedule = RunSchedule(scheduler, getattr(self.pipe, "_num_timesteps", None), self._given)
+        assert self._schedule is not None
+        if scheduler is not self._schedule.scheduler:
+            self._schedule = RunSchedule(scheduler, self._schedule.count)
         self.guider.guidance_scale = self._scale()
-        self.guider.set_state(self._number, steps, timesteps[len(timesteps) - steps + self._number])
+        self.guider.set_state(self._number, self._schedule.count, self._schedule.timestep(self._number))
+        if denoiser is not None:
+            # Before it decides: nothing can be estimated from the updates of another model.
+            self.guider._note_denoiser(denoiser)
         self.guider._decide_branches()
 
     def _pass_over(self, cond: torch.Tensor) -> None:
@@ -136,8 +185,7 @@ class GuidedRun:
         """Return which samples are evaluated without condition; `None` is all of them."""
         if self.guider._branches == 1:
             return torch.empty(0, dtype=torch.int64)
-        whole = id(module) in self._whole_batches or getattr(module, "is_cache_enabled", False)
-        return None if whole else self.guider._rows
+        return None if id(module) in self._whole_batches else self.guider._rows
 
     def _rows_of_call(self, module: torch.nn.Module, branches: int) -> torch.Tensor | None:
         """Return the same of a call with all predictions in one batch."""
@@ -176,8 +224,9 @@ class GuidedRun:
             return self._denoise_twice(module, call, args, kwargs)
         rows = len(noisy_input(args, kwargs))
         if not self._has_guidance():
-            output = call(*args, **kwargs)
             self._count_batch(rows, 1)
+            self._before_rows(module, rows)
+            output = call(*args, **kwargs)
             self._pass_over(prediction_of(output))
             return output
         if kwargs.get("skip_layers") is not None:
@@ -185,14 +234,14 @@ class GuidedRun:
         branches = 1 + self.guider._unconditional
         self._count_batch(rows, branches)
         if not self._decided:
-            self._begin_step()
+            self._begin_step(module)
         self._decided = False
         chosen = self._rows_of_call(module, branches)
+        self._before_rows(module, rows if chosen is None else len(chosen))
         if chosen is None:
             output = call(*args, **kwargs)
             parts = list(prediction_of(output).chunk(branches))
         else:
-            self._before_fewer_rows(module)
             output = call(*self._select(args, chosen, rows), **self._select(kwargs, chosen, rows))
             evaluated = prediction_of(output)
             assert self._batch is not None
@@ -205,10 +254,12 @@ class GuidedRun:
         parts = [cond, *self._replaced(module, seen, cond, others)]
         return with_prediction(output, torch.cat(parts[::-1] if self._uncond_first else parts))
 
-    def _before_fewer_rows(self, module: Any) -> None:
-        # Caches between blocks hold all rows of the evaluation before.
-        if getattr(module, "is_cache_enabled", False):
-            module._reset_stateful_cache()
+    def _before_rows(self, module: Any, rows: int) -> None:
+        # Where the number stays the same the caches keep their use.
+        if module in self._cached_rows:
+            if self._cached_rows[module] not in (None, rows):
+                reset_block_cache(module)
+            self._cached_rows[module] = rows
 
     def _control(self, module: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Evaluate a ControlNet for the rows that its denoiser will be."""
@@ -236,17 +287,18 @@ class GuidedRun:
             self._end_step()
             predicted = call(*args, **kwargs)
             self._count_batch(len(seen), 1)
-            self._cond = seen, prediction_of(predicted)
+            prediction_of(predicted)  # refuses several
+            self._cond = seen, predicted
             return predicted
         if self._cond is None:
             raise ValueError("the pipeline asks for an unconditional prediction first, which a guider cannot judge.")
-        cond = self._cond[1]
+        output = self._cond[1]
+        cond = prediction_of(output)
         self._cond = None
         self._count_batch(len(seen), 1)
-        self._begin_step()
+        self._begin_step(module)
         self._decided = False
         chosen = self._rows(module)
-        output: Any = (cond,)
         uncond = cond[:0]
         if chosen is None:
             output = call(*args, **kwargs)
@@ -269,9 +321,10 @@ class GuidedRun:
         """Note the step before, if no unconditional prediction was asked for."""
         if self._cond is None:
             return
-        cond, self._cond = self._cond[1], None
-        # Under guidance it was no step: GLM-Image encodes images by its transformer before the first.
-        if not self._has_guidance():
+        cond, self._cond = prediction_of(self._cond[1]), None
+        # Under guidance it was no step before the first that was guided: GLM-Image encodes images by its transformer.
+        # After that it was: Lumina 2 asks for no unconditional prediction at its last steps (`cfg_trunc_ratio`).
+        if not self._has_guidance() or self._number >= 0:
             self._pass_over(cond)
 
     # What is handed to the pipeline. --------------------------------------------------------------------------------
@@ -289,21 +342,46 @@ class GuidedRun:
         if evaluated < len(cond):
             others = [_filled(cond, other, rows) for other in others]
         guider._note_denoiser(module)
-        part = predicted_part(seen, cond, self._latent_tokens)
-        sign = -1 if self.layout.negated else 1
-        guider._model_input = seen[part]
-        step = guider._make_step(
-            sign * cond[part], sign * others[-1][part] if evaluated else None, evaluated * len(others)
-        )
+        try:
+            part = predicted_part(seen, cond, self._latents)
+            guider._model_input = seen[part]
+        except ValueError:
+            if any(stage._needs_input for stage in guider.stages):
+                raise
+            part = (slice(None),)
+        uncond = self._signed(others[-1][part]) if evaluated else None
+        step = guider._make_step(self._signed(cond[part]), uncond, evaluated * len(others))
         update = guider._update_of(step)
         guided = step.guided.reshape(-1, *[1] * (cond.dim() - 1))
         if update is not None:
-            shaped = (cond[part].to(update.dtype) - sign * update).to(cond.dtype)
             others = [other.clone() for other in others]
+            shaped = cond[part].to(update.dtype) - self._signed(update)
             for other in others:
-                other[part] = shaped
+                other[part] = shaped.to(cond.dtype)
         # For a sample that is not guided no difference is left, and w of nothing is nothing.
         return [torch.where(guided, other, cond) for other in others]
+
+    def _signed(self, prediction: torch.Tensor) -> torch.Tensor:
+        # Some pipelines turn the sign of what they predicted when they are done with it.
+        return -prediction if self.layout.negated else prediction
+
+
+@contextmanager
+def _reserved(guider: UpdateGuidance) -> Iterator[None]:
+    """Within the block nobody else runs with a guider, nor with one that is inside of it."""
+    names = {id(stage) for stage in guider.stages}
+    with _LOCK:
+        if names & _BUSY:
+            raise RuntimeError(
+                f"this {type(guider).__name__} is in the middle of a guided call, whose state it holds. Finish that "
+                "call first, or give each pipeline a guider of its own: copy.deepcopy(guider)."
+            )
+        _BUSY.update(names)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _BUSY.difference_update(names)
 
 
 def _filled(cond: torch.Tensor, evaluated: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:

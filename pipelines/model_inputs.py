@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,16 +86,20 @@ def _select_repeated(value: Any, rows: torch.Tensor, batch: int) -> Any:
     return grouped[rows.to(value.device)].flatten(0, 1)
 
 
-def predicted_part(model_input: torch.Tensor, prediction: torch.Tensor, tokens: int | None = None) -> tuple[Any, ...]:
-    """Return which part of a model's input and of its prediction are of one another.
+def predicted_part(
+    model_input: torch.Tensor, prediction: torch.Tensor, latents: torch.Size | None = None
+) -> tuple[slice, ...]:
+    """Return which part of both a model's input and its prediction is what is denoised, as an index of either.
 
     Inpainting, pix2pix and image-to-video models are given more channels than they predict, editing models more
-    tokens; models that learn the variance predict more channels than they are given. What is denoised comes first.
+    tokens; models that learn the variance predict more channels than they are given. What is denoised comes first,
+    in whatever dimension that is: channels are the second or third one of a video, or the last.
 
     Args:
         model_input (`torch.Tensor` of shape `(batch, ...)`): what is denoised.
         prediction (`torch.Tensor` of shape `(batch, ...)`): what came out.
-        tokens (`int`, *optional*): length of the latents, where these are tokens.
+        latents (`torch.Size`, *optional*): shape of what the run started from; where both tensors have more of one
+            dimension than it, that is left out too.
 
     Returns:
         Slices for both; of all of both if they are nothing alike, as where an embedding is predicted.
@@ -103,13 +107,23 @@ def predicted_part(model_input: torch.Tensor, prediction: torch.Tensor, tokens: 
     Example:
         >>> import torch
         >>> from hfnoise.pipelines.model_inputs import predicted_part
-        >>> model_input, prediction = torch.zeros(2, 9, 8, 8), torch.zeros(2, 4, 8, 8)
-        >>> model_input[predicted_part(model_input, prediction)].shape
+        >>> part = predicted_part(torch.zeros(2, 9, 8, 8), torch.zeros(2, 4, 8, 8))
+        >>> torch.zeros(2, 9, 8, 8)[part].shape
         torch.Size([2, 4, 8, 8])
     """
-    if model_input.dim() != prediction.dim():
-        return (...,)
-    shape = [min(sizes) for sizes in zip(model_input.shape, prediction.shape, strict=True)]
-    if tokens is not None and prediction.dim() == 3:
-        shape[1] = min(shape[1], tokens)
-    return tuple(slice(size) for size in shape)
+    given, found = model_input.shape, prediction.shape
+    if given[:1] != found[:1] or len(given) != len(found) or _differing(given, found) > 1:
+        raise ValueError(
+            f"the model was given {tuple(given)} and predicted {tuple(found)}: x0 does not follow. Use space='model'."
+        )
+    lengths = [min(pair) for pair in zip(given[1:], found[1:], strict=True)]
+    if latents is not None and len(latents) == len(given):
+        shorter = [min(pair) for pair in zip(lengths, latents[1:], strict=True)]
+        # More than one: the pipeline turned its dimensions round.
+        if _differing(shorter, lengths) == 1:
+            lengths = shorter
+    return (slice(None), *(slice(length) for length in lengths))
+
+
+def _differing(left: Sequence[int], right: Sequence[int]) -> int:
+    return sum(a != b for a, b in zip(left, right, strict=True))

@@ -11,7 +11,7 @@ def prediction_of(output: Any) -> torch.Tensor:
     """Return the prediction in the output of a denoiser of diffusers.
 
     Args:
-        output: a tensor, a tuple of one, or an object with `sample`.
+        output: a tensor, a tuple of one, or an output of diffusers with `sample` or one other field.
 
     Raises:
         TypeError: if there are several (audio beside video), or none.
@@ -22,8 +22,10 @@ def prediction_of(output: Any) -> torch.Tensor:
         >>> prediction_of((torch.ones(2, 4),)).shape
         torch.Size([2, 4])
     """
-    found = getattr(output, "sample", output)
-    if isinstance(found, (tuple, list)) and len(found) == 1:
+    found = output
+    if isinstance(output, dict):  # an output of diffusers
+        found = output.get(_field_of(output), output)
+    elif isinstance(found, (tuple, list)) and len(found) == 1:
         found = found[0]
     if not isinstance(found, torch.Tensor):
         raise TypeError(
@@ -46,7 +48,12 @@ def with_prediction(output: Any, prediction: torch.Tensor) -> Any:
         return prediction
     if isinstance(output, (tuple, list)):
         return type(output)([prediction])
-    return type(output)(sample=prediction)
+    return type(output)(**{**output, _field_of(output): prediction})
+
+
+def _field_of(output: dict[str, Any]) -> str:
+    """Return where the prediction is: priors do not call it `sample`."""
+    return next(iter(output)) if len(output) == 1 else "sample"
 
 
 def scatter_rows(value: Any, rows: torch.Tensor, batch: int) -> Any:

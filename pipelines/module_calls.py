@@ -71,17 +71,22 @@ def intercepted(
             with cache_context(name, *args, **kwargs) as value:
                 yield value
 
+        context_before = own.get("cache_context")
         own["cache_context"] = told
     try:
         yield
     finally:
         with _LOCK:
             if has_contexts:
-                own.pop("cache_context", None)
-            if before is None:
-                own.pop(_SLOT, None)
-            else:
-                own[_SLOT] = before
+                _put_back(own, "cache_context", context_before)
+            _put_back(own, _SLOT, before)
+
+
+def _put_back(own: dict[str, Any], name: str, before: Any) -> None:
+    if before is None:
+        own.pop(name, None)
+    else:
+        own[name] = before
 
 
 def is_compiled(module: torch.nn.Module) -> bool:
@@ -97,6 +102,9 @@ def is_compiled(module: torch.nn.Module) -> bool:
         return True
     before = module.__dict__.get(_SLOT)
     if before is not None and not getattr(before, "is_interception", False):
+        return True
+    # module.forward = torch.compile(module.forward)
+    if hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable"):
         return True
     # compile_repeated_blocks() compiles in place, block by block.
     return any(_SLOT in part.__dict__ for part in module.modules() if part is not module)
@@ -126,8 +134,9 @@ def watched_method(owner: Any, name: str, seen: Callable[[Any], None]) -> Iterat
         seen(result)
         return result
 
+    before = owner.__dict__.get(name)
     owner.__dict__[name] = told
     try:
         yield
     finally:
-        owner.__dict__.pop(name, None)
+        _put_back(owner.__dict__, name, before)

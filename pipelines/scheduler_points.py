@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from hfnoise.guidance import PREDICTION_TYPES, DenoisingPoint
 
@@ -104,6 +105,10 @@ def schedule_levels(scheduler: Any) -> list[float]:
     return [float(level) for level in levels]
 
 
+# A scheduler makes a new tensor whenever its timesteps are set; with the tensor its entry goes.
+_LEVELS = WeakTensorKeyDictionary()
+
+
 def _current_sigma(scheduler: Any, timestep: torch.Tensor) -> float:
     index = scheduler.step_index
     if index is None:  # before the first step: as the scheduler itself will begin
@@ -120,4 +125,13 @@ def _current_sigma(scheduler: Any, timestep: torch.Tensor) -> float:
         raise ValueError(
             f"{type(scheduler).__name__} is at step {index} of {len(levels)}: call set_timesteps before every run."
         )
-    return float(levels[index])
+    return _on_cpu(levels)[index]
+
+
+def _on_cpu(levels: Any) -> list[float]:
+    """Return sigmas as numbers, read once for a run: on an accelerator each reading waits for the device."""
+    if not isinstance(levels, torch.Tensor):
+        return [float(level) for level in levels]
+    if levels not in _LEVELS:
+        _LEVELS[levels] = levels.tolist()
+    return _LEVELS[levels]

@@ -109,7 +109,7 @@ class StartContext:
         """
         if self.encode is None or getattr(self.pipe, "text_encoder", None) is None:
             raise ValueError(f"{self.name} has no text encoder to encode {list(prompts)} with. Give embeddings.")
-        known = inspect.signature(self.encode).parameters
+        known = inspect.signature(type(self.pipe).encode_prompt).parameters
         options = {"device": self.device, **_ENCODE_ALONE}
         encoded = self.encode(prompt=list(prompts), **{key: value for key, value in options.items() if key in known})
         return encoded[0] if isinstance(encoded, tuple) else encoded

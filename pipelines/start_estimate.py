@@ -112,12 +112,11 @@ def add_noise(scheduler: Any, x0: Tensor, noise: Tensor, timestep: Tensor) -> Te
 
     Example:
         >>> import torch
-        >>> from diffusers import EulerDiscreteScheduler
+        >>> from diffusers import DDIMScheduler
         >>> from hfnoise.pipelines.start_estimate import add_noise
-        >>> scheduler = EulerDiscreteScheduler()
-        >>> scheduler.set_timesteps(4)
+        >>> scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
         >>> add_noise(scheduler, torch.ones(1, 1), torch.zeros(1, 1), scheduler.timesteps[:1])
-        tensor([[1.]])
+        tensor([[0.0683]])
     """
     return scheduler.add_noise(x0.float(), noise.float(), timestep.to(x0.device))
 

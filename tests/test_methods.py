@@ -1,6 +1,7 @@
 """The contract of the table in `hfnoise.methods`: what a row says is there, and says the same everywhere."""
 
 import dataclasses
+import inspect
 import re
 from collections import Counter
 from importlib import import_module
@@ -28,8 +29,10 @@ def test_row_is_complete(method):
     assert method.family in FAMILIES
     assert method.state in ("ready", "planned")
     assert method.title and method.stock and "hfnoise" in method.tags
+    # What users write is a Trainer or a guider, as the family says, and never both.
+    assert bool(method.guider) == (method.family == "guidance") and bool(method.trainer) != bool(method.guider)
     # Methods that differ in the Trainer only share a configuration.
-    assert method.trainer in method.exports and method.config in public_names()
+    assert method.main_class in method.exports and method.config in public_names()
 
 
 @each_method
@@ -56,6 +59,17 @@ def test_options_are_fields_of_the_configuration(method):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         assert default == option.default, option.name
         assert field.metadata["help"] == option.help, option.name
+
+
+@pytest.mark.parametrize("method", [method for method in READY if method.guider], ids=lambda method: method.name)
+def test_options_of_a_guider_are_its_own(method):
+    guider = getattr(hfnoise, method.guider)
+    parameters = inspect.signature(guider.__init__).parameters
+    for option in method.options:
+        assert parameters[option.name].default == option.default, option.name
+    # The sub-command makes that guider.
+    config = getattr(hfnoise, method.config)("digits", prompt=["seven"], guider=method.name.removesuffix("-guidance"))
+    assert type(config.make_guider()) is guider
 
 
 @pytest.mark.parametrize("row", [*READY, *COMMANDS], ids=lambda row: row.name)

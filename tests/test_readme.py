@@ -25,6 +25,7 @@ PYTHON_BLOCKS = [
         "from_opacus",
         "fedsvd",
         "quantization",
+        "guidance",
     )
     for block in python_blocks(f"docs/{page}.md")
 ]
@@ -56,7 +57,7 @@ def smaller(block):
 
 def test_table_of_methods():
     rows = [
-        f"| `{method.name}` | `{method.trainer}` | {method.stock} "
+        f"| `{method.name}` | `{method.main_class}` | {method.stock} "
         f"| [{method.paper}](https://arxiv.org/abs/{method.paper}) | {method.state} |"
         for method in METHODS
     ]

@@ -4,5 +4,6 @@
 * `hfnoise.worlds.code`: code that this Llama has not read, as private data.
 * `hfnoise.worlds.expressions`: a classification task on that code.
 * `hfnoise.worlds.federated`: clients with skewed labels, or with packages of their own.
-* `hfnoise.worlds.digits`: handwritten digits, prompts for them, a tiny Stable Diffusion pipeline and its judges.
+* `hfnoise.worlds.digits`: handwritten digits and prompts for them; `hfnoise.worlds.coloured_digits`: harder prompts.
+  `hfnoise.worlds.digits_checkpoints`: tiny Stable Diffusion pipelines that draw them, with verifier and judge.
 """

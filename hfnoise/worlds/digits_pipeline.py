@@ -1,4 +1,4 @@
-"""A complete Stable Diffusion pipeline of stock classes, with 0.7 million parameters: the digits world untrained."""
+"""A complete Stable Diffusion pipeline of stock classes, with 0.7 million parameters: a world of digits untrained."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hfnoise.worlds.digits import IMAGE_SIZE, TEMPLATES, WORDS
+from hfnoise.worlds.digit_world import IMAGE_SIZE, DigitWorld
+from hfnoise.worlds.digits import DIGITS
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
     from transformers import PreTrainedTokenizerFast
 
-# <bos>, five words and <eos>, with one to spare.
-MAX_TOKENS = 8
 _TEXT_WIDTH = 64
 
 
-def new_digits_tokenizer() -> PreTrainedTokenizerFast:
+def new_digits_tokenizer(world: DigitWorld = DIGITS) -> PreTrainedTokenizerFast:
     """Return a word-level tokenizer of the world's prompts.
+
+    Args:
+        world ([`DigitWorld`], defaults to the plain digits): whose prompts.
 
     Example:
         >>> from hfnoise.worlds.digits_pipeline import new_digits_tokenizer
@@ -29,9 +31,10 @@ def new_digits_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = sorted({word for template in TEMPLATES for word in template.replace("{}", "").split()} | set(WORDS))
+    words = {word for template in world.templates for word in template.split() if not word.startswith("{")}
+    words |= {word for values in world.attributes.values() for word in values}
     # <eos> must not be number 2: with that CLIPTextModel takes the largest id for the end of the text.
-    vocabulary = {word: number for number, word in enumerate(["<pad>", "<bos>", "<unk>", "<eos>", *words])}
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "<bos>", "<unk>", "<eos>", *sorted(words)])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -39,16 +42,17 @@ def new_digits_tokenizer() -> PreTrainedTokenizerFast:
     core.post_processor = processors.TemplateProcessing("<bos> $A <eos>", special_tokens=ends)
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
-        model_max_length=MAX_TOKENS,
+        model_max_length=world.max_tokens,
     )  # fmt: skip
 
 
-def new_digits_pipeline(width: int = 24, seed: int = 0) -> StableDiffusionPipeline:
+def new_digits_pipeline(width: int = 24, seed: int = 0, world: DigitWorld = DIGITS) -> StableDiffusionPipeline:
     """Return an untrained pipeline: the noise schedule and the format of Stable Diffusion, latents of 4 x 8 x 8.
 
     Args:
         width (`int`, defaults to `24`): channels of the UNet's first level, a multiple of 8; the second has twice.
         seed (`int`, defaults to `0`): of the weights.
+        world ([`DigitWorld`], defaults to the plain digits): what it is to draw.
 
     Raises:
         ValueError: if the width is no multiple of 8.
@@ -63,17 +67,17 @@ def new_digits_pipeline(width: int = 24, seed: int = 0) -> StableDiffusionPipeli
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    tokenizer = new_digits_tokenizer()
+    tokenizer = new_digits_tokenizer(world)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         text_config = CLIPTextConfig(
             vocab_size=len(tokenizer), hidden_size=_TEXT_WIDTH, intermediate_size=2 * _TEXT_WIDTH,
-            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=MAX_TOKENS,
+            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=world.max_tokens,
             projection_dim=_TEXT_WIDTH, pad_token_id=0, bos_token_id=1, eos_token_id=3,
         )  # fmt: skip
         text_encoder = CLIPTextModel(text_config)
         vae = AutoencoderKL(
-            in_channels=1, out_channels=1, latent_channels=4, sample_size=IMAGE_SIZE,
+            in_channels=world.channels, out_channels=world.channels, latent_channels=4, sample_size=IMAGE_SIZE,
             down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
             block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False,
         )  # fmt: skip

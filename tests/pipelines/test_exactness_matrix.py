@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfnoise.pipelines import AdaptiveGuidance, guide
-from tests.pipelines.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
+from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
 
 FAST = ("sd-ddim", "wan-2.1")
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]

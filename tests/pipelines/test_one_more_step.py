@@ -176,6 +176,13 @@ def test_guidance_is_one_batch_of_both(sd):
     assert not torch.allclose(run(sd, sd_call(), normalized), guided)
 
 
+def test_with_a_guider(sd):
+    step = OneMoreStep(new_module(), guidance_scale=1.5)
+    alone = run(sd, sd_call(2), step)
+    with guide(sd, hfnoise.AdaptiveGuidance(threshold=1.0), initial_noise=step):
+        assert torch.equal(images_of(sd(**sd_call(2))), alone)
+
+
 def test_without_text_encoder_the_negative_states_of_the_call_serve():
     family = FAMILIES["sdxl"]
     pipe, module = family.build(), Watched(new_module())

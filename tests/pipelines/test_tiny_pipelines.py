@@ -5,8 +5,8 @@ from functools import cache
 import pytest
 import torch
 
-from tests.pipelines.tiny_family import STEPS
-from tests.pipelines.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
+from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
+from hfnoise.worlds.tiny_pipelines.family import STEPS
 
 QUICK = ("sd-ddim", "sdxl", "wan-2.1")
 

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from hfnoise.worlds.digits import TEMPLATES, WORDS, augment, load_digit_images, prompt, split_digit_images
+from hfnoise.worlds.coloured_digits import COLOURED_DIGITS, colour_images
+from hfnoise.worlds.digit_world import augment
+from hfnoise.worlds.digits import DIGITS, load_digit_images, prompt, split_digit_images
 from hfnoise.worlds.digits_judges import DigitClassifier, accuracy, train_digit_classifier
-from hfnoise.worlds.digits_pipeline import MAX_TOKENS, new_digits_pipeline, new_digits_tokenizer
+from hfnoise.worlds.digits_pipeline import new_digits_pipeline, new_digits_tokenizer
 
 
 def stripes(count=360):
@@ -23,7 +25,7 @@ def test_images():
     assert train.images.min() == -1 and train.images.max() == 1
     # The ink is still in the row of its digit.
     row = train.images.mean(dim=(1, 3)).argmax(dim=1) // 2
-    assert torch.equal(row, train.digits)
+    assert torch.equal(row, train.labels[:, 0])
     with pytest.raises(ValueError, match="297 images are for tests"):
         split_digit_images(*stripes(200))
 
@@ -36,33 +38,83 @@ def test_augmented_images_are_near():
     assert float(moved.mean()) == pytest.approx(float(images.mean()), abs=0.05)
 
 
+@pytest.mark.slow  # the import of scikit-learn alone takes two seconds
 def test_real_images():
-    pytest.importorskip("sklearn")
     train, test = load_digit_images()
-    assert len(train) == 1500 and len(test) == 297 and set(train.digits.tolist()) == set(range(10))
+    assert len(train) == 1500 and len(test) == 297 and set(train.labels[:, 0].tolist()) == set(range(10))
 
 
-def test_every_prompt_fits_the_tokenizer():
-    tokenizer = new_digits_tokenizer()
-    for template in TEMPLATES:
-        for digit in range(10):
-            ids = tokenizer(prompt(digit, template)).input_ids
-            assert len(ids) <= MAX_TOKENS and tokenizer.unk_token_id not in ids
-    assert tokenizer("").input_ids == [1, 3] and len(set(WORDS)) == 10
-    with pytest.raises(ValueError, match="0 to 9"):
+@pytest.mark.parametrize("world", [DIGITS, COLOURED_DIGITS], ids=lambda world: world.name)
+def test_every_prompt_fits_the_tokenizer(world):
+    tokenizer = new_digits_tokenizer(world)
+    prompts = {
+        world.prompt(labels, template): labels
+        for labels in world.combinations().tolist()
+        for template in world.templates
+    }
+    assert len(prompts) == len(world.combinations()) * len(world.templates)
+    ids = [tokenizer(text).input_ids for text in prompts]
+    assert max(map(len, ids)) == world.max_tokens and not any(tokenizer.unk_token_id in row for row in ids)
+    assert tokenizer("").input_ids == [1, 3]
+
+
+def test_bad_prompts():
+    with pytest.raises(ValueError, match="digit must be 0 to 9, got 10"):
         prompt(10)
+    with pytest.raises(ValueError, match="3 labels are needed .thickness, colour, digit., got .7."):
+        COLOURED_DIGITS.prompt(7)
+
+
+@pytest.mark.parametrize("world", [DIGITS, COLOURED_DIGITS], ids=lambda world: world.name)
+def test_combinations_are_numbered(world):
+    every = world.combinations()
+    assert torch.equal(world.numbers(every), torch.arange(len(every)))
+
+
+def test_held_out_combinations_are_spread_evenly():
+    every = COLOURED_DIGITS.combinations()
+    held_out = every[COLOURED_DIGITS.is_held_out(every)]
+    assert len(every) == 100 and len(held_out) == 60
+    assert [held_out[:, column].bincount().unique().tolist() for column in range(3)] == [[30], [12], [6]]
+    trained_on = every[~COLOURED_DIGITS.is_held_out(every)]
+    assert len(trained_on[:, :2].unique(dim=0)) == 10 and len(trained_on[:, 1:].unique(dim=0)) == 40
+    assert not DIGITS.is_held_out(DIGITS.combinations()).any()
+
+
+def test_coloured_images():
+    grey = split_digit_images(*stripes())[0][:6]
+    coloured = colour_images(grey)
+    assert coloured.images.shape == (60, 3, 16, 16) and coloured.images.min() >= -1 and coloured.images.max() <= 1
+    assert torch.equal(coloured.labels[:, 2], grey.labels[:, 0].repeat_interleave(10))
+    assert len(coloured.labels[:10].unique(dim=0)) == 10
+    ink = (coloured.images + 1).sum(dim=(2, 3))
+    by_thickness = [ink[coloured.labels[:, 0] == thickness] for thickness in (0, 1)]
+    assert (by_thickness[1] > 1.2 * by_thickness[0]).all()
+    red, green, blue = ink[coloured.labels[:, 1] == 0].T
+    assert (red > 5 * green).all() and (red > 5 * blue).all()
 
 
 @pytest.mark.slow
 def test_classifiers_learn():
     train, test = split_digit_images(*stripes(800))
     for kind in ("verifier", "judge"):
-        model = train_digit_classifier(kind, train[:256], seed=1, epochs=4)
-        again = train_digit_classifier(kind, train[:256], seed=1, epochs=4)
+        model = train_digit_classifier(kind, train[:256], (10,), seed=1, epochs=4)
+        again = train_digit_classifier(kind, train[:256], (10,), seed=1, epochs=4)
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
         # A shift by a pixel is half a stripe, so not all.
-        assert accuracy(model, test.images, test.digits) > 0.8
-    with pytest.raises(ValueError, match="kind"):
+        assert accuracy(model, test.images, test.labels) > 0.8
+
+
+def test_classifiers_have_a_head_for_each_attribute(tmp_path):
+    model = DigitClassifier("judge", channels=3, classes=(2, 5, 10)).eval()
+    images, labels = torch.randn(4, 3, 16, 16), COLOURED_DIGITS.combinations()
+    every = torch.stack([model.log_probability(images, row.expand(4, 3)) for row in labels])
+    assert every.logsumexp(dim=0).abs().max() < 1e-5  # probabilities of all combinations
+    assert torch.equal(labels[every.argmax(dim=0)], model.predict(images))
+    assert accuracy(model, images, model.predict(images)) == 1
+    model.save_pretrained(tmp_path)
+    assert torch.equal(DigitClassifier.from_pretrained(tmp_path)(images), model(images))
+    with pytest.raises(ValueError, match="kind must be one of"):
         DigitClassifier("jury")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.pipelines.tiny_family import (
+from hfnoise.worlds.tiny_pipelines.family import (
     SCALE,
     STEPS,
     TinyFamily,
@@ -26,6 +26,7 @@ SIZE = 32
 
 
 def new_flow_scheduler() -> Any:
+    """Return the Euler scheduler of flow matching."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler()
@@ -70,16 +71,19 @@ def new_vae(**settings: Any) -> torch.nn.Module:
 
 
 def new_flux_vae() -> torch.nn.Module:
+    """Return a VAE in the manner of Flux: shifted latents and no convolutions around them."""
     return new_vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609, scaling_factor=1.5035)
 
 
 def new_ddim() -> Any:
+    """Return a DDIM scheduler."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(clip_sample=False)
 
 
 def new_dpm() -> Any:
+    """Return a DPM++ scheduler."""
     from diffusers import DPMSolverMultistepScheduler
 
     return DPMSolverMultistepScheduler()
@@ -127,10 +131,12 @@ _AURA = {
 
 
 def classes(count: int, first: int) -> dict[str, Any]:
+    """Return classes instead of prompts."""
     return {"class_labels": [10 + 7 * sample for sample in range(first, first + count)], "output_type": "np"}
 
 
 def image(count: int, first: int) -> dict[str, Any]:
+    """Return one picture a sample."""
     return {"image": pictures(5, count, first, 3, 8, 8)}
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.pipelines.tiny_family import TinyFamily, images_of
-from tests.pipelines.tiny_transformers import TRANSFORMERS
-from tests.pipelines.tiny_unets import UNETS
-from tests.pipelines.tiny_videos import VIDEOS
+from hfnoise.worlds.tiny_pipelines.family import TinyFamily, images_of
+from hfnoise.worlds.tiny_pipelines.transformers import TRANSFORMERS
+from hfnoise.worlds.tiny_pipelines.unets import UNETS
+from hfnoise.worlds.tiny_pipelines.videos import VIDEOS
 
 __all__ = ["FAMILIES", "STOCK_WARNINGS", "TinyFamily", "images_of"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.pipelines.tiny_family import (
+from hfnoise.worlds.tiny_pipelines.family import (
     SCALE,
     STEPS,
     TinyFamily,
@@ -44,6 +44,7 @@ def new_scheduler(name: str = "DDIMScheduler", **settings: Any) -> Any:
 
 
 def new_unet(**settings: Any) -> torch.nn.Module:
+    """Return a UNet of two levels, with text in the second."""
     from diffusers import UNet2DConditionModel
 
     shape = {
@@ -56,6 +57,7 @@ def new_unet(**settings: Any) -> torch.nn.Module:
 
 
 def new_vae(**settings: Any) -> torch.nn.Module:
+    """Return a VAE that halves the size."""
     from diffusers import AutoencoderKL
 
     shape = {
@@ -67,6 +69,7 @@ def new_vae(**settings: Any) -> torch.nn.Module:
 
 
 def new_controlnet(**settings: Any) -> torch.nn.Module:
+    """Return a ControlNet for [`new_unet`]."""
     from diffusers import ControlNetModel
 
     shape = {
@@ -146,6 +149,7 @@ def build_ip_adapter():
 
 @seeded
 def build_animatediff():
+    """Build Stable Diffusion with a motion adapter for videos of a few frames."""
     from diffusers import AnimateDiffPipeline, MotionAdapter
 
     adapter = MotionAdapter(
@@ -172,6 +176,7 @@ def build_kolors():
 
 @seeded
 def build_lcm():
+    """Build a latent consistency model, whose guidance is distilled."""
     from diffusers import LatentConsistencyModelPipeline
 
     return LatentConsistencyModelPipeline(
@@ -191,6 +196,7 @@ def texts(count: int, first: int) -> dict[str, Any]:
 
 
 def image(count: int, first: int) -> dict[str, Any]:
+    """Return one picture a sample."""
     return {"image": pictures(5, count, first, 3, PIXELS, PIXELS)}
 
 
@@ -203,6 +209,7 @@ def mask(count: int, first: int) -> dict[str, Any]:
 
 
 def two_images(count: int, first: int) -> dict[str, Any]:
+    """Return the pictures of two ControlNets."""
     return {"image": [pictures(seed, count, first, 3, PIXELS, PIXELS) for seed in (5, 6)]}
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from tests.pipelines.tiny_family import SCALE, TinyFamily, calls, pictures, prompts, spread_out
-from tests.pipelines.tiny_transformers import transformer_pipeline
+from hfnoise.worlds.tiny_pipelines.family import SCALE, TinyFamily, calls, pictures, prompts, spread_out
+from hfnoise.worlds.tiny_pipelines.transformers import transformer_pipeline
 
 WIDTH = 16
 TOKENS = 6
@@ -27,6 +27,7 @@ class AllowAll(torch.nn.Module):
 
 
 def new_wan_vae() -> torch.nn.Module:
+    """Return the VAE of Wan."""
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan(
@@ -36,6 +37,7 @@ def new_wan_vae() -> torch.nn.Module:
 
 
 def new_image_encoder() -> torch.nn.Module:
+    """Return a CLIP encoder of images."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     config = CLIPVisionConfig(
@@ -45,30 +47,35 @@ def new_image_encoder() -> torch.nn.Module:
 
 
 def new_image_processor() -> Any:
+    """Return what makes pictures fit for [`new_image_encoder`]."""
     from transformers import CLIPImageProcessorPil
 
     return CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32, do_rescale=False)
 
 
 def new_unipc() -> Any:
+    """Return Wan's own scheduler."""
     from diffusers import UniPCMultistepScheduler
 
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
 def new_second_wan() -> torch.nn.Module:
+    """Return the transformer that takes over in the second half of a run of Wan 2.2."""
     from diffusers import WanTransformer3DModel
 
     return spread_out(WanTransformer3DModel(**_WAN))
 
 
 def new_cogvideox_scheduler() -> Any:
+    """Return CogVideoX's own scheduler."""
     from diffusers import CogVideoXDDIMScheduler
 
     return CogVideoXDDIMScheduler()
 
 
 def new_edm_scheduler() -> Any:
+    """Return Cosmos' own scheduler."""
     from diffusers import EDMEulerScheduler
 
     return EDMEulerScheduler(

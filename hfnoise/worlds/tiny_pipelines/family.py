@@ -30,6 +30,11 @@ class TinyFamily:
         unguided (`Mapping`): arguments that make such a call purely conditional.
         scale_name (`str`, defaults to `"guidance_scale"`): the argument that holds the scale of the guidance.
         guided (`bool`, defaults to `True`): false of distilled families, which have no branch without the condition.
+
+    Example:
+        >>> from hfnoise.worlds.tiny_pipelines import FAMILIES
+        >>> FAMILIES["flux"].conditional_call(1)["true_cfg_scale"]
+        1.0
     """
 
     name: str

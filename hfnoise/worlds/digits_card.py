@@ -1,0 +1,124 @@
+"""The model card of a checkpoint of a world of digits."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import hfnoise
+from hfnoise.cards import render_card
+from hfnoise.worlds.digit_world import DigitWorld
+from hfnoise.worlds.digits_evaluation import NUM_INFERENCE_STEPS, PICTURE_SCALES, table
+from hfnoise.worlds.digits_recipe import RECIPES, DigitsRecipe
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+_LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "scikit-learn")
+_LEADS = {
+    "digits": "It draws handwritten digits of 16 x 16 pixels.",
+    "coloured-digits": "It draws handwritten digits of 16 x 16 pixels in five colours and two thicknesses.",
+}
+
+
+def digits_card(name: str, world: DigitWorld, recipe: DigitsRecipe, results: dict[str, Any]) -> ModelCard:
+    """Return the card that says how a checkpoint was made and how good it is.
+
+    Args:
+        name (`str`): of the folder.
+        world ([`DigitWorld`]): what it draws.
+        recipe ([`DigitsRecipe`]): the settings of the training.
+        results (`dict`): what [`~hfnoise.worlds.digits_model.build`] returns.
+
+    Example:
+        >>> from hfnoise.worlds.digits import DIGITS
+        >>> from hfnoise.worlds.digits_card import digits_card
+        >>> from hfnoise.worlds.digits_recipe import DigitsRecipe
+        >>> shares = dict.fromkeys(["verifier_accuracy", "judge_accuracy", "reconstruction_accuracy"], 0.99)
+        >>> results = {**shares, "test_images": 297, "parameters": 7e5, "rows": []}
+        >>> digits_card("digits-sd", DIGITS, DigitsRecipe(), results).data.pipeline_tag
+        'text-to-image'
+    """
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        license="apache-2.0", library_name="diffusers", pipeline_tag="text-to-image", language="en",
+        tags=["hfnoise", "stable-diffusion", "digits"],
+    )  # fmt: skip
+    held_out = world.held_out is not None
+    labels = [0, 0, 7] if held_out else [7]
+    accuracies = ("verifier_accuracy", "judge_accuracy", "reconstruction_accuracy")
+    return render_card(
+        "digits.md",
+        data,
+        name=name,
+        lead=_lead(world, recipe),
+        millions=f"{results['parameters'] / 1e6:.2f}",
+        picture_scales=", ".join(f"{scale:g}" for scale in PICTURE_SCALES),
+        picture_note=" All of them are combinations that were held out." if held_out else "",
+        num_inference_steps=NUM_INFERENCE_STEPS,
+        prompt=world.prompt(labels),
+        labels=labels,
+        label_order=", ".join(world.attributes),
+        prompts_note=_prompts_note(world),
+        attribute_rows=[(attribute, ", ".join(words)) for attribute, words in world.attributes.items()],
+        templates=world.templates,
+        command=_command(name, world, recipe),
+        images_note=_images_note(world),
+        setting_rows=list(asdict(recipe).items()),
+        versions=_versions(),
+        results_table=table(results["rows"], world),
+        test_images=results["test_images"],
+        reference_note=" (for combinations that were held out: of those that show them)" if held_out else "",
+        **{key: f"{results[key]:.1%}" for key in accuracies},
+    )
+
+
+def _lead(world: DigitWorld, recipe: DigitsRecipe) -> str:
+    good = RECIPES[world.name].steps
+    if recipe.steps >= good:
+        return _LEADS[world.name]
+    return (
+        f"{_LEADS[world.name]} It is weak on purpose: its UNet was trained for {recipe.steps} steps in the place of "
+        f"{good}, which leaves methods something to win, and makes it the weak model that guidance by a weaker model "
+        "asks for (AutoGuidance)."
+    )
+
+
+def _command(name: str, world: DigitWorld, recipe: DigitsRecipe) -> str:
+    good = RECIPES[world.name]
+    words = ["python -m hfnoise.worlds.digits_model", f"--world {world.name}", f"--output_dir model_cards/{name}"]
+    words += [f"--steps {recipe.steps}"] if recipe.steps != good.steps else []
+    return " ".join([*words, f"--seed {recipe.seed}"])
+
+
+def _prompts_note(world: DigitWorld) -> str:
+    if world.held_out is None:
+        return "A prompt names a digit."
+    combinations = world.combinations()
+    count = int(world.is_held_out(combinations).sum())
+    return (
+        f"A prompt names {', '.join(world.attributes)}. {count} of the {len(combinations)} combinations are held out: "
+        "no part of the pipeline has been trained on them. Verifier and judge know all. For every digit in every "
+        "thickness two colours are trained on and three held out (`hfnoise.worlds.coloured_digits.is_held_out`)."
+    )
+
+
+def _images_note(world: DigitWorld) -> str:
+    base = "the 1797 digits of scikit-learn, enlarged from 8 x 8 (bicubic), 297 of them for tests; turned, scaled and "
+    base += "shifted a little."
+    if world.held_out is None:
+        return base
+    return f"{base} Each in two thicknesses (the ink above a high or a low level) and five colours."
+
+
+def _versions() -> str:
+    found = [f"hfnoise {hfnoise.__version__}", f"Python {platform.python_version()}"]
+    for library in _LIBRARIES:
+        try:
+            found.append(f"{library} {version(library)}")
+        except PackageNotFoundError:  # scikit-learn, where the images were given
+            continue
+    return ", ".join(found)

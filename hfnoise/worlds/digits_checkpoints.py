@@ -1,0 +1,103 @@
+"""The shipped checkpoints of the worlds of digits, by name: the pipeline, its verifier and its judge."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfnoise.worlds.coloured_digits import COLOURED_DIGITS
+from hfnoise.worlds.digit_world import DigitWorld
+from hfnoise.worlds.digits import DIGITS
+from hfnoise.worlds.digits_judges import KINDS, DigitClassifier
+from hfnoise.worlds.digits_recipe import WEAK_STEPS
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+WORLDS = {world.name: world for world in (DIGITS, COLOURED_DIGITS)}
+# The name of a folder below model_cards -> its world.
+CHECKPOINTS: dict[str, DigitWorld] = {
+    "digits-sd": DIGITS,
+    "digits-sd-weak": DIGITS,
+    "coloured-digits-sd": COLOURED_DIGITS,
+}
+
+
+def checkpoint_path(name: str | Path) -> str:
+    """Return the folder of a checkpoint, for `from_pretrained`.
+
+    Args:
+        name (`str` or `Path`): one of `CHECKPOINTS`, or a folder that `hfnoise.worlds.digits_model` wrote.
+
+    Raises:
+        ValueError: if it is neither.
+        FileNotFoundError: if the weights of a shipped checkpoint are missing.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hfnoise.worlds.digits_checkpoints import checkpoint_path
+        >>> Path(checkpoint_path("digits-sd-weak")).name
+        'digits-sd-weak'
+    """
+    if isinstance(name, str) and name in CHECKPOINTS:
+        folder = Path(str(files("hfnoise.model_cards"))) / name
+        if not (folder / "model_index.json").is_file():
+            steps = f" --steps {WEAK_STEPS}" if name == "digits-sd-weak" else ""
+            raise FileNotFoundError(
+                f"no weights in {folder}. Train them in a few minutes with: python -m hfnoise.worlds.digits_model "
+                f"--world {CHECKPOINTS[name].name} --output_dir {folder}{steps}"
+            )
+        return str(folder)
+    if not (Path(name) / "model_index.json").is_file():
+        raise ValueError(f"{str(name)!r} is no checkpoint: give one of {', '.join(CHECKPOINTS)}, or a trained folder.")
+    return str(name)
+
+
+def load_digits_pipeline(name: str | Path = "digits-sd") -> StableDiffusionPipeline:
+    """Return a pipeline of stock classes that draws digits, without a progress bar.
+
+    Args:
+        name (`str` or `Path`, defaults to `"digits-sd"`): `"digits-sd"`, `"digits-sd-weak"` (the same model after a
+            third of the training), `"coloured-digits-sd"`, or a folder.
+
+    Raises:
+        ValueError: for another name.
+
+    Example:
+        >>> import torch
+        >>> from hfnoise.worlds.digits_checkpoints import load_digits_pipeline
+        >>> pipe = load_digits_pipeline()
+        >>> noise = torch.Generator().manual_seed(0)
+        >>> pipe("the digit seven", num_inference_steps=4, generator=noise, output_type="pt").images.shape
+        torch.Size([1, 1, 16, 16])
+    """
+    folder = checkpoint_path(name)  # a wrong name fails before the import, which takes seconds
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_digit_classifier(kind: str, name: str | Path = "digits-sd") -> DigitClassifier:
+    """Return the verifier or the judge of a checkpoint: trained on disjoint halves of the images.
+
+    A method that looks at scores, a search for instance, is given the verifier; the judge says how good it is.
+
+    Args:
+        kind (`str`): `"verifier"` or `"judge"`.
+        name (`str` or `Path`, defaults to `"digits-sd"`): see [`load_digits_pipeline`].
+
+    Raises:
+        ValueError: for another kind or name.
+
+    Example:
+        >>> import torch
+        >>> from hfnoise.worlds.digits_checkpoints import load_digit_classifier
+        >>> load_digit_classifier("judge").predict(-torch.ones(2, 1, 16, 16)).shape
+        torch.Size([2, 1])
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}.")
+    return DigitClassifier.from_pretrained(Path(checkpoint_path(name)) / kind)

@@ -1,0 +1,218 @@
+"""What `hfnoise generate` is told: one dataclass, checked before a model is loaded."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hfnoise.guidance_options import ALL_GENERATE_OPTIONS, GUIDER_OPTIONS
+from hfnoise.options import option_default, option_help
+
+NO_GUIDER = "none"
+AUTO = "auto"
+DTYPES = ("float32", "float16", "bfloat16")
+# torch.Generator takes 64 bits.
+_MOST_SEED = 2**63
+_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
+_POSITIVE = (
+    "num_inference_steps", "num_images_per_prompt", "batch_size", "height", "width", "num_frames", "patience"
+)  # fmt: skip
+
+
+def _field(name: str) -> Any:
+    default = option_default(ALL_GENERATE_OPTIONS, name)
+    return field(default=default, metadata={"help": option_help(ALL_GENERATE_OPTIONS, name)})
+
+
+@dataclass
+class GenerateConfig:
+    """A run of `hfnoise generate`; `hfnoise generate --help` describes the options.
+
+    Args:
+        model_name_or_path (`str`): Hub id, folder of a diffusers pipeline, or an embedded one.
+        revision (`str`, *optional*): on the Hub.
+        prompt (`list[str]` or `str`, *optional*), prompts_file (`str`, *optional*): one of the two.
+        negative_prompt (`str`, *optional*): for all prompts.
+        num_inference_steps (`int`, *optional*), guidance_scale (`float`, *optional*), height (`int`, *optional*),
+            width (`int`, *optional*), num_frames (`int`, *optional*): the pipeline's by default.
+        num_images_per_prompt (`int`, defaults to `1`), batch_size (`int`, defaults to `4`), seed (`int`, defaults to
+            `0`): sample i is made from seed + i.
+        dtype (`str`, *optional*), device (`str`, *optional*): float32 on a CPU, bfloat16 elsewhere.
+        guider (`str`, defaults to `"adaptive"`): names joined by `+`, or `"none"`.
+        output_dir (`str`, defaults to `"generated"`): where everything is written.
+        threshold, space, min_steps, patience: of [`AdaptiveGuidance`].
+        eta, norm_threshold (`float` or `"auto"`, *optional*), momentum, space: of [`ProjectedGuidance`].
+        policy, coefficients: of [`LinearGuidance`]; the second is a file.
+
+    Raises:
+        ValueError, TypeError: if an option is out of range or of the wrong type, or belongs to a guider that is not
+            asked for.
+
+    Example:
+        >>> from hfnoise.pipelines.generate_config import GenerateConfig
+        >>> config = GenerateConfig("digits", prompt=["the digit seven"], guider="adaptive", threshold=0.99)
+        >>> print(config.command)
+        hfnoise generate --model_name_or_path digits --prompt 'the digit seven' --threshold 0.99
+    """
+
+    model_name_or_path: str = _field("model_name_or_path")
+    revision: str | None = _field("revision")
+    prompt: list[str] | None = _field("prompt")
+    prompts_file: str | None = _field("prompts_file")
+    negative_prompt: str | None = _field("negative_prompt")
+    num_inference_steps: int | None = _field("num_inference_steps")
+    guidance_scale: float | None = _field("guidance_scale")
+    num_images_per_prompt: int = _field("num_images_per_prompt")
+    seed: int = _field("seed")
+    batch_size: int = _field("batch_size")
+    height: int | None = _field("height")
+    width: int | None = _field("width")
+    num_frames: int | None = _field("num_frames")
+    dtype: str | None = _field("dtype")
+    device: str | None = _field("device")
+    guider: str = _field("guider")
+    output_dir: str = _field("output_dir")
+    threshold: float = _field("threshold")
+    space: str = _field("space")
+    min_steps: float = _field("min_steps")
+    patience: int = _field("patience")
+    policy: str = _field("policy")
+    coefficients: str | None = _field("coefficients")
+    eta: float = _field("eta")
+    norm_threshold: float | str | None = _field("norm_threshold")
+    momentum: float | None = _field("momentum")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompt, str):
+            self.prompt = [self.prompt]
+        for option in ALL_GENERATE_OPTIONS:
+            setattr(self, option.name, _checked(option.name, option.type, getattr(self, option.name), option.default))
+        if not self.model_name_or_path:
+            raise ValueError("model_name_or_path is needed: a Hub id, a folder, or digits.")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if not 0 <= self.seed < _MOST_SEED:
+            raise ValueError(f"seed must be at least 0 and below 2^63, got {self.seed}.")
+        if self.dtype not in (None, *DTYPES):
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
+        self._check_guiders()
+        self.prompts()
+
+    @property
+    def guiders(self) -> tuple[str, ...]:
+        """The names of the guiders that are asked for, in the order of their work."""
+        given = self.guider.split("+")
+        return () if given == [NO_GUIDER] else tuple(name for name in GUIDER_OPTIONS if name in given)
+
+    def _check_guiders(self) -> None:
+        given = self.guider.split("+")
+        known = [*GUIDER_OPTIONS, NO_GUIDER]
+        if len(set(given)) != len(given) or not set(given) <= set(known) or (NO_GUIDER in given and len(given) > 1):
+            raise ValueError(
+                f"guider must be one of {', '.join(known)}, or several of the first three joined by +, such as "
+                f"adaptive+projected; got {self.guider!r}."
+            )
+        taken = {option.name for name in self.guiders for option in GUIDER_OPTIONS[name]}
+        for guider, options in GUIDER_OPTIONS.items():
+            for option in options:
+                if option.name not in taken and getattr(self, option.name) != option.default:
+                    raise ValueError(
+                        f"{option.name} is of the guider {guider!r}, and the guider is {self.guider!r}: leave it out, "
+                        f"or ask for that guider too."
+                    )
+
+    def prompts(self) -> list[str]:
+        """Return the prompts.
+
+        Raises:
+            ValueError: if there are none, or both sources are given, or the file cannot be read.
+        """
+        if (self.prompt is None) == (self.prompts_file is None):
+            raise ValueError("give either prompt or prompts_file, a text file with a prompt on each line.")
+        if self.prompts_file is None:
+            found = list(self.prompt or [])
+        else:
+            try:
+                text = Path(self.prompts_file).expanduser().read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"prompts_file {self.prompts_file!r} cannot be read: {error}.") from None
+            found = [line.strip() for line in text.splitlines() if line.strip()]
+        if not found:
+            raise ValueError(f"there are no prompts in {self.prompts_file or 'prompt'}.")
+        return found
+
+    def make_guider(self) -> Any:
+        """Return the guider that is asked for, with its inner ones; `None` without.
+
+        Raises:
+            ValueError: if one of its options is out of range.
+
+        Example:
+            >>> from hfnoise.pipelines.generate_config import GenerateConfig
+            >>> config = GenerateConfig("digits", prompt=["seven"], guider="adaptive+projected", norm_threshold=15.0)
+            >>> config.make_guider().inner.norm_threshold
+            15.0
+        """
+        from hfnoise.guidance import LinearCoefficients
+        from hfnoise.pipelines.guiders import AdaptiveGuidance, LinearGuidance, ProjectedGuidance
+
+        made: Any = None
+        # From the innermost one outwards; a run has one scale, and it is the outermost one's.
+        for place, name in enumerate(reversed(self.guiders)):
+            scale = self.guidance_scale if place + 1 == len(self.guiders) else None
+            if name == "projected":
+                # The similarity may be taken where a projection is not defined.
+                space = self.space if self.space == "model" or len(self.guiders) == 1 else "x0"
+                made = ProjectedGuidance(
+                    guidance_scale=scale, eta=self.eta, norm_threshold=self.norm_threshold, momentum=self.momentum,
+                    space=space,
+                )  # fmt: skip
+            elif name == "linear":
+                file = self.coefficients
+                fitted = None if file is None else LinearCoefficients.load(Path(file).expanduser())
+                made = LinearGuidance(guidance_scale=scale, policy=self.policy, coefficients=fitted, inner=made)
+            else:
+                made = AdaptiveGuidance(
+                    guidance_scale=scale, threshold=self.threshold, space=self.space, min_steps=self.min_steps,
+                    patience=self.patience, inner=made,
+                )  # fmt: skip
+        return made
+
+    @property
+    def command(self) -> str:
+        """The command line that makes the same again."""
+        words = ["hfnoise", "generate"]
+        for option in ALL_GENERATE_OPTIONS:
+            value = getattr(self, option.name)
+            if value != option.default:
+                values = [str(entry) for entry in value] if isinstance(value, list) else [str(value)]
+                # A value that begins with a dash would be taken for an option.
+                for entry in values:
+                    dashed = entry.startswith("-")
+                    words += [f"--{option.name}={entry}"] if dashed else [f"--{option.name}", entry]
+        return shlex.join(words)
+
+
+def _checked(name: str, kind: str, value: Any, default: Any) -> Any:
+    """Return a value in its type: YAML gives what it likes."""
+    if value is None:
+        if default is not None:
+            raise TypeError(f"{name} must be of type {kind}, got nothing; its default is {default!r}.")
+        return None
+    if kind == "list of str":
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise TypeError(f"{name} must be a text or a list of texts, got {value!r}. In YAML put numbers in quotes.")
+        return value
+    if value == AUTO and kind.endswith(f"'{AUTO}'"):
+        return value
+    kind = kind.split()[0]
+    if isinstance(value, bool) or not isinstance(value, _TYPES[kind]):
+        raise TypeError(f"{name} must be of type {kind}, got {value!r}.")
+    if kind == "float" and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}.")
+    return float(value) if kind == "float" else value

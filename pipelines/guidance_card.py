@@ -1,0 +1,124 @@
+"""The card of a guided pipeline: its guider with all options, what the last run saved, how to load it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import diffusers
+from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+from hfnoise.cards import hub_name, render_card, versions_by_library
+from hfnoise.citations import ADAPTIVE_GUIDANCE_BIBTEX, APG_BIBTEX
+from hfnoise.pipelines.guidance_report import GuidanceReport
+from hfnoise.pipelines.guider_base import UpdateGuidance
+
+# Class -> tag on the Hub, identifier of the paper, citation. Linear estimates are of the paper of Adaptive Guidance.
+_METHODS = {
+    "AdaptiveGuidance": ("adaptive-guidance", "2312.12487", ADAPTIVE_GUIDANCE_BIBTEX),
+    "LinearGuidance": ("linear-guidance", "2312.12487", ADAPTIVE_GUIDANCE_BIBTEX),
+    "ProjectedGuidance": ("apg", "2410.02416", APG_BIBTEX),
+}
+_SECTION = re.compile(r"<!-- hfnoise:guidance -->.*?<!-- /hfnoise:guidance -->\n?", re.DOTALL)
+
+
+def pipeline_card(pipe: Any, repo_id: str, token: str | None = None) -> ModelCard:
+    """Return the card to push: what is on the Hub already, with our section in it; a new one if nothing is.
+
+    Args:
+        pipe: a guided pipeline.
+        repo_id (`str`): where it goes.
+        token (`str`, *optional*): of the Hub.
+    """
+    ours = guidance_card(pipe, repo_id) if isinstance(pipe.guider, UpdateGuidance) else None
+    try:
+        existing = ModelCard.load(repo_id, token=token)
+    except (EntryNotFoundError, RepositoryNotFoundError):
+        card = load_or_create_model_card(repo_id, token=token, is_pipeline=True)
+        return ours or populate_model_card(card)
+    section = "" if ours is None else _SECTION.search(ours.text).group()  # type: ignore[union-attr]
+    text = existing.text
+    if _SECTION.search(text):
+        text = _SECTION.sub(lambda _: section, text)
+    elif section:
+        text = f"{text.rstrip()}\n\n{section}"
+    existing.text = text
+    tags = {tag for tag, _, _ in _METHODS.values()} | {"hfnoise"}
+    kept = [tag for tag in existing.data.tags or [] if tag not in tags]
+    existing.data.tags = [*kept, *(tag for tag in (ours.data.tags or [] if ours else []) if tag not in kept)]
+    existing.data.library_name = "diffusers"
+    existing.data.hfnoise = None if ours is None else ours.data.hfnoise  # nothing is written where there is None
+    return existing
+
+
+def guidance_card(pipe: Any, repo_id: str) -> ModelCard:
+    """Return a new card of a guided pipeline with a guider of ours.
+
+    Args:
+        pipe: the pipeline.
+        repo_id (`str`): its name on the Hub, as it is loaded from there.
+    """
+    stages = pipe.guider.stages
+    names = [type(stage).__name__ for stage in stages]
+    methods = [_METHODS[name] for name in names if name in _METHODS]
+    base = hub_name(pipe.config.get("_name_or_path") or "")
+    base = None if base == repo_id else base
+    stock = type(pipe).__name__.removeprefix("Guided")
+    data = ModelCardData(
+        library_name="diffusers",
+        tags=["diffusers", "hfnoise", *(tag for tag, _, _ in methods)],
+        **({"base_model": base} if base else {}),
+        hfnoise={"guider": names},
+    )
+    start = f"[{base}](https://huggingface.co/{base})" if base else f"A `{stock}`"
+    papers = ", ".join(
+        f"{name} ([paper](https://huggingface.co/papers/{_METHODS[name][1]}))" if name in _METHODS else name
+        for name in names
+    )
+    return render_card(
+        "guidance.md",
+        data,
+        model_name=repo_id.rpartition("/")[2],
+        lead=f"{start} guided by {papers} of hfnoise.",
+        option_rows=[row for stage in stages for row in _option_rows(stage)],
+        report_rows=_report_rows(pipe.guider),
+        snippet=(
+            "from hfnoise import AutoGuidedPipeline  # pip install hfnoise\n\n"
+            f'pipe = AutoGuidedPipeline.from_pretrained("{repo_id}")'
+        ),
+        stock_note=(
+            f"diffusers alone loads this repository as its `{stock}`, with classifier-free guidance: the guider lies "
+            "in `guider/` and only hfnoise reads it."
+        ),
+        versions=_versions(),
+        citation="\n\n".join(dict.fromkeys(citation for _, _, citation in methods)),
+    )
+
+
+def _option_rows(guider: UpdateGuidance) -> list[tuple[str, str, str]]:
+    options = {name: value for name, value in guider.config.items() if not name.startswith("_") and name != "inner"}
+    if guider.config.get("guidance_scale") is None:
+        options["guidance_scale"] = "of the call"
+    if options.get("coefficients") is not None:
+        options["coefficients"] = "in the guider's file"
+    return [(type(guider).__name__, name, "none" if value is None else str(value)) for name, value in options.items()]
+
+
+def _report_rows(guider: UpdateGuidance) -> list[tuple[str, str]]:
+    try:
+        report: GuidanceReport = guider.report
+    except ValueError:  # no run
+        return []
+    stops = ["never" if step is None else str(step) for step in report.stop_steps]
+    return [
+        ("samples and steps", f"{report.batch} samples, {len(report.rows)} steps"),
+        ("evaluations of the denoiser", f"{report.evaluations}, {report.saved:.1%} less than full guidance"),
+        ("first step without guidance, per sample", ", ".join(stops)),
+    ]
+
+
+def _versions() -> str:
+    found = versions_by_library() | {"diffusers": diffusers.__version__}
+    return ", ".join(f"{name} {found[name]}" for name in ("hfnoise", "diffusers", "transformers", "torch"))

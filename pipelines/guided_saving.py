@@ -1,0 +1,273 @@
+"""Saving, pushing and loading guided pipelines, such that stock diffusers loads what was saved as its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any
+
+from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
+from huggingface_hub import create_repo, upload_folder
+
+from hfnoise.pipelines.guidance_card import pipeline_card
+from hfnoise.pipelines.guider_base import UpdateGuidance
+from hfnoise.pipelines.guider_checks import check_guider, own_scale, takes_guider
+from hfnoise.pipelines.initial_noise import InitialNoise
+from hfnoise.pipelines.saved_parts import GUIDER_FOLDER, PipelineRepository, marker_files
+
+_INDEX = "model_index.json"
+_PUSH_OPTIONS = ("repo_id", "commit_message", "private", "create_pr", "token")
+
+
+class GuidedSaving:
+    """The part of [`GuidedPipeline`] that reads and writes repositories.
+
+    What is saved is a stock pipeline: `model_index.json` has the class of diffusers and no entry of ours. The guider
+    lies beside it in `guider/guider_config.json`, an initial noise in a folder of its own.
+    """
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save the stock pipeline, with the guider and the initial noise beside it, all of it or nothing.
+
+        Everything is written to a folder inside `save_directory` first and moved when it is complete. A guider of an
+        earlier save is removed if there is none now. The pipeline itself is not touched.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): made if need be.
+            safe_serialization, variant, max_shard_size: as in diffusers.
+            push_to_hub (`bool`, defaults to `False`): then push the folder, with a card, in one commit.
+            kwargs: `repo_id` (the name of the folder by default), `commit_message`, `private`, `create_pr` and
+                `token` of the push; `use_flashpack` as in diffusers.
+
+        Raises:
+            ValueError: if `save_directory` is a file.
+        """
+        directory = os.fspath(save_directory)
+        if os.path.isfile(directory):
+            raise ValueError(f"save_directory must be a folder, and {directory} is a file.")
+        push = {name: kwargs.pop(name) for name in _PUSH_OPTIONS if name in kwargs}
+        if push_to_hub:  # before gigabytes are written
+            push["repo_id"] = _created(push, default=os.path.basename(os.path.normpath(directory)))
+        with _staged(directory, variant) as staging:
+            self._write(staging, safe_serialization, variant=variant, max_shard_size=max_shard_size, **kwargs)
+        if push_to_hub:
+            self._upload(directory, **push)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> Any:
+        """Push what `save_pretrained` writes and a card, in one commit, and return what was committed.
+
+        The card names the guider with its options and the figures of the last run. One that is on the Hub already is
+        kept, but for the part that hfnoise wrote.
+
+        Args:
+            repo_id (`str`): name on the Hub.
+            commit_message, private, token, create_pr, safe_serialization, variant, subfolder: as in diffusers; in a
+                sub-folder no card is written.
+        """
+        repo_id = _created({"repo_id": repo_id, "private": private, "token": token})
+        with tempfile.TemporaryDirectory() as folder:
+            self._write(folder, safe_serialization, variant=variant)
+            return self._upload(folder, repo_id, commit_message, token=token, create_pr=create_pr, subfolder=subfolder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        guider: BaseGuidance | None = None,
+        initial_noise: InitialNoise | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Return the pipeline of a folder or Hub repository, with the guider and the initial noise saved there.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): of a stock pipeline too.
+            guider ([`AdaptiveGuidance`], [`ProjectedGuidance`] or [`LinearGuidance`], *optional*): instead of the
+                saved one, which is then not read. To do without: `pipe.guider = None` afterwards.
+            initial_noise ([`InitialNoise`], *optional*): instead of the saved one.
+            kwargs: as in `DiffusionPipeline.from_pretrained`; `revision`, `token`, `cache_dir` and so on hold for the
+                guider as well. Everything is of one commit.
+
+        Raises:
+            ValueError: if the saved guider cannot be used; the message names the file.
+            TypeError: if `custom_pipeline` is given.
+        """
+        if kwargs.get("custom_pipeline") is not None:
+            raise TypeError(
+                f"{cls.__name__} is the class already; for a custom pipeline use AutoGuidedPipeline.from_pretrained."
+            )
+        if guider is not None:
+            check_guider(cls, guider)
+        repository, kwargs = PipelineRepository.open(pretrained_model_name_or_path, kwargs)
+        parts = read_parts(cls, repository, guider, initial_noise)
+        return fill_slots(super().from_pretrained(repository.path, **kwargs), *parts)  # type: ignore[misc]
+
+    def _write(self, folder: str, safe_serialization: bool, **kwargs: Any) -> None:
+        pipe: Any = self
+        stock = _stock_copy(pipe)
+        stock.save_pretrained(folder, safe_serialization=safe_serialization, **kwargs)
+        guider = pipe.guider
+        if isinstance(guider, UpdateGuidance):
+            if takes_guider(type(pipe)) and guider.config["guidance_scale"] is None:
+                # Stock diffusers reads this file as that of its ClassifierFreeGuidance, and would find no scale.
+                guider = guider.new(guidance_scale=own_scale(pipe, guider))
+            guider.save_pretrained(os.path.join(folder, GUIDER_FOLDER))
+        noise = pipe.initial_noise
+        if noise is not None and noise.subfolder is None:
+            warnings.warn(
+                f"{type(noise).__name__} is not saved with the pipeline: give initial_noise= again when it is loaded.",
+                stacklevel=3,
+            )
+        elif noise is not None:
+            noise.save_pretrained(os.path.join(folder, noise.subfolder))
+
+    def _upload(
+        self,
+        folder: str,
+        repo_id: str,
+        commit_message: str | None = None,
+        *,
+        token: str | None = None,
+        create_pr: bool = False,
+        subfolder: str | None = None,
+        private: bool | None = None,
+    ) -> Any:
+        pipe: Any = self
+        if not subfolder:
+            pipeline_card(pipe, repo_id, token).save(os.path.join(folder, "README.md"))
+        return upload_folder(
+            repo_id=repo_id, folder_path=folder, path_in_repo=subfolder, token=token, create_pr=create_pr,
+            commit_message=commit_message or f"Upload {stock_class(type(pipe)).__name__} by hfnoise",
+            # Parts of an earlier push that the pipeline has no longer; what is uploaded is not deleted.
+            delete_patterns=[f"{part}/*" for part in marker_files()],
+        )  # fmt: skip
+
+
+def read_parts(
+    pipeline_class: type, repository: PipelineRepository, guider: Any, initial_noise: Any
+) -> tuple[Any, Any]:
+    """Return what goes into the two slots: what is given, or else what the repository holds.
+
+    Raises:
+        ValueError: if the saved guider cannot be used in this pipeline; the message names the file.
+    """
+    if guider is None:
+        guider = repository.guider()
+        try:
+            check_guider(pipeline_class, guider)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"the guider in {repository.path}/{GUIDER_FOLDER}/guider_config.json cannot be used: {error}"
+            ) from error
+    return guider, repository.initial_noise() if initial_noise is None else initial_noise
+
+
+def fill_slots(pipe: Any, guider: Any, initial_noise: Any) -> Any:
+    """Put them in and return the pipeline; what is `None` leaves a pipeline's own guider where it is."""
+    if guider is not None:
+        pipe.guider = guider
+    pipe.initial_noise = initial_noise
+    return pipe
+
+
+def stock_class(guided: type) -> type:
+    """Return the pipeline class of diffusers that a guided one is made of.
+
+    Example:
+        >>> from diffusers import StableDiffusionPipeline
+        >>> from hfnoise.pipelines.guided import guided_class
+        >>> from hfnoise.pipelines.guided_saving import stock_class
+        >>> stock_class(guided_class(StableDiffusionPipeline)).__name__
+        'StableDiffusionPipeline'
+    """
+    return next(base for base in guided.__mro__ if not issubclass(base, GuidedSaving))
+
+
+def _stock_copy(pipe: Any) -> Any:
+    """Return a stock pipeline of the same components: diffusers changes the configuration of what it saves."""
+    stock = object.__new__(stock_class(type(pipe)))
+    stock.__dict__.update(pipe.__dict__)
+    stock.__dict__["_internal_dict"] = type(pipe.config)(pipe.config)
+    stock.__dict__.pop("_initial_noise", None)
+    if not takes_guider(type(pipe)):
+        stock.__dict__.pop("guider", None)
+    elif isinstance(pipe.guider, UpdateGuidance):
+        stock.register_modules(guider=ClassifierFreeGuidance(guidance_scale=own_scale(pipe, pipe.guider)))
+    return stock
+
+
+def _created(push: dict[str, Any], default: str = "") -> str:
+    repo_id = push.get("repo_id") or default
+    return create_repo(repo_id, exist_ok=True, private=push.get("private"), token=push.get("token")).repo_id
+
+
+@contextmanager
+def _staged(directory: str, variant: str | None) -> Iterator[str]:
+    """Yield a folder whose content is in `directory` at the end of the block, unless it fails."""
+    existed = os.path.isdir(directory)
+    os.makedirs(directory, exist_ok=True)
+    # Inside, so that it is on the same disk and moving costs nothing.
+    staging = tempfile.mkdtemp(prefix=".saving-", dir=directory)
+    try:
+        yield staging
+        _move(staging, directory, variant)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not existed and not os.listdir(directory):
+            os.rmdir(directory)
+
+
+def _move(staging: str, directory: str, variant: str | None) -> None:
+    names = sorted(os.listdir(staging), key=lambda name: name == _INDEX)  # the index last: it says all is there
+    for part, marker in marker_files().items():
+        if part not in names and os.path.isfile(os.path.join(directory, part, marker)):
+            os.remove(os.path.join(directory, part, marker))
+            if not os.listdir(os.path.join(directory, part)):
+                os.rmdir(os.path.join(directory, part))
+    for name in names:
+        source, target = os.path.join(staging, name), os.path.join(directory, name)
+        if not (os.path.isdir(source) and os.path.isdir(target)):
+            os.replace(source, target)
+            continue
+        _remove_old_weights(target, os.listdir(source), variant)
+        for file in os.listdir(source):
+            if os.path.isdir(os.path.join(target, file)):
+                shutil.rmtree(os.path.join(target, file))
+            os.replace(os.path.join(source, file), os.path.join(target, file))
+
+
+def _remove_old_weights(folder: str, written: list[str], variant: str | None) -> None:
+    """Remove weights that the written ones replace in other files: another number of shards would be read first."""
+    marked = re.escape(f".{variant}") if variant else ""
+    weights = re.compile(rf"(?P<stem>[^.]+?){marked}(-\d{{5}}-of-\d{{5}})?\.(safetensors|bin)")
+    stems = {match["stem"] for match in map(weights.fullmatch, written) if match}
+    for stem in stems:
+        shards = re.compile(
+            rf"{re.escape(stem)}({marked}(-\d{{5}}-of-\d{{5}})?\.(safetensors|bin)|\.(safetensors|bin)\.index{marked}\.json)"
+        )
+        for name in os.listdir(folder):
+            if shards.fullmatch(name) and name not in written:
+                os.remove(os.path.join(folder, name))

@@ -1,0 +1,176 @@
+"""Find a pipeline by name and load it, with everything that can be refused refused before its weights are read."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+
+from hfnoise.errors import UsageError
+from hfnoise.pipelines.guided import guided_class
+from hfnoise.pipelines.guider_checks import check_guider
+
+if TYPE_CHECKING:
+    from hfnoise.pipelines.generate_config import GenerateConfig
+
+# On the command line -> the folder below model_cards.
+EMBEDDED = {"digits": "digits-sd", "digits-weak": "digits-sd-weak", "coloured-digits": "coloured-digits-sd"}
+_PREFIX = "hfnoise:"
+
+
+def resolve_pipeline(name: str) -> str:
+    """Return what `from_pretrained` takes: for the name of an embedded pipeline its folder.
+
+    Args:
+        name (`str`): a Hub id, a folder, or one of `EMBEDDED`, with `hfnoise:` in front or not.
+
+    Raises:
+        UsageError: if a path is meant and there is no pipeline.
+
+    Example:
+        >>> from hfnoise.pipelines.pipeline_loading import resolve_pipeline
+        >>> resolve_pipeline("stabilityai/stable-diffusion-xl-base-1.0")
+        'stabilityai/stable-diffusion-xl-base-1.0'
+    """
+    short = name.removeprefix(_PREFIX)
+    path = Path(name).expanduser()
+    if short in EMBEDDED and not path.exists():
+        return _embedded_folder(EMBEDDED[short])
+    if name.startswith(_PREFIX):
+        raise UsageError(f"there is no embedded pipeline {name!r}; there are {', '.join(EMBEDDED)}.")
+    if path.exists():
+        if not (path / "model_index.json").is_file():
+            raise UsageError(
+                f"{name!r} holds no model_index.json: it is no folder of a diffusers pipeline. Load single files with "
+                "from_single_file in Python, and save_pretrained what you get."
+            )
+        return str(path)
+    # The Hub would be asked first, and would be said not to have it.
+    if name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1:
+        raise UsageError(f"no such folder: {str(path.absolute())!r}, given as --model_name_or_path {name}.")
+    return name
+
+
+def _embedded_folder(name: str) -> str:
+    from importlib import import_module
+
+    try:
+        return str(import_module("hfnoise.worlds.digits_checkpoints").checkpoint_path(name))
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise UsageError(f"the embedded pipeline {name} is not part of this copy of hfnoise ({error}).") from None
+
+
+def find_pipeline_class(name: str, revision: str | None = None) -> type:
+    """Return the class of a pipeline, from its `model_index.json` alone.
+
+    Args:
+        name (`str`): as [`resolve_pipeline`] returned it.
+        revision (`str`, *optional*): on the Hub.
+
+    Raises:
+        UsageError: if there is none, or it is of a class that diffusers does not have.
+    """
+    try:
+        with warnings.catch_warnings():
+            # diffusers 0.42 calls the Hub's library with what it no longer knows.
+            warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
+            config = DiffusionPipeline.load_config(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name!r} cannot be read: {_first_line(error)}") from error
+    class_name = config.get("_class_name")
+    found = getattr(diffusers, class_name, None) if isinstance(class_name, str) else None
+    if not (isinstance(found, type) and issubclass(found, DiffusionPipeline)):
+        raise UsageError(
+            f"{name!r} is a {class_name!r}, which diffusers {diffusers.__version__} does not have. In Python load it "
+            "as its card says, and use hfnoise.guide(pipe, guider)."
+        )
+    return found
+
+
+def check_call(pipeline_class: type, config: GenerateConfig, guider: Any) -> None:
+    """Refuse what a pipeline cannot do with a configuration.
+
+    Raises:
+        UsageError: if it takes no prompt, or not an option that is given, or not this guider.
+
+    Example:
+        >>> from diffusers import StableDiffusionPipeline
+        >>> from hfnoise.pipelines.generate_config import GenerateConfig
+        >>> from hfnoise.pipelines.pipeline_loading import check_call
+        >>> check_call(StableDiffusionPipeline, GenerateConfig("digits", prompt=["seven"], num_frames=9), None)
+        Traceback (most recent call last):
+        ...
+        hfnoise.errors.UsageError: StableDiffusionPipeline takes no num_frames: leave it out.
+    """
+    name = pipeline_class.__name__
+    parameters = inspect.signature(pipeline_class.__call__).parameters  # type: ignore[operator]
+    if "prompt" not in parameters:
+        raise UsageError(f"{name} takes no prompt: `hfnoise generate` draws from texts. Use hfnoise.guide in Python.")
+    needed = [
+        parameter.name
+        for parameter in parameters.values()
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        and parameter.name not in ("self", "prompt")
+    ]
+    if needed:
+        raise UsageError(f"{name} needs {needed[0]} beside a prompt: use hfnoise.guide in Python.")
+    for option in ("negative_prompt", "num_inference_steps", "height", "width", "num_frames", "generator"):
+        if option not in parameters and getattr(config, option, None) is not None:
+            raise UsageError(f"{name} takes no {option}: leave it out.")
+    try:
+        check_guider(guided_class(pipeline_class), guider)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{error} (--guider none: the pipeline's own)") from error
+
+
+def load_pipeline(pipeline_class: Any, name: str, config: GenerateConfig) -> Any:
+    """Return the pipeline, on its device and in its dtype.
+
+    Args:
+        pipeline_class (`type`): see [`find_pipeline_class`].
+        name (`str`): as [`resolve_pipeline`] returned it.
+        config ([`GenerateConfig`]): for `revision`, `dtype` and `device`.
+
+    Raises:
+        UsageError: if it cannot be loaded.
+    """
+    device = find_device(config.device)
+    dtype = getattr(torch, config.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
+    try:
+        pipe = pipeline_class.from_pretrained(name, revision=config.revision, dtype=dtype)
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
+    return pipe.to(device)
+
+
+def find_device(name: str | None) -> torch.device:
+    """Return the device of that name, or the accelerator, or the CPU.
+
+    Raises:
+        UsageError: if there is none of that name.
+
+    Example:
+        >>> from hfnoise.pipelines.pipeline_loading import find_device
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"device {name!r} cannot be used: {_first_line(error)}") from error
+    if device.type == "meta":
+        raise UsageError("device 'meta' computes nothing.")
+    return device
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
