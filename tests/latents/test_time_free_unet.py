@@ -136,7 +136,7 @@ def test_singdiffusion_checkpoints(unet, inputs, tmp_path):
 @pytest.fixture(scope="module")
 def text_repository(tmp_path_factory):
     """A pipeline's folder with a text encoder 16 wide and its tokenizer."""
-    from tests.pipelines.tiny_unets import new_text_parts
+    from hfnoise.worlds.tiny_pipelines.unets import new_text_parts
 
     folder = tmp_path_factory.mktemp("text")
     for name, part in new_text_parts().items():

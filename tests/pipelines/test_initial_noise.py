@@ -11,9 +11,9 @@ import hfnoise
 from hfnoise.latents import ResidualStatistics
 from hfnoise.pipelines import BrightnessOffset, InitialNoise, InitialNoiseChain, StartState, TerminalPrior, guide
 from hfnoise.pipelines.initial_noise import refined_start
+from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
+from hfnoise.worlds.tiny_pipelines.unets import new_scheduler
 from tests.conftest import VECTORS
-from tests.pipelines.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
-from tests.pipelines.tiny_unets import new_scheduler
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
 

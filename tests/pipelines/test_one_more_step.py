@@ -13,9 +13,9 @@ from hfnoise.latents import ResidualStatistics
 from hfnoise.latents.hf_time_free_unet import TimeFreeUNet2DConditionModel, set_module_residuals
 from hfnoise.pipelines import BrightnessOffset, OneMoreStep, TerminalPrior, guide
 from hfnoise.pipelines.initial_noise import refined_start
+from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
+from hfnoise.worlds.tiny_pipelines.unets import WIDTH, new_scheduler, new_text_parts
 from tests.conftest import VECTORS
-from tests.pipelines.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
-from tests.pipelines.tiny_unets import WIDTH, new_scheduler, new_text_parts
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
 
