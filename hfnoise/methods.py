@@ -260,6 +260,7 @@ SHARED_EXPORTS: dict[str, str] = {
     "InitialNoiseChain": "hfnoise.pipelines.noise_chain",
     "LinearGuidance": "hfnoise.pipelines.guiders",
     "OneMoreStep": "hfnoise.pipelines.one_more_step",
+    "OneMoreStepPipeline": "hfnoise.pipelines.one_more_step_preset",
     "ProjectedGuidancePipeline": "hfnoise.pipelines.projected_guidance",
     "TerminalPrior": "hfnoise.pipelines.terminal_prior",
     "TimeFreeUNet2DConditionModel": "hfnoise.latents.hf_time_free_unet",

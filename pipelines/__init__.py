@@ -21,6 +21,7 @@ _MODULES = {
     "InitialNoiseChain": "noise_chain",
     "LinearGuidance": "guiders",
     "OneMoreStep": "one_more_step",
+    "OneMoreStepPipeline": "one_more_step_preset",
     "ProjectedGuidance": "guiders",
     "ProjectedGuidancePipeline": "projected_guidance",
     "StartContext": "start_context",

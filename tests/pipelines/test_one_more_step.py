@@ -3,6 +3,7 @@
 import json
 import warnings
 
+import diffusers
 import numpy
 import pytest
 import torch
@@ -270,6 +271,23 @@ def test_save_and_load(sd, tmp_path):
     assert OneMoreStep.from_pretrained(tmp_path / "pipeline" / "oms_module").eta == 0.0
 
 
+def test_a_pipeline_is_saved_with_it(tmp_path):
+    base = FAMILIES["sd-ddim"].build()
+    pipe = hfnoise.OneMoreStepPipeline.from_pipe(base, initial_noise=OneMoreStep(new_module(), eta=0.5))
+    pipe.save_pretrained(tmp_path)
+    again = hfnoise.OneMoreStepPipeline.from_pretrained(tmp_path)
+    assert torch.equal(images_of(again(**sd_call())), images_of(pipe(**sd_call())))
+    stock = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    assert torch.equal(images_of(stock(**sd_call())), images_of(base(**sd_call())))
+    with pytest.raises(ValueError, match="StableDiffusionPipeline has no oms_module. Give initial_noise="):
+        hfnoise.OneMoreStepPipeline.from_pipe(base)
+    with pytest.raises(TypeError, match="takes a OneMoreStep, alone or in a list with others, got BrightnessOffset"):
+        hfnoise.OneMoreStepPipeline.from_pipe(base, initial_noise=BrightnessOffset(0.5))
+    both = hfnoise.OneMoreStepPipeline.from_pipe(pipe, initial_noise=[pipe.initial_noise, BrightnessOffset(0.5)])
+    with pytest.warns(UserWarning, match="InitialNoiseChain is not saved with the pipeline"):
+        both.save_pretrained(tmp_path)
+
+
 def test_embeddings_are_not_saved(tmp_path):
     step = OneMoreStep(new_module(), prompt_embeds=torch.zeros(1, 8, WIDTH))
     with pytest.warns(UserWarning, match="embeddings of OneMoreStep are not saved"):
@@ -319,8 +337,6 @@ def test_errors_of_a_call(sd):
     with pytest.raises(ValueError, match=r"prompt has 3 entries, and there are 2 samples"):
         run(sd, sd_call(2), OneMoreStep(new_module(), prompt=["one"] * 3))
     with pytest.raises(ValueError, match="DiTPipeline prepares no latents"):
-        import diffusers
-
         object.__new__(hfnoise.guided_class(diffusers.DiTPipeline)).initial_noise = OneMoreStep(new_module())
 
 
