@@ -57,7 +57,7 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Euler": ("EulerDiscreteScheduler", {"steps_offset": 1, "timestep_spacing": "leading"}),
     "DPM++": ("DPMSolverMultistepScheduler", {"steps_offset": 1, "timestep_spacing": "leading"}),
     "UniPC": ("UniPCMultistepScheduler", {"steps_offset": 1, "timestep_spacing": "leading"}),
-    "LCM": ("LCMScheduler", {}),
+    "LCM": ("LCMScheduler", {"steps_offset": 1}),
 }
 # A consistency model's sampler draws new noise at every step; around another model its samples are no reference.
 _SOLVERS = ("DDIM", "Euler", "DPM++", "UniPC")
@@ -168,7 +168,7 @@ def run(
             for start, member in starts(module, other).items()
         }
     retrained = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
-    scheduler = diffusers.DDIMScheduler(**SCHEDULE, clip_sample=False, **retrained)
+    scheduler = diffusers.DDIMScheduler(**SCHEDULE, clip_sample=False, steps_offset=1, **retrained)
     pipe = new_brightness_pipeline(scheduler, size, "v_prediction", zero_snr=True)
     found["DDIM"][ZERO_SNR] = scores(draw(pipe, prompts, size, steps, None), reference, prompts)
     found["DDIM"][FLOOR] = scores(other, reference, prompts)
