@@ -136,7 +136,8 @@ def refined_start(
     """
     arguments = _arguments(type(pipe).__call__, (pipe, *args), kwargs or {})
     own = {name: pipe.__dict__[name] for name in ("encode_prompt", "prepare_latents") if name in pipe.__dict__}
-    prepare, encode = pipe.prepare_latents, getattr(pipe, "encode_prompt", None)
+    prepare: Any = pipe.prepare_latents
+    encode: Any = getattr(pipe, "encode_prompt", None)
     encoded: list[tuple[Any, ...]] = []
 
     def remembered(*args: Any, **kwargs: Any) -> Any:

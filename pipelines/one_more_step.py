@@ -35,7 +35,8 @@ class OneMoreStep(StartEstimate):
         module (`torch.nn.Module`): [`TimeFreeUNet2DConditionModel`], or a stock UNet2DConditionModel.
         eta (`float`, defaults to `0.0`): in [0, 1], share of fresh noise.
         guidance_scale (`float`, *optional*, defaults to `1.0`): of the estimate; 1 is one evaluation without the
-            negative prompt, `None` the scale of the call. Above 1 it exaggerates brightness and colour.
+            negative prompt, `None` the scale of the call where that is above 1. More exaggerates brightness and
+            colour.
         guidance_mode (`str`, defaults to `"plain"`): or `"normalized"`, of SingDiffusion.
         prediction_type (`str`, defaults to `"v"`): what the module puts out, minus the image; or `"sample"`, the
             image, of SingDiffusion.
@@ -170,7 +171,7 @@ class OneMoreStep(StartEstimate):
         self._check()
         if noise.dim() != 4 or noise.shape[1] != _in_channels(self.module, noise):
             raise ValueError(
-                f"the module takes latents of {_in_channels(self.module, noise)} channels and two dimensions, and "
+                f"the module takes latents of {_in_channels(self.module, noise)} channels of images, and "
                 f"{context.name} has latents of shape {tuple(noise.shape)}: it was made for another VAE."
             )
         output, evaluations = self._output(noise, context)
@@ -193,18 +194,20 @@ class OneMoreStep(StartEstimate):
     def _output(self, noise: Tensor, context: StartContext) -> tuple[Tensor, int]:
         text = StartText(self, context)
         module = placed(self.module, noise.device)
-        scale = context.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        # Below 1 the pipelines do not guide at all.
+        scale = max(context.guidance_scale or 1.0, 1.0) if self.guidance_scale is None else self.guidance_scale
         cond = text.states()
         check_width(module, cond, context, self.text_encoder)
-        if scale is None or scale == 1.0:
+        if scale == 1.0:
             return _evaluate(module, noise, cond), 1
         uncond = text.negative_states()
         check_width(module, uncond, context, self.text_encoder)
         if uncond.shape == cond.shape:
             both = _evaluate(module, torch.cat([noise, noise]), torch.cat([uncond, cond]))
-            return guided_estimate(*both.chunk(2), scale, self.guidance_mode), 2
-        outputs = (_evaluate(module, noise, states) for states in (uncond, cond))
-        return guided_estimate(*outputs, scale, self.guidance_mode), 2  # type: ignore[misc]
+            first, second = both.chunk(2)
+        else:
+            first, second = (_evaluate(module, noise, states) for states in (uncond, cond))
+        return guided_estimate(first, second, scale, self.guidance_mode), 2
 
     def __repr__(self) -> str:
         return f"OneMoreStep({type(self.module).__name__}, eta={self.eta}, guidance_scale={self.guidance_scale})"

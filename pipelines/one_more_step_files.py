@@ -25,6 +25,8 @@ def save_one_more_step(step: Any, save_directory: str | PathLike[str], kwargs: d
     folder = os.fspath(save_directory)
     if os.path.isfile(folder):
         raise ValueError(f"save_directory must be a folder, and {folder} is a file.")
+    if not hasattr(step.module, "save_pretrained"):
+        raise TypeError(f"{type(step.module).__name__} cannot be saved: it is no model of diffusers.")
     if step.prompt_embeds is not None or step.negative_prompt_embeds is not None:
         warnings.warn("the embeddings of OneMoreStep are not saved with it: give them again.", stacklevel=4)
     os.makedirs(folder, exist_ok=True)

@@ -42,7 +42,8 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
             ValueError: if there is none at all, or the pipeline cannot take it.
         """
         noise = getattr(pipeline, "initial_noise", None) if initial_noise is None else initial_noise
-        noise = _checked(guided_class(type(pipeline)), noise, type(pipeline).__name__)
+        stock: Any = type(pipeline)
+        noise = _checked(guided_class(stock), noise, stock.__name__)
         return super().from_pipe(pipeline, initial_noise=noise, **kwargs)
 
     @classmethod

@@ -91,7 +91,7 @@ def check_width(module: Any, states: Tensor, context: StartContext, text_encoder
     """Raise ValueError if a module cannot read text states of this width; the message names both."""
     config = getattr(module, "config", None)
     width = getattr(config, "encoder_hid_dim", None) or getattr(config, "cross_attention_dim", None)
-    widths = {width} if not isinstance(width, (list, tuple)) else set(width)
+    widths: set[Any] = {width} if not isinstance(width, (list, tuple)) else set(width)
     if width is None or states.shape[-1] in widths:
         return
     if text_encoder is not None:

@@ -100,9 +100,10 @@ def load_module(
     # diffusers asks for None where there is no sub-folder.
     options = {"subfolder": place or None, "variant": variant, **kwargs}
     if config.get("_class_name") == _STOCK_NAME:
-        module, found = UNet2DConditionModel.from_pretrained(path, output_loading_info=True, **options)
+        stock, found = UNet2DConditionModel.from_pretrained(path, output_loading_info=True, **options)
         if not found["missing_keys"]:
-            return module.eval()  # type: ignore[no-any-return]
+            module: nn.Module = stock.eval()
+            return module
         # SingDiffusion's: saved by a copy of the class that leaves out the projections of the time.
     return TimeFreeUNet2DConditionModel.from_pretrained(path, **options).eval()  # type: ignore[no-any-return]
 
@@ -137,7 +138,8 @@ def convert_oms_checkpoint(
     converted = _stock_form(module) if stock else _time_free_form(module)
     set_module_residuals(converted, module_residuals(module))
     converted.save_pretrained(dst)
-    return converted
+    result: nn.Module = converted
+    return result
 
 
 def _options(module: Any) -> dict[str, Any]:
@@ -228,23 +230,21 @@ def load_oms_components(
         if tokenizer is None:
             raise ValueError("text_encoder is given as a model: give its tokenizer too.")
         return OMSComponents(module, text_encoder, _tokenizer(tokenizer, None, {}))
+    places: list[tuple[Any, str | None]]
     if text_encoder is not None:
-        place, folder = text_encoder, "text_encoder"
-        target = {"tokenizer": (text_encoder, "tokenizer")}
+        places = [(text_encoder, "text_encoder"), (text_encoder, "tokenizer")]
     else:
         found = _redirected(repo, "oms_text_encoder", hub_options)
         if found is None:
             return OMSComponents(module)
-        place, folder = found
-        target = {"tokenizer": _redirected(repo, "oms_tokenizer", hub_options) or (place, "tokenizer")}
-    own = (
-        hub_options
-        if os.fspath(place) == os.fspath(repo)
-        else {k: v for k, v in hub_options.items() if k != "revision"}
-    )
+        places = [found, _redirected(repo, "oms_tokenizer", hub_options) or (found[0], "tokenizer")]
+    place, folder = places[0]
+    # A commit of one repository is none of another.
+    elsewhere = os.fspath(place) != os.fspath(repo)
+    own = {name: value for name, value in hub_options.items() if not (elsewhere and name == "revision")}
     try:
         encoder = _text_encoder(place, folder, torch_dtype, own)
-        read = _tokenizer(tokenizer, target["tokenizer"], own)
+        read = _tokenizer(tokenizer, places[1], own)
     except (OSError, ValueError) as error:
         raise OSError(
             f"the module of {os.fspath(repo)} reads prompts with {folder!r} of {os.fspath(place)}, which cannot be "

@@ -118,7 +118,8 @@ def module_output(module: nn.Module, sample: Tensor, encoder_hidden_states: Tens
         >>> module_output(unet, torch.zeros(1, 4, 8, 8), torch.zeros(1, 3, 6)).shape
         torch.Size([1, 4, 8, 8])
     """
-    core = getattr(module, "_orig_mod", module)  # of torch.compile
+    core: Any = getattr(module, "_orig_mod", module)  # of torch.compile
+    core = core.get_base_model() if hasattr(core, "get_base_model") else core  # of PEFT
     stock = isinstance(core, UNet2DConditionModel) and not isinstance(core, TimeFreeUNet2DConditionModel)
     output: Tensor
     if stock:

@@ -122,4 +122,5 @@ class ResidualStatistics:
         values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
         root = (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
         mean = torch.tensor(self.mean, dtype=torch.float32, device=normal.device)
-        return mean + normal.float() @ root.to(normal.device, torch.float32)
+        residuals: Tensor = mean + normal.float() @ root.to(normal.device, torch.float32)
+        return residuals

@@ -78,7 +78,7 @@ def empty_states(count: int) -> Tensor:
     return torch.tensor(SHARES).expand(count, 1, -1).contiguous()
 
 
-class BayesUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class BayesUNet(ModelMixin, ConfigMixin):
     """E[x0 | x_t, prompt] of the world in closed form, as a UNet2DConditionModel would put it out.
 
     Args:

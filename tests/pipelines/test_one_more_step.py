@@ -332,7 +332,9 @@ def test_errors_of_a_call(sd):
     with pytest.raises(ValueError, match="put out NaN or infinity in torch.float32"):
         run(sd, sd_call(), OneMoreStep(broken))
     other = TimeFreeUNet2DConditionModel(cross_attention_dim=WIDTH, **{**SHAPE, "in_channels": 16})
-    with pytest.raises(ValueError, match=r"takes latents of 16 channels .* shape \(1, 4, 8, 8\): it was made for"):
+    with pytest.raises(
+        ValueError, match=r"takes latents of 16 channels of images, and .* shape \(1, 4, 8, 8\): it was made for"
+    ):
         run(sd, sd_call(), OneMoreStep(other))
     with pytest.raises(ValueError, match=r"prompt has 3 entries, and there are 2 samples"):
         run(sd, sd_call(2), OneMoreStep(new_module(), prompt=["one"] * 3))
