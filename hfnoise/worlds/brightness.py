@@ -143,8 +143,8 @@ class ExactMean(torch.nn.Module):
     Example:
         >>> import torch
         >>> from hfnoise.worlds.brightness import ExactMean, prompt_states
-        >>> ExactMean()(torch.zeros(1, 4, 8, 8), prompt_states(torch.tensor([2])))[0].mean().item()
-        -0.699999988079071
+        >>> ExactMean()(torch.zeros(1, 4, 8, 8), prompt_states(torch.tensor([2])))[0][0, 0, 0, 0]
+        tensor(-0.7000)
     """
 
     def __init__(self) -> None:

@@ -84,6 +84,7 @@ def test_gradient_checkpointing(unet, inputs):
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
 
 
+@pytest.mark.slow
 def test_lora(unet, inputs):
     from peft import LoraConfig
 
@@ -108,6 +109,7 @@ def test_stock_form_and_back(unet, inputs, tmp_path, no_log):
     assert torch.equal(output(back, inputs), output(unet, inputs))
 
 
+@pytest.mark.slow
 def test_a_fixed_timestep_is_a_bias(vectors, inputs, tmp_path):
     torch.manual_seed(0)
     stock = UNet2DConditionModel(**vectors[0]).eval()
@@ -116,6 +118,7 @@ def test_a_fixed_timestep_is_a_bias(vectors, inputs, tmp_path):
     assert (output(converted, inputs) - output(stock, inputs)).abs().max() <= 1e-6
 
 
+@pytest.mark.slow
 def test_singdiffusion_checkpoints(unet, inputs, tmp_path):
     """Saved under the stock name, with the embedding of the time and without its projections."""
     from safetensors.torch import load_file, save_file
@@ -156,6 +159,7 @@ def official(unet, folder, encoder, subfolder="text_encoder", variant="fp16"):
     return folder
 
 
+@pytest.mark.slow
 def test_redirects(unet, inputs, text_repository, tmp_path):
     repo = official(unet, tmp_path, text_repository)
     found = load_oms_components(repo, variant="fp16")

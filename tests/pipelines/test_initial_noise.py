@@ -49,14 +49,24 @@ def sd():
     return FAMILIES["sd-ddim"].build()
 
 
-FAST = ("sd-euler", "sdxl")
+FAST = ("sd-euler",)
 
 
 @pytest.mark.parametrize(
     "name",
     [
         name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-        for name in (*FAST, "sd-ddim", "lcm", "sd-controlnet", "sd-inpaint-4", "sd-inpaint-9", "flux", "wan-2.1")
+        for name in (
+            *FAST,
+            "sdxl",
+            "sd-ddim",
+            "lcm",
+            "sd-controlnet",
+            "sd-inpaint-4",
+            "sd-inpaint-9",
+            "flux",
+            "wan-2.1",
+        )
     ],
 )
 def test_off_is_stock_to_the_bit(name):
@@ -122,6 +132,7 @@ def test_what_a_member_is_told(sd):
     assert torch.equal(context.timesteps, sd.scheduler.timesteps) and context.name == "StableDiffusionPipeline"
 
 
+@pytest.mark.slow
 def test_positional_arguments_and_embeddings(sd):
     told = Told()
     with guide(sd, initial_noise=told):
@@ -149,6 +160,7 @@ def test_packed_latents_of_a_tuple():
     assert told.noise.dim() == 3
 
 
+@pytest.mark.slow
 def test_inpainting_keeps_the_refined_noise():
     """Of four channels: the known part is noised by it at every step."""
     family = FAMILIES["sd-inpaint-4"]
@@ -160,7 +172,9 @@ def test_inpainting_keeps_the_refined_noise():
     assert torch.equal(mirrored, images_of(pipe(**call, latents=latents.flip(-1))))
 
 
-@pytest.mark.parametrize("members", [BrightnessOffset(0.8, DIRECTION), [Mirrored(), PRIOR]])
+@pytest.mark.parametrize(
+    "members", [pytest.param(BrightnessOffset(0.8, DIRECTION), marks=pytest.mark.slow), [Mirrored(), PRIOR]]
+)
 def test_a_sample_does_not_depend_on_its_batch(members):
     family = FAMILIES["sd-euler"]
     pipe = family.build()
@@ -169,6 +183,7 @@ def test_a_sample_does_not_depend_on_its_batch(members):
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5 * float(alone.abs().max()))
 
 
+@pytest.mark.slow
 def test_estimates_add_up(sd):
     call = FAMILIES["sd-ddim"].call
     both = run(sd, call(1), [BrightnessOffset(0.5, DIRECTION), BrightnessOffset(0.25, DIRECTION)])
@@ -176,6 +191,7 @@ def test_estimates_add_up(sd):
     assert not torch.allclose(both, images_of(sd(**call(1))))
 
 
+@pytest.mark.slow
 def test_brightness_is_measured_on_the_vae(sd):
     from hfnoise.pipelines.brightness_offset import brightness_direction
 
@@ -277,6 +293,7 @@ def test_errors_of_a_call(sd):
         run(sd, call(1), [Liar(), Mirrored()])
 
 
+@pytest.mark.slow
 def test_no_warning_where_there_is_a_gap(sd):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

@@ -57,22 +57,31 @@ def run(pipe, call, initial_noise):
 
 
 def sd_call(count=1, first=0):
-    return FAMILIES["sd-ddim"].call(count, first)
+    return {**FAMILIES["sd-ddim"].call(count, first), "num_inference_steps": 2}
 
 
 def worded(prompt):
     generator = torch.Generator().manual_seed(0)
-    return {"prompt": prompt, "num_inference_steps": 3, "generator": generator, "output_type": "latent"}
+    return {"prompt": prompt, "num_inference_steps": 2, "generator": generator, "output_type": "latent"}
 
 
-FAST = ("sdxl", "lcm")
+FAST = ("sdxl",)
 
 
 @pytest.mark.parametrize(
     "name",
     [
         name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-        for name in (*FAST, "sd-ddim", "sd-euler", "sd-heun", "sd-controlnet", "sdxl-controlnet", "sd-inpaint-4")
+        for name in (
+            *FAST,
+            "lcm",
+            "sd-ddim",
+            "sd-euler",
+            "sd-heun",
+            "sd-controlnet",
+            "sdxl-controlnet",
+            "sd-inpaint-4",
+        )
         + ("sd-inpaint-9", "sd-multicontrolnet", "sd-ip-adapter")
     ],
 )
@@ -184,6 +193,7 @@ def test_with_a_guider(sd):
         assert torch.equal(images_of(sd(**sd_call(2))), alone)
 
 
+@pytest.mark.slow
 def test_without_text_encoder_the_negative_states_of_the_call_serve():
     family = FAMILIES["sdxl"]
     pipe, module = family.build(), Watched(new_module())
@@ -242,7 +252,7 @@ def test_terminal_prior_of_the_module(sd):
     assert not torch.allclose(run(sd, sd_call(), [without, BrightnessOffset(0.5)]), plain)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_half_precision_module(sd, dtype):
     module = new_module()
     start = run(sd, sd_call(), OneMoreStep(module))
@@ -271,6 +281,7 @@ def test_save_and_load(sd, tmp_path):
     assert OneMoreStep.from_pretrained(tmp_path / "pipeline" / "oms_module").eta == 0.0
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_saved_with_it(tmp_path):
     base = FAMILIES["sd-ddim"].build()
     pipe = hfnoise.OneMoreStepPipeline.from_pipe(base, initial_noise=OneMoreStep(new_module(), eta=0.5))
