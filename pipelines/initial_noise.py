@@ -176,6 +176,8 @@ def _replaced(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise,
     state = initial_noise.refine(unit, context)
     if state.latents is unit:
         return prepared
+    if context.arguments.get("latents") is None:
+        _check_unit(unit, context)
     if state.latents.shape != latents.shape:
         raise ValueError(
             f"{type(initial_noise).__name__} made a start of shape {tuple(state.latents.shape)} of noise of shape "
@@ -190,6 +192,16 @@ def _replaced(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise,
         rest = [noise if _is_noise(part, latents, sigma) else part for part in prepared[1:]]
         return (start, *rest)
     return (start, *prepared[1:])
+
+
+def _check_unit(unit: torch.Tensor, context: StartContext) -> None:
+    # Of 64 numbers and more the standard deviation is within 0.6 and 1.4 for all that will ever be drawn.
+    spread = float(unit.std()) if unit.numel() >= 64 else 1.0
+    if not 0.5 <= spread <= 2.0:
+        raise ValueError(
+            f"{context.name} prepares noise of standard deviation {spread:.3g} times the init_noise_sigma of its "
+            "scheduler. It scales it by something else, so that a refined start would be in the wrong scale."
+        )
 
 
 def _is_noise(part: Any, latents: torch.Tensor, sigma: Any) -> bool:

@@ -96,10 +96,11 @@ class StartContext:
     def negative_prompt_embeds(self) -> Tensor | None:
         """Text states of the negative prompt; `None` without guidance, or if they are not told apart."""
         states = self.prompt_embeds
-        second = self.encoded[1] if self.encoded is not None and len(self.encoded) > 1 else None
-        # What comes second elsewhere are pooled states or masks, of another shape.
-        alike = isinstance(second, Tensor) and states is not None and second.shape[::2] == states.shape[::2]
-        return second if alike and second.dim() == 3 else None  # type: ignore[union-attr]
+        if states is None or self.encoded is None:
+            return None
+        # Between them, in some pipelines, are masks and pooled states, of other shapes.
+        tensors = (part for part in self.encoded[1:] if isinstance(part, Tensor) and part.dim() == 3)
+        return next((part for part in tensors if part.shape[::2] == states.shape[::2]), None)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Return the states of other prompts by the pipeline's text encoder, one row each.

@@ -294,6 +294,19 @@ def test_errors_of_a_call(sd):
 
 
 @pytest.mark.slow
+def test_another_scale_than_the_scheduler_is_refused(sd):
+    class Scaled(diffusers.StableDiffusionPipeline):
+        def prepare_latents(self, *args, **kwargs):
+            return 80 * super().prepare_latents(*args, **kwargs)
+
+    pipe = Scaled(**sd.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    call = FAMILIES["sd-ddim"].call
+    with pytest.raises(ValueError, match=r"Scaled prepares noise of standard deviation 7\d"):
+        run(pipe, call(1), Mirrored())
+    assert torch.equal(run(pipe, call(1), Told()), images_of(pipe(**call(1))))
+
+
 def test_no_warning_where_there_is_a_gap(sd):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
