@@ -33,7 +33,7 @@ from hfnoise.benchmarks.guidance_tables import acceptance, plot, table, timing_t
 from hfnoise.benchmarks.reporting import circumstances, markdown, print_table, write_json
 from hfnoise.errors import UsageError
 from hfnoise.folders import output_folder
-from hfnoise.pipelines import AdaptiveGuidance, GuidanceRecorder, LinearGuidance
+from hfnoise.pipelines import AdaptiveGuidance, GuidanceRecorder, LinearGuidance, ProjectedGuidance
 
 FULL = "full CFG"
 ADAPTIVE = "Adaptive Guidance, 0.99"  # the threshold for this world
@@ -68,7 +68,7 @@ def matched_methods(steps: int, evaluations: float) -> dict[str, tuple[int, Any]
     """Return the methods that are given a number of evaluations: fewer steps, and a cut-off at a fixed step."""
     fewer, guided = round(evaluations / 2), round(evaluations - steps)
     # Half a step later than the step itself, so that no rounding of the share moves it.
-    cut_off = AdaptiveGuidance(min_steps=1.0, space="model", stop=min(1.0, (guided + 0.5) / steps))
+    cut_off = ProjectedGuidance(eta=1.0, stop=min(1.0, (guided + 0.5) / steps))  # neutral, but for its end
     return {f"CFG, {fewer} steps": (fewer, None), f"CFG in the first {guided} steps": (steps, cut_off)}
 
 
@@ -128,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--world", help="of a folder: digits or coloured-digits")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the noise that is reported")
     parser.add_argument("--fitting_seed", type=int, default=99, help="of the runs that AR(2) is fitted on")
+    parser.add_argument("--fitted_images", type=int, default=100, help="of those runs")
     parser.add_argument("--images", type=int, default=300, help="at least so many for each seed")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 10])
     parser.add_argument(
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             main_scale = scale == given.scales[0]
             coefficients = None
             if main_scale:
-                coefficients = recorded_coefficients(subject, given.fitting_seed, 100, steps, scale)
+                coefficients = recorded_coefficients(subject, given.fitting_seed, given.fitted_images, steps, scale)
             runs = compare(subject, given.checkpoint, given.seeds, given.images, steps, scale, coefficients)
             found[f"{steps} steps, scale {scale:g}"] = runs
             if main_scale:

@@ -14,7 +14,7 @@ from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.hooks import FasterCacheConfig, apply_faster_cache
 
 from hfnoise.benchmarks.guidance_runs import Drawn, Subject, draw, paired_saving, paired_times
-from hfnoise.pipelines import AdaptiveGuidance
+from hfnoise.pipelines import ProjectedGuidance
 
 _STOCK, _CALLBACK, _OURS = "full CFG", "SDCFGCutoffCallback", "ours, stop at the same step"
 
@@ -71,7 +71,7 @@ def peers(subject: Subject, seed: int, steps: int, scale: float, repeats: int) -
         repeats (`int`): turns that are timed.
     """
     guided = steps // 2
-    cut_off = AdaptiveGuidance(min_steps=1.0, space="model", stop=(guided + 0.5) / steps)
+    cut_off = ProjectedGuidance(eta=1.0, stop=(guided + 0.5) / steps)  # neutral, but for its end
 
     def one(**more: Any) -> Drawn:
         return draw(subject, subject.labels(1)[:1], seed, steps, scale, **more)

@@ -40,7 +40,7 @@ def side_by_side(subject: Subject, apg: Any, seed: int, steps: int, path: Path) 
             drawn = draw(subject, labels, seed, steps, scale, guider)
             framed = torch.nn.functional.pad(drawn.images, (1, 1, 1, 1), value=0.5)
             rows = [torch.cat(list(row), dim=2) for row in framed.split(_COLUMNS)]
-            picture = torch.cat(rows, dim=1).permute(1, 2, 0)
+            picture = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()
             if picture.shape[2] == 1:
                 axes.imshow(picture[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             else:

@@ -101,7 +101,7 @@ class Method:
 def methods(size: int) -> dict[str, Method]:
     """Return all methods, for latents of `size` numbers."""
     threshold = norm_threshold(size)
-    paper = {"eta": 0.0, "norm_threshold": threshold, "momentum": MOMENTUM}
+    paper: dict[str, Any] = {"eta": 0.0, "norm_threshold": threshold, "momentum": MOMENTUM}
     return {
         CFG: Method(),
         f"CFG, guidance_rescale={_RESCALE}": Method(call={"guidance_rescale": _RESCALE}),

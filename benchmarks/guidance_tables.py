@@ -49,7 +49,7 @@ def table(runs: Runs, full: str) -> tuple[list[str], list[list[str]]]:
                 _show([one["judge_accuracy"] for one in seeds], 1, 100),
                 _show([one["frechet_distance"] for one in seeds], 2),
                 _show([one["diversity"] for one in seeds], 2),
-                "" if name == full else _show([one["ssim"] for one in seeds], 3),
+                "" if name == full else _show([one["ssim"] for one in seeds], 4),
                 "" if name == full else _show([one["latent_error"] for one in seeds], 3),
             ]
         )  # fmt: skip

@@ -95,7 +95,8 @@ GENERATE_OPTIONS = (
         "guider",
         "str",
         "adaptive",
-        "adaptive, projected, linear, several of them joined by +, or none: the pipeline's own guidance.",
+        "adaptive, projected, linear, several of them joined by +; saved: the one in the repository; none: the "
+        "pipeline's own guidance.",
     ),
     Option("output_dir", "str", "generated", "Folder for images, report, plot and the command."),
 )

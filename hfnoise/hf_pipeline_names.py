@@ -1,7 +1,7 @@
-"""Our names where diffusers looks for names: what repositories may say of ours, and `diffusers.Guided...Pipeline`.
+"""`diffusers.GuidedStableDiffusionPipeline` and the like: for repositories that name a class of ours.
 
-Imported by a hook (`hfnoise.registration`) in the middle of the import of diffusers: nothing of it is imported here,
-and what is registered are strings: the classes behind them are imported when a repository names them.
+Imported by a hook (`hfnoise.registration`) at the end of the import of diffusers; no pipeline is imported here, nor
+ours before somebody asks for one.
 """
 
 from __future__ import annotations
@@ -11,28 +11,17 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-_LOADING = "diffusers.pipelines.pipeline_loading_utils"
-# Public names of hfnoise that are bases of parts of a pipeline, and how diffusers saves and loads those.
-_BASES = {"UpdateGuidance": ["save_pretrained", "from_pretrained"]}
+import diffusers  # noqa: F401  (what is changed is its lazy module, in sys.modules)
 
 
-def register_names() -> None:
-    """Let diffusers load parts that are `["hfnoise", <class>]` in an index, and pipelines that are `Guided` + its own.
+def resolve_guided_names(module: ModuleType) -> None:
+    """Let a module that has stock pipelines find `Guided` + their names too, when they are asked for.
 
-    Not documented by diffusers: two dictionaries, of which the second is a copy of the first, and a module class that
-    is replaced. Whatever is missing in another version raises here, which the hook turns into a warning.
+    Its class is replaced: a plain setattr is lost on the lazy module of diffusers, and classes cannot be imported yet.
 
-    Raises:
-        AttributeError: if this version of diffusers keeps them elsewhere.
+    Args:
+        module: `sys.modules["diffusers"]`.
     """
-    loading = sys.modules[_LOADING]
-    loading.LOADABLE_CLASSES["hfnoise"] = dict(_BASES)
-    loading.ALL_IMPORTABLE_CLASSES.update(_BASES)
-    _resolve_guided_names(sys.modules["diffusers"])
-
-
-def _resolve_guided_names(module: ModuleType) -> None:
-    # A plain setattr is lost on the lazy module of diffusers, and the classes cannot be imported yet.
     lazy = type(module)
     if getattr(lazy, "_resolves_guided", False):
         return
@@ -42,7 +31,8 @@ def _resolve_guided_names(module: ModuleType) -> None:
 
         def __getattr__(self, name: str) -> Any:
             try:
-                return super().__getattr__(name)  # type: ignore[misc]
+                # ModuleType has none: with DIFFUSERS_SLOW_IMPORT nothing is lazy.
+                return super().__getattr__(name) if hasattr(lazy, "__getattr__") else super().__getattribute__(name)
             except AttributeError as error:
                 if not (name.startswith("Guided") and name.endswith("Pipeline")):
                     raise
@@ -57,5 +47,4 @@ def _resolve_guided_names(module: ModuleType) -> None:
     module.__class__ = WithGuidedNames
 
 
-if _LOADING in sys.modules:
-    register_names()
+resolve_guided_names(sys.modules["diffusers"])

@@ -218,8 +218,8 @@ METHODS: tuple[Method, ...] = (
         family="guidance",
         title="Adaptive Guidance: no unconditional evaluation for samples that need none any more",
         paper="2312.12487",
-        module="hfnoise.pipelines.guiders",
-        exports=("AdaptiveGuidance",),
+        module="hfnoise.pipelines.adaptive_guidance",
+        exports=("AdaptiveGuidance", "AdaptiveGuidancePipeline"),
         config="GenerateConfig",
         guider="AdaptiveGuidance",
         launch="hfnoise.pipelines.generate:main_of_guider",
@@ -234,8 +234,8 @@ METHODS: tuple[Method, ...] = (
         family="guidance",
         title="APG as published: strong guidance that does not saturate, in any pipeline",
         paper="2410.02416",
-        module="hfnoise.pipelines.guiders",
-        exports=("ProjectedGuidance",),
+        module="hfnoise.pipelines.projected_guidance",
+        exports=("ProjectedGuidance", "ProjectedGuidancePipeline"),
         config="GenerateConfig",
         guider="ProjectedGuidance",
         launch="hfnoise.pipelines.generate:main_of_guider",
@@ -249,7 +249,6 @@ METHODS: tuple[Method, ...] = (
 
 # Public names that belong to no single method: name -> module.
 SHARED_EXPORTS: dict[str, str] = {
-    "AdaptiveGuidancePipeline": "hfnoise.pipelines.adaptive_guidance",
     "AutoGuidedPipeline": "hfnoise.pipelines.auto_guided",
     "AutoGuider": "hfnoise.pipelines.guiders",
     "BrightnessOffset": "hfnoise.pipelines.brightness_offset",
@@ -261,7 +260,6 @@ SHARED_EXPORTS: dict[str, str] = {
     "LinearGuidance": "hfnoise.pipelines.guiders",
     "OneMoreStep": "hfnoise.pipelines.one_more_step",
     "OneMoreStepPipeline": "hfnoise.pipelines.one_more_step_preset",
-    "ProjectedGuidancePipeline": "hfnoise.pipelines.projected_guidance",
     "TerminalPrior": "hfnoise.pipelines.terminal_prior",
     "TimeFreeUNet2DConditionModel": "hfnoise.latents.hf_time_free_unet",
     "UpdateGuidance": "hfnoise.pipelines.guiders",

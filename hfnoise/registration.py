@@ -26,7 +26,8 @@ HOOKS: tuple[Hook, ...] = (
     Hook("transformers.quantizers.auto", "hfnoise.quantization.hf_transformers"),
     Hook("diffusers.quantizers.auto", "hfnoise.quantization.hf_diffusers"),
     Hook("peft.tuners.lora.model", "hfnoise.quantization.hf_peft"),
-    Hook("diffusers.pipelines.pipeline_loading_utils", "hfnoise.hf_pipeline_names"),
+    Hook("diffusers", "hfnoise.hf_pipeline_names"),
+    Hook("diffusers.pipelines.pipeline_loading_utils", "hfnoise.hf_loadable_classes"),
 )
 
 _failures: dict[str, Exception] = {}

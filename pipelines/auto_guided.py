@@ -70,11 +70,12 @@ class AutoGuidedPipeline:
         parts = None
         if kwargs.get("custom_pipeline") is None and isinstance(name, str):
             # Before gigabytes are loaded; a class whose code is in a repository is known only then.
-            guided = guided_class(stock_class_named(name, repository.path))
+            guided: Any = guided_class(stock_class_named(name, repository.path))
             parts = cls._choose(guided, repository, guider, initial_noise)
         pipe = DiffusionPipeline.from_pretrained(repository.path, **kwargs)
-        parts = parts or cls._choose(guided_class(type(pipe)), repository, guider, initial_noise)
-        made: Any = guided_class(type(pipe))
+        loaded: Any = type(pipe)
+        made: Any = guided_class(loaded)
+        parts = parts or cls._choose(made, repository, guider, initial_noise)
         return made.from_pipe(pipe, guider=parts[0], initial_noise=parts[1])
 
     @classmethod
@@ -96,7 +97,8 @@ class AutoGuidedPipeline:
         Raises:
             TypeError: if it is no classic pipeline; if the guider is none for this pipeline, or for this preset.
         """
-        guided: Any = guided_class(type(pipeline))
+        source: Any = type(pipeline)
+        guided: Any = guided_class(source)
         if guider is not None:
             cls._check_class(guider)
         elif cls.guider_class is not None:
@@ -122,7 +124,7 @@ class AutoGuidedPipeline:
         raise NotImplementedError
 
 
-def stock_class_named(name: str, path: str) -> type:
+def stock_class_named(name: str, path: str) -> Any:
     """Return the pipeline class of diffusers of that name, of which a guided one is asked.
 
     Args:
@@ -137,7 +139,7 @@ def stock_class_named(name: str, path: str) -> type:
         >>> stock_class_named("GuidedStableDiffusionPipeline", "").__name__
         'StableDiffusionPipeline'
     """
-    found = getattr(diffusers, name, None)
+    found: Any = getattr(diffusers, name, None)
     known = isinstance(found, type) and issubclass(found, DiffusionPipeline)
     if not known or issubclass(found, ModularPipeline):
         raise ValueError(

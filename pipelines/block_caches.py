@@ -39,7 +39,20 @@ def _is_distilled(hook: Any) -> bool:
 
 
 def reset_block_cache(module: torch.nn.Module) -> None:
-    """Empty the caches, as a pipeline does at the end of each call."""
-    from diffusers.hooks import HookRegistry
+    """Empty the caches, as a pipeline does at the end of each call, but in the middle of one of its contexts."""
+    from diffusers.hooks.hooks import HookRegistry, StateManager
 
-    HookRegistry.check_if_exists_or_initialize(getattr(module, "_orig_mod", module)).reset_stateful_hooks()
+    module = getattr(module, "_orig_mod", module)  # compiled
+    managers = [
+        value
+        for part in module.modules()
+        for hook in getattr(part.__dict__.get("_diffusers_hook"), "hooks", {}).values()
+        for value in vars(hook).values()
+        if isinstance(value, StateManager)
+    ]
+    contexts = [manager._context for manager in managers]
+    HookRegistry.check_if_exists_or_initialize(module).reset_stateful_hooks()
+    # Emptied, they also forget which call they are in.
+    for manager, context in zip(managers, contexts, strict=True):
+        if context is not None:
+            manager.set_context(context)

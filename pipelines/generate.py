@@ -15,7 +15,7 @@ from hfnoise.command_options import ask_for, option_names, read_yaml, refuse_unk
 from hfnoise.errors import UsageError
 from hfnoise.folders import output_folder
 from hfnoise.guidance_options import ALL_GENERATE_OPTIONS, GUIDER_OPTIONS
-from hfnoise.pipelines.generate_config import AUTO, GenerateConfig
+from hfnoise.pipelines.generate_config import AUTO, SAVED_GUIDER, GenerateConfig
 
 if TYPE_CHECKING:
     from hfnoise.pipelines.guidance_report import GuidanceReport
@@ -134,7 +134,13 @@ def _parser(prog: str) -> _Parser:
 
 def _run(config: GenerateConfig) -> int:
     folder = output_folder(config.output_dir)
-    from hfnoise.pipelines.pipeline_loading import check_call, find_device, find_pipeline_class, load_pipeline
+    from hfnoise.pipelines.pipeline_loading import (
+        check_call,
+        find_device,
+        find_pipeline_class,
+        load_pipeline,
+        load_saved_guider,
+    )
     from hfnoise.pipelines.pipeline_loading import resolve_pipeline as resolve
 
     try:
@@ -144,6 +150,8 @@ def _run(config: GenerateConfig) -> int:
     find_device(config.device)
     name = resolve(config.model_name_or_path)
     pipeline_class = find_pipeline_class(name, config.revision)
+    if config.guider == SAVED_GUIDER:
+        guider = load_saved_guider(name, config)
     check_call(pipeline_class, config, guider)
     show_bars = _obey_progress_switch()
     pipe = load_pipeline(pipeline_class, name, config)
@@ -184,7 +192,9 @@ def draw(pipe: Any, config: GenerateConfig, guider: Any) -> tuple[list[dict[str,
     from hfnoise.pipelines.guided import guide
 
     prompts = [prompt for prompt in config.prompts() for _ in range(config.num_images_per_prompt)]
-    samples = [{"prompt": prompt, "seed": config.seed + number} for number, prompt in enumerate(prompts)]
+    samples: list[dict[str, Any]] = [
+        {"prompt": prompt, "seed": config.seed + number} for number, prompt in enumerate(prompts)
+    ]
     options = _call_options(pipe, config, guider)
     reports = []
     with nullcontext() if guider is None else guide(pipe, guider):
@@ -207,7 +217,7 @@ def draw(pipe: Any, config: GenerateConfig, guider: Any) -> tuple[list[dict[str,
             for sample, drawn in zip(batch, found, strict=True):
                 sample["output"] = drawn
             # No unconditional prediction was asked for: a distilled model without negative prompt, which is logged.
-            if guider is not None and guider._trace:
+            if getattr(guider, "_trace", None):
                 reports.append(guider.report)
     report = GuidanceReport.join(reports) if reports else None
     stops = [None] * len(samples) if report is None else report.stop_steps
@@ -218,14 +228,15 @@ def draw(pipe: Any, config: GenerateConfig, guider: Any) -> tuple[list[dict[str,
 
 
 def _call_options(pipe: Any, config: GenerateConfig, guider: Any) -> dict[str, Any]:
-    from hfnoise.pipelines.pipeline_layouts import layout_of
+    from hfnoise.pipelines.pipeline_layouts import PipelineLayout, layout_of
 
     names = ("num_inference_steps", "height", "width", "num_frames")
     options = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     # With a guider it is the guider's.
     if guider is None and config.guidance_scale is not None:
-        layout = layout_of(type(pipe))
-        options["guidance_scale" if layout is None else layout.scale_name] = config.guidance_scale
+        # Its own argument counts from 0 in some.
+        layout = layout_of(type(pipe)) or PipelineLayout("refused")
+        options[layout.scale_name] = config.guidance_scale - layout.scale_offset
     return options
 
 

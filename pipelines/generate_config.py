@@ -12,11 +12,12 @@ from hfnoise.guidance_options import ALL_GENERATE_OPTIONS, GUIDER_OPTIONS
 from hfnoise.options import option_default, option_help
 
 NO_GUIDER = "none"
+SAVED_GUIDER = "saved"
 AUTO = "auto"
 DTYPES = ("float32", "float16", "bfloat16")
 # torch.Generator takes 64 bits.
 _MOST_SEED = 2**63
-_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
+_TYPES: dict[str, Any] = {"int": (int,), "float": (int, float), "str": (str,)}
 _POSITIVE = (
     "num_inference_steps", "num_images_per_prompt", "batch_size", "height", "width", "num_frames", "patience"
 )  # fmt: skip
@@ -41,7 +42,7 @@ class GenerateConfig:
         num_images_per_prompt (`int`, defaults to `1`), batch_size (`int`, defaults to `4`), seed (`int`, defaults to
             `0`): sample i is made from seed + i.
         dtype (`str`, *optional*), device (`str`, *optional*): float32 on a CPU, bfloat16 elsewhere.
-        guider (`str`, defaults to `"adaptive"`): names joined by `+`, or `"none"`.
+        guider (`str`, defaults to `"adaptive"`): names joined by `+`, `"saved"` or `"none"`.
         output_dir (`str`, defaults to `"generated"`): where everything is written.
         threshold, space, min_steps, patience: of [`AdaptiveGuidance`].
         eta, norm_threshold (`float` or `"auto"`, *optional*), momentum, space: of [`ProjectedGuidance`].
@@ -107,12 +108,13 @@ class GenerateConfig:
     def guiders(self) -> tuple[str, ...]:
         """The names of the guiders that are asked for, in the order of their work."""
         given = self.guider.split("+")
-        return () if given == [NO_GUIDER] else tuple(name for name in GUIDER_OPTIONS if name in given)
+        return tuple(name for name in GUIDER_OPTIONS if name in given)
 
     def _check_guiders(self) -> None:
         given = self.guider.split("+")
-        known = [*GUIDER_OPTIONS, NO_GUIDER]
-        if len(set(given)) != len(given) or not set(given) <= set(known) or (NO_GUIDER in given and len(given) > 1):
+        known = [*GUIDER_OPTIONS, SAVED_GUIDER, NO_GUIDER]
+        alone = len(given) == 1 and given[0] in known
+        if not alone and (len(set(given)) != len(given) or not set(given) <= set(GUIDER_OPTIONS)):
             raise ValueError(
                 f"guider must be one of {', '.join(known)}, or several of the first three joined by +, such as "
                 f"adaptive+projected; got {self.guider!r}."
@@ -147,7 +149,7 @@ class GenerateConfig:
         return found
 
     def make_guider(self) -> Any:
-        """Return the guider that is asked for, with its inner ones; `None` without.
+        """Return the guider that is asked for, with its inner ones; `None` without, and for a saved one.
 
         Raises:
             ValueError: if one of its options is out of range.

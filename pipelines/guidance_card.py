@@ -12,7 +12,6 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from hfnoise.cards import hub_name, render_card, versions_by_library
 from hfnoise.citations import ADAPTIVE_GUIDANCE_BIBTEX, APG_BIBTEX
-from hfnoise.pipelines.guidance_report import GuidanceReport
 from hfnoise.pipelines.guider_base import UpdateGuidance
 
 # Class -> tag on the Hub, identifier of the paper, citation. Linear estimates are of the paper of Adaptive Guidance.
@@ -83,7 +82,7 @@ def guidance_card(pipe: Any, repo_id: str) -> ModelCard:
         model_name=repo_id.rpartition("/")[2],
         lead=f"{start} guided by {papers} of hfnoise.",
         option_rows=[row for stage in stages for row in _option_rows(stage)],
-        report_rows=_report_rows(pipe.guider),
+        last_run=_last_run(pipe.guider),
         snippet=(
             "from hfnoise import AutoGuidedPipeline  # pip install hfnoise\n\n"
             f'pipe = AutoGuidedPipeline.from_pretrained("{repo_id}")'
@@ -106,17 +105,11 @@ def _option_rows(guider: UpdateGuidance) -> list[tuple[str, str, str]]:
     return [(type(guider).__name__, name, "none" if value is None else str(value)) for name, value in options.items()]
 
 
-def _report_rows(guider: UpdateGuidance) -> list[tuple[str, str]]:
+def _last_run(guider: UpdateGuidance) -> str:
     try:
-        report: GuidanceReport = guider.report
+        return str(guider.report)
     except ValueError:  # no run
-        return []
-    stops = ["never" if step is None else str(step) for step in report.stop_steps]
-    return [
-        ("samples and steps", f"{report.batch} samples, {len(report.rows)} steps"),
-        ("evaluations of the denoiser", f"{report.evaluations}, {report.saved:.1%} less than full guidance"),
-        ("first step without guidance, per sample", ", ".join(stops)),
-    ]
+        return ""
 
 
 def _versions() -> str:

@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -16,14 +17,17 @@ from diffusers.guiders import BaseGuidance
 from hfnoise.pipelines.guided_saving import GuidedSaving, stock_class
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.guider_checks import call_parameters, check_guider, check_run, own_scale, takes_guider
+from hfnoise.pipelines.guider_runs import running
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise, refined_start
-from hfnoise.pipelines.interceptor import GuidedRun
+from hfnoise.pipelines.interceptor import GuidedRun, outside
 from hfnoise.pipelines.pipeline_layouts import layout_of
 
 if TYPE_CHECKING:
     from hfnoise.pipelines.guidance_report import GuidanceReport
 
 PREFIX = "Guided"
+# Within from_pipe of diffusers, which ends in a cast of everything to one dtype.
+_KEEPS_DTYPE = ContextVar("_KEEPS_DTYPE", default=False)
 
 
 class GuidedPipeline(GuidedSaving):
@@ -78,6 +82,10 @@ class GuidedPipeline(GuidedSaving):
                 stack.enter_context(refined_start(self, self._initial_noise, args, kwargs))
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As in diffusers."""
+        return self if _KEEPS_DTYPE.get() else super().to(*args, **kwargs)  # type: ignore[misc]
+
     @classmethod
     def from_pipe(
         cls,
@@ -89,7 +97,8 @@ class GuidedPipeline(GuidedSaving):
     ) -> Any:
         """Return this pipeline of the components of another one, without a copy of them.
 
-        Departure: the components keep their dtype, where diffusers casts them to float32 unless it is told.
+        Departure: the components keep their dtypes, where diffusers casts them, and with them those of the other
+        pipeline, to float32 unless it is told.
 
         Args:
             pipeline: of diffusers.
@@ -100,9 +109,11 @@ class GuidedPipeline(GuidedSaving):
             made: Any = copy.copy(pipeline)
             made.__class__ = cls
         else:
-            if "dtype" not in kwargs and "torch_dtype" not in kwargs:
-                kwargs["dtype"] = pipeline.dtype
-            made = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
+            asked = _KEEPS_DTYPE.set(not {"dtype", "torch_dtype"} & set(kwargs))
+            try:
+                made = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
+            finally:
+                _KEEPS_DTYPE.reset(asked)
         made.guider = guider if guider is not None else getattr(pipeline, "guider", None)
         made.initial_noise = initial_noise if initial_noise is not None else getattr(pipeline, "initial_noise", None)
         return made
@@ -181,10 +192,11 @@ def guide(
             yield pipe
         return
     stock: Any = type(pipe)
-    before = stock, pipe.__dict__.get("guider"), pipe.__dict__.get("_initial_noise")
     guided = guided_class(stock)
+    slots = ("guider", "_initial_noise", "_own_guidance_scale")
+    before = {name: pipe.__dict__[name] for name in slots if name in pipe.__dict__}
     native = takes_guider(guided)
-    guider = before[1] if guider is None and native else guider
+    guider = before.get("guider") if guider is None and native else guider
     check_guider(guided, guider)
     check_initial_noise(guided, initial_noise)
     pipe.__class__ = guided
@@ -192,15 +204,12 @@ def guide(
     try:
         yield pipe
     finally:
-        pipe.__class__ = before[0]
-        pipe.__dict__.pop("_own_guidance_scale", None)
+        pipe.__class__ = stock
         if native:
-            pipe.guider = before[1]  # a component: its entry in the configuration goes along
-        for name, value in zip(("guider", "_initial_noise"), before[1:], strict=True):
-            if not (native and name == "guider"):
-                pipe.__dict__.pop(name, None)
-                if value is not None:
-                    pipe.__dict__[name] = value
+            pipe.guider = before.get("guider")  # a component: its entry in the configuration goes along
+        for name in slots:
+            pipe.__dict__.pop(name, None)
+        pipe.__dict__.update(before)
 
 
 @contextmanager
@@ -209,12 +218,9 @@ def _bound(pipe: Any, guider: Any) -> Iterator[None]:
     if not isinstance(guider, UpdateGuidance):
         yield
         return
-    before = guider._source, guider.guidance_scale
-    guider.bind(pipe).guidance_scale = own_scale(pipe, guider)
-    try:
+    with running(guider, pipe):
+        guider.guidance_scale = own_scale(pipe, guider)
         yield
-    finally:
-        guider._source, guider.guidance_scale = before
 
 
 @contextmanager
@@ -255,12 +261,18 @@ def _guided_call(
         kwargs = {**kwargs, name: guider.guidance_scale - layout.scale_offset}
     if guider.guidance_rescale and "guidance_rescale" not in given:
         kwargs = {**kwargs, "guidance_rescale": guider.guidance_rescale}
+    for key in ("callback_on_step_end", "callback"):
+        # Those of diffusers are recognised by their class, and call no model.
+        if inspect.isroutine(kwargs.get(key)):
+            kwargs = {**kwargs, key: outside(kwargs[key])}
     given = {**{key: parameter.default for key, parameter in parameters.items()}, **given, **kwargs}
     check_run(pipe, guider, given)
 
     def scale() -> float:
-        # Callbacks may change it in mid-run.
-        value = getattr(pipe, name) if hasattr(type(pipe), name) else given[name]
+        # Callbacks may change it in mid-run. Pipelines without this property decide once, and CogVideoX among them
+        # (use_dynamic_cfg) writes down the scale of a step after its evaluation.
+        live = hasattr(type(pipe), name) and hasattr(type(pipe), "do_classifier_free_guidance")
+        value = getattr(pipe, name) if live else given[name]
         return float(value) + layout.scale_offset
 
     asked = given[name] is not None and given[name] + layout.scale_offset > 1

@@ -208,7 +208,7 @@ def stock_class(guided: type) -> type:
 
 def _stock_copy(pipe: Any) -> Any:
     """Return a stock pipeline of the same components: diffusers changes the configuration of what it saves."""
-    stock = object.__new__(stock_class(type(pipe)))
+    stock: Any = object.__new__(stock_class(type(pipe)))
     stock.__dict__.update(pipe.__dict__)
     stock.__dict__["_internal_dict"] = type(pipe.config)(pipe.config)
     stock.__dict__.pop("_initial_noise", None)

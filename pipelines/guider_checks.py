@@ -35,7 +35,7 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
     """Refuse a guider that a pipeline cannot follow.
 
     Raises:
-        TypeError: if it is no guider of hfnoise.
+        TypeError: if it is no guider of hfnoise; of diffusers only where the pipeline takes a guider itself.
         ValueError: if the pipeline has no unconditional branch, works in a way that cannot be guided, or is unknown;
             if the guider has options that the pipeline cannot take.
 
@@ -73,8 +73,6 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
             f"{name} has no unconditional prediction: its guidance is distilled, or it has none. A guider would do "
             "nothing: use it without."
         )
-    if layout.kind == "native":
-        raise ValueError(f"{name} takes a guider itself: pipe.guider = guider.bind(pipe), of the stock pipeline.")
     if layout.kind == "three_branches" and any(stage._changes_update for stage in guider.stages):
         raise ValueError(
             f"{name} has two guidance scales, of text and image, for which APG and linear estimates are not defined. "
@@ -130,7 +128,8 @@ def check_run(pipe: Any, guider: UpdateGuidance, given: Mapping[str, Any]) -> No
     # Wan 2.2 TI2V: where there is an image its frame stands at timestep 0, in the middle of the others.
     if pipe.config.get("expand_timesteps") and given.get("image") is not None:
         if any(stage._needs_input for stage in guider.stages):
+            name = type(pipe).__name__.removeprefix("Guided")
             raise ValueError(
-                f"{type(pipe).__name__} with expand_timesteps=True gives the frame of the image another noise level "
-                "than the others, so that x0 does not follow from the scheduler. Use space='model'."
+                f"{name} with expand_timesteps=True gives the frame of the image another noise level than the others, "
+                "so that x0 does not follow from the scheduler. Use space='model'."
             )

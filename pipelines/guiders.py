@@ -80,6 +80,6 @@ def _check_options(guider_class: type[BaseGuidance], config: Any) -> None:
             "If it was saved by a newer hfnoise: pip install -U hfnoise."
         )
     inner = config.get("inner")
-    inner_class = UpdateGuidance._classes.get(inner.get("_class_name")) if isinstance(inner, dict) else None
+    inner_class = UpdateGuidance._classes.get(str(inner.get("_class_name"))) if isinstance(inner, dict) else None
     if inner_class is not None:
         _check_options(inner_class, inner)

@@ -101,8 +101,8 @@ def predicted_part(
         latents (`torch.Size`, *optional*): shape of what the run started from; where both tensors have more of one
             dimension than it, that is left out too.
 
-    Returns:
-        Slices for both; of all of both if they are nothing alike, as where an embedding is predicted.
+    Raises:
+        ValueError: if the shapes do not match beyond that.
 
     Example:
         >>> import torch
@@ -117,11 +117,9 @@ def predicted_part(
             f"the model was given {tuple(given)} and predicted {tuple(found)}: x0 does not follow. Use space='model'."
         )
     lengths = [min(pair) for pair in zip(given[1:], found[1:], strict=True)]
-    if latents is not None and len(latents) == len(given):
-        shorter = [min(pair) for pair in zip(lengths, latents[1:], strict=True)]
-        # More than one: the pipeline turned its dimensions round.
-        if _differing(shorter, lengths) == 1:
-            lengths = shorter
+    # Another order of the dimensions differs in more than one.
+    if latents is not None and len(latents) == len(given) and _differing(latents[1:], lengths) == 1:
+        lengths = [min(pair) for pair in zip(lengths, latents[1:], strict=True)]
     return (slice(None), *(slice(length) for length in lengths))
 
 

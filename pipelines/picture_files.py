@@ -66,7 +66,8 @@ def save_grid(drawn: list[Any], path: Path, columns: int | None = None) -> None:
         >>> from PIL import Image
         >>> from hfnoise.pipelines.picture_files import save_grid
         >>> save_grid([Image.new("L", (8, 8))] * 3, Path("grid.png"))
-        >>> Image.open("grid.png").size
+        >>> with Image.open("grid.png") as grid:
+        ...     grid.size
         (204, 204)
     """
     from PIL import Image

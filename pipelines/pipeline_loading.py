@@ -14,6 +14,8 @@ from diffusers import DiffusionPipeline
 from hfnoise.errors import UsageError
 from hfnoise.pipelines.guided import guided_class
 from hfnoise.pipelines.guider_checks import check_guider
+from hfnoise.pipelines.guiders import AutoGuider
+from hfnoise.pipelines.pipeline_layouts import layout_of
 
 if TYPE_CHECKING:
     from hfnoise.pipelines.generate_config import GenerateConfig
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 # On the command line -> the folder below model_cards.
 EMBEDDED = {"digits": "digits-sd", "digits-weak": "digits-sd-weak", "coloured-digits": "coloured-digits-sd"}
 _PREFIX = "hfnoise:"
+# diffusers 0.42 calls the Hub's library with what it no longer knows.
+_OLD_HUB_ARGUMENT = "The `local_dir_use_symlinks` argument is deprecated"
 
 
 def resolve_pipeline(name: str) -> str:
@@ -57,15 +61,15 @@ def resolve_pipeline(name: str) -> str:
 
 
 def _embedded_folder(name: str) -> str:
-    from importlib import import_module
+    from hfnoise.worlds.digits_checkpoints import checkpoint_path
 
     try:
-        return str(import_module("hfnoise.worlds.digits_checkpoints").checkpoint_path(name))
-    except (ModuleNotFoundError, FileNotFoundError) as error:
-        raise UsageError(f"the embedded pipeline {name} is not part of this copy of hfnoise ({error}).") from None
+        return checkpoint_path(name)
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from None
 
 
-def find_pipeline_class(name: str, revision: str | None = None) -> type:
+def find_pipeline_class(name: str, revision: str | None = None) -> Any:
     """Return the class of a pipeline, from its `model_index.json` alone.
 
     Args:
@@ -77,8 +81,7 @@ def find_pipeline_class(name: str, revision: str | None = None) -> type:
     """
     try:
         with warnings.catch_warnings():
-            # diffusers 0.42 calls the Hub's library with what it no longer knows.
-            warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
+            warnings.filterwarnings("ignore", message=_OLD_HUB_ARGUMENT)
             config = DiffusionPipeline.load_config(name, revision=revision)
     except (OSError, ValueError) as error:
         raise UsageError(f"{name!r} cannot be read: {_first_line(error)}") from error
@@ -92,7 +95,7 @@ def find_pipeline_class(name: str, revision: str | None = None) -> type:
     return found
 
 
-def check_call(pipeline_class: type, config: GenerateConfig, guider: Any) -> None:
+def check_call(pipeline_class: Any, config: GenerateConfig, guider: Any) -> None:
     """Refuse what a pipeline cannot do with a configuration.
 
     Raises:
@@ -108,7 +111,7 @@ def check_call(pipeline_class: type, config: GenerateConfig, guider: Any) -> Non
         hfnoise.errors.UsageError: StableDiffusionPipeline takes no num_frames: leave it out.
     """
     name = pipeline_class.__name__
-    parameters = inspect.signature(pipeline_class.__call__).parameters  # type: ignore[operator]
+    parameters = inspect.signature(pipeline_class.__call__).parameters
     if "prompt" not in parameters:
         raise UsageError(f"{name} takes no prompt: `hfnoise generate` draws from texts. Use hfnoise.guide in Python.")
     needed = [
@@ -123,10 +126,32 @@ def check_call(pipeline_class: type, config: GenerateConfig, guider: Any) -> Non
     for option in ("negative_prompt", "num_inference_steps", "height", "width", "num_frames", "generator"):
         if option not in parameters and getattr(config, option, None) is not None:
             raise UsageError(f"{name} takes no {option}: leave it out.")
+    layout = layout_of(pipeline_class)
+    if guider is None and config.guidance_scale is not None and layout and layout.scale_name not in parameters:
+        raise UsageError(f"{name} takes no guidance_scale: leave it out, or ask for a --guider.")
     try:
         check_guider(guided_class(pipeline_class), guider)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{error} (--guider none: the pipeline's own)") from error
+
+
+def load_saved_guider(name: str, config: GenerateConfig) -> Any:
+    """Return the guider that was saved with a pipeline, with the guidance scale of the configuration if it has one.
+
+    Args:
+        name (`str`): as [`resolve_pipeline`] returned it.
+        config ([`GenerateConfig`]): for `revision` and `guidance_scale`.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    more = {} if config.guidance_scale is None else {"guidance_scale": config.guidance_scale}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=_OLD_HUB_ARGUMENT)
+            return AutoGuider.from_pretrained(name, subfolder="guider", revision=config.revision, **more)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--guider saved: {name!r} has no guider that can be read: {_first_line(error)}") from error
 
 
 def load_pipeline(pipeline_class: Any, name: str, config: GenerateConfig) -> Any:
@@ -161,7 +186,8 @@ def find_device(name: str | None) -> torch.device:
         device(type='cpu')
     """
     if name is None:
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -6,4 +6,6 @@
 * `hfnoise.worlds.federated`: clients with skewed labels, or with packages of their own.
 * `hfnoise.worlds.digits`: handwritten digits and prompts for them; `hfnoise.worlds.coloured_digits`: harder prompts.
   `hfnoise.worlds.digits_checkpoints`: tiny Stable Diffusion pipelines that draw them, with verifier and judge.
+* `hfnoise.worlds.gaussian_mixture`: a mixture whose denoiser is known exactly.
+* `hfnoise.worlds.tiny_pipelines`: a real pipeline with random weights of every family that diffusers guides.
 """

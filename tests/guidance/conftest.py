@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from tests.guidance.gaussian_mixture import GaussianMixture
+from hfnoise.worlds.gaussian_mixture import GaussianMixture
 
 FOLDER = Path(__file__).parent.parent / "vectors" / "guidance"
 

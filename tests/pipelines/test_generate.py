@@ -2,7 +2,9 @@
 
 import json
 import shlex
-from importlib.util import find_spec
+import shutil
+import textwrap
+from pathlib import Path
 
 import numpy
 import pytest
@@ -112,6 +114,20 @@ def test_images_are_those_of_the_pipeline(config_file, folder, tmp_path, capsys)
     assert "2 samples, 4 steps: 16 of 16 evaluations, none saved; none stopped" in printed
 
 
+@pytest.mark.slow
+def test_the_saved_guider(folder, tmp_path, capsys):
+    copy = tmp_path / "pipeline"
+    shutil.copytree(folder, copy)
+    hfnoise.AdaptiveGuidance(guidance_scale=3.0, threshold=0.25, min_steps=0.5).save_pretrained(copy / "guider")
+    options = ["--guider", "saved", "--num_inference_steps", "4", "--output_dir", str(tmp_path / "out")]
+    assert main(["generate", "--model_name_or_path", str(copy), "--prompt", PROMPTS[0], *options]) == 0
+    guider = json.loads((tmp_path / "out" / "generation.json").read_text())["guider"]
+    assert (guider["threshold"], guider["min_steps"], guider["guidance_scale"]) == (0.25, 0.5, 3.0)
+    # It is one that stops as soon as it may.
+    assert "1 sample, 4 steps: 6 of 8 evaluations, 25.0 % saved; stopped at step 2" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_noise_does_not_depend_on_the_batch(config_file, tmp_path, capsys):
     for size in (1, 4):
         options = ["--batch_size", str(size), "--output_dir", str(tmp_path / str(size))]
@@ -195,8 +211,14 @@ def test_the_command_is_the_configuration(changes):
         ({"threshold": 1.2}, "threshold must lie in (0, 1], got 1.2"),
         ({"threshold": True}, "threshold must be of type float, got True"),
         ({"space": "pixels"}, "space must be one of"),
-        ({"guider": "adaptative"}, "guider must be one of adaptive, linear, projected, none, or several of the first"),
+        (
+            {"guider": "adaptative"},
+            "guider must be one of adaptive, linear, projected, saved, none, or several of the first",
+        ),
         ({"guider": "adaptive+none"}, "guider must be one of"),
+        ({"guider": "adaptive+saved"}, "guider must be one of"),
+        ({"guider": "saved"}, "threshold is of the guider 'adaptive', and the guider is 'saved'"),
+        ({"guider": "saved", "threshold": None}, "--guider saved: "),
         ({"guider": "projected"}, "threshold is of the guider 'adaptive', and the guider is 'projected'"),
         ({"eta": 0.5}, "eta is of the guider 'projected', and the guider is 'adaptive'"),
         ({"guider": "linear", "threshold": None, "policy": "never"}, "policy must be one of"),
@@ -244,6 +266,9 @@ def test_pipelines_that_cannot_are_named(capsys, config_file, tmp_path):
         (tmp_path / "other" / "model_index.json").write_text(json.dumps({"_class_name": name}))
         return ["generate", "--config", config_file(model_name_or_path=str(tmp_path / "other"))]
 
+    assert "takes no guidance_scale: leave it out, or ask for a --guider" in usage_error(
+        capsys, *index("MotifVideoPipeline"), "--guider", "none", "--threshold", "0.999"
+    )
     assert "DiTPipeline takes no prompt" in usage_error(capsys, *index("DiTPipeline"))
     assert "takes no negative_prompt: leave it out." in usage_error(
         capsys, *index("LatentConsistencyModelPipeline"), "--negative_prompt", "blurred"
@@ -281,13 +306,8 @@ def test_videos_are_written(tmp_path):
     assert (tmp_path / "0000-seed0.mp4").stat().st_size > 0
 
 
-@pytest.mark.skipif(
-    find_spec("hfnoise.worlds.digits_checkpoints") is None, reason="the weights are not part of it yet"
-)
-@pytest.mark.parametrize("name", ["digits", "digits-weak", "hfnoise:digits"])
+@pytest.mark.parametrize("name", ["digits", "digits-weak", "coloured-digits", "hfnoise:digits"])
 def test_embedded_pipelines(name):
-    from pathlib import Path
-
     from hfnoise.pipelines.pipeline_loading import resolve_pipeline
 
     assert (Path(resolve_pipeline(name)) / "model_index.json").is_file()
@@ -300,3 +320,46 @@ def test_a_name_of_the_hub_is_left_alone():
     assert resolve_pipeline(name) == name
     with pytest.raises(UsageError, match="cannot be read"):  # offline, and in one line
         find_pipeline_class(name)
+
+
+@pytest.mark.slow
+def test_the_example_of_a_yaml_file(tmp_path, capsys):
+    file = Path(__file__).parent.parent.parent / "examples" / "configs" / "generate.yaml"
+    smaller = ["--num_inference_steps", "8", "--num_images_per_prompt", "1", "--output_dir", str(tmp_path / "out")]
+    assert main(["generate", "--config", str(file), *smaller]) == 0
+    assert "2 samples, 8 steps: " in capsys.readouterr().out and len(images(tmp_path / "out")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+def test_a_pipeline_of_videos(tmp_path, monkeypatch, capsys):
+    from hfnoise.worlds.tiny_pipelines import FAMILIES
+
+    FAMILIES["animatediff"].build().save_pretrained(tmp_path / "pipeline")
+    monkeypatch.setattr("hfnoise.pipelines.picture_files.can_write_videos", lambda: False)
+    options = ["--num_frames", "3", "--num_inference_steps", "4", "--output_dir", str(tmp_path / "out")]
+    options += ["--threshold", "0.5", "--negative_prompt", "b"]
+    name = str(tmp_path / "pipeline")
+    assert main(["generate", "--model_name_or_path", name, "--prompt", "a", "c", *options]) == 0
+    report = hfnoise.GuidanceReport.load(tmp_path / "out" / "guidance_report.json")
+    # A video is one sample, though its frames are rows of the model.
+    assert report.batch == 2 and sum(report.sample_evaluations) == report.evaluations
+    assert [len(list((tmp_path / "out" / f"000{n}-seed{n}").glob("frame-*.png"))) for n in range(2)] == [3, 3]
+    assert "0001-seed1 " in capsys.readouterr().out
+
+
+@pytest.mark.hub
+@pytest.mark.slow  # a fresh process that imports all libraries
+def test_a_pipeline_of_the_hub(hub, run_python):
+    code = """
+        from hfnoise.__main__ import main
+        from hfnoise.worlds.digits_pipeline import new_digits_pipeline
+
+        new_digits_pipeline(width=8).push_to_hub("tester/digits")
+        options = ["--prompt", "the digit two", "--num_inference_steps", "3", "--guider", "projected"]
+        print(main(["generate", "--model_name_or_path", "tester/digits", *options]))
+        print(main(["generate", "--model_name_or_path", "tester/nothing", *options]))
+    """
+    lines = run_python(textwrap.dedent(code)).splitlines()
+    assert "1 sample, 3 steps: 6 of 6 evaluations, none saved" in lines
+    assert lines[-1] == "2"

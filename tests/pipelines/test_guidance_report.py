@@ -111,13 +111,19 @@ def test_the_picture_shows_traces_stops_and_rows(tmp_path):
     # Bars: three unconditional rows of nine, six conditional ones, beside the legend.
     assert 0.4 < count(pixels, unconditional) / count(pixels, conditional) < 0.6
     assert count(pixels, "#1f77b4") > 100 and count(pixels, "#ff7f0e") > 50  # a trace for each sample
+
+
+@pytest.mark.slow
+def test_the_picture_of_full_guidance(tmp_path):
+    report().plot(tmp_path / "report.png")
     report(stops=(None, None), rows=(4, 4, 4)).plot(tmp_path / "all.png")
-    full = picture(tmp_path / "all.png")
-    assert 0.9 < count(full, unconditional) / count(full, conditional) < 1.1
+    stopped, full = picture(tmp_path / "report.png"), picture(tmp_path / "all.png")
+    assert 0.9 < count(full, "#ee8866") / count(full, "#4477aa") < 1.1
     # The stops are large dots.
-    assert count(full, "#1f77b4") < count(pixels, "#1f77b4")
+    assert count(full, "#1f77b4") < count(stopped, "#1f77b4")
 
 
+@pytest.mark.slow
 def test_the_picture_without_similarities_has_rows_only(tmp_path):
     pipe = new_digits_pipeline(width=8)
     with guide(pipe, ProjectedGuidance()):

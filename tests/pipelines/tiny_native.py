@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hfnoise.worlds.tiny_pipelines import seeded, spread_out
+from hfnoise.worlds.tiny_pipelines.family import seeded, spread_out
 
 # Components that the saved pipeline has not, for `from_pretrained`.
 NO_TEXT = {"text_encoder": None, "tokenizer": None}

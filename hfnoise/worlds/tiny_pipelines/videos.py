@@ -128,9 +128,13 @@ _TEXT = prompts(TOKENS, WIDTH)
 _MASKED = prompts(TOKENS, WIDTH, mask="prompt_attention_mask")
 _POOLED = prompts(TOKENS, WIDTH, 8, mask="prompt_attention_mask")
 _WAN_MODEL = ("WanTransformer3DModel", _WAN)
-_IMAGE_PARTS = {"vae": new_wan_vae, "image_encoder": new_image_encoder, "image_processor": new_image_processor}
+_IMAGE_PARTS: dict[str, Any] = {
+    "vae": new_wan_vae,
+    "image_encoder": new_image_encoder,
+    "image_processor": new_image_processor,
+}
 # Half of the steps with either transformer.
-_TWO = {"transformer_2": new_second_wan, "boundary_ratio": 0.8, "scheduler": new_unipc}
+_TWO: dict[str, Any] = {"transformer_2": new_second_wan, "boundary_ratio": 0.8, "scheduler": new_unipc}
 
 VIDEOS = [
     TinyFamily("wan-2.1", transformer_pipeline("WanPipeline", *_WAN_MODEL), calls(_TEXT, **_CFG)),
