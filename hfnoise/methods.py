@@ -268,6 +268,8 @@ SHARED_EXPORTS: dict[str, str] = {
     "DiffusionTrainer": "hfnoise.trainers.diffusion",
     "DiffusionTrainingArguments": "hfnoise.trainers.diffusion_arguments",
     "LossWeighting": "hfnoise.latents",
+    "OneMoreStepTrainer": "hfnoise.trainers.one_more_step",
+    "OneMoreStepTrainingArguments": "hfnoise.trainers.one_more_step_arguments",
     "ClientDropout": "hfnoise.trainers.federated",
     "FedSVDClient": "hfnoise.trainers.federated",
     "FedSVDConfig": "hfnoise.trainers.federated_config",

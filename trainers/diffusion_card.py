@@ -53,6 +53,7 @@ class DiffusionCardMixin:
             lead=self._lead(base, adapter),
             noise_rows=self.noise_rows(),
             snippet=self._snippet(base, adapter),
+            use_note=self._use_note(),
             training_rows=self._training_rows(),
             command=command_line(),
             metric_rows=self._metric_rows(),
@@ -90,6 +91,9 @@ class DiffusionCardMixin:
             f"from diffusers import DiffusionPipeline, {kind}\n\n"
             f'{slot} = {kind}.from_pretrained("{name}")\npipe = {start}, {slot}={slot})'
         )
+
+    def _use_note(self) -> str:
+        return "Stock diffusers loads it; hfnoise is not needed."
 
     def _training_rows(self) -> list[tuple[str, str]]:
         args = self.args
