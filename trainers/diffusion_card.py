@@ -22,6 +22,7 @@ class DiffusionCardMixin:
     args: Any
     model: Any
     state: Any
+    _card_tags = _TAGS
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card to `output_dir/README.md`; takes the arguments of the stock Trainer's method.
@@ -41,7 +42,9 @@ class DiffusionCardMixin:
         relation = {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"} if base else {}
         data = ModelCardData(
             library_name="diffusers",
-            tags=sorted({*_TAGS, *(["lora"] if adapter else []), *([tags] if isinstance(tags, str) else tags)}),
+            tags=sorted(
+                {*self._card_tags, *(["lora"] if adapter else []), *([tags] if isinstance(tags, str) else tags)}
+            ),
             **relation,
             **({"license": given["license"]} if given.get("license") else {}),
             **({"datasets": [names] if isinstance(names, str) else list(names)} if names else {}),

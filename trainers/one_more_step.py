@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
@@ -166,7 +165,7 @@ class OneMoreStepTrainer(OneMoreStepCardMixin, DiffusionTrainer):
             output = self.predict(self._measured_rows() if dataset is None else dataset)
         finally:
             self.is_in_train = before
-        statistics = ResidualStatistics.fit(torch.from_numpy(_joined(output.predictions)))
+        statistics = ResidualStatistics.fit(_joined(output.predictions))
         self._set_residuals(statistics)
         return statistics
 
@@ -217,11 +216,12 @@ def _set_residuals_of(module: Any, statistics: ResidualStatistics | None) -> Non
 def _explained(prediction: EvalPrediction) -> dict[str, float]:
     """Return the share of the variance of the channel means that the module explains, over all channels."""
     residual, brightness = (
-        _joined(means).astype(np.float64).var(0).sum() for means in (prediction.predictions, prediction.label_ids)
+        float(_joined(means).double().var(0, correction=0).sum())
+        for means in (prediction.predictions, prediction.label_ids)
     )
-    return {"low_frequency_r2": float(1.0 - residual / brightness) if brightness > 0 else float("nan")}
+    return {"low_frequency_r2": 1.0 - residual / brightness if brightness > 0 else float("nan")}
 
 
-def _joined(means: Any) -> Any:
+def _joined(means: Any) -> Tensor:
     """Return the rows of all batches; with `eval_do_concat_batches=False` they come apart."""
-    return np.concatenate(means) if isinstance(means, list) else means
+    return torch.cat([torch.from_numpy(part) for part in (means if isinstance(means, list) else [means])])

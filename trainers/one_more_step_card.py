@@ -11,6 +11,8 @@ from hfnoise.trainers.diffusion_card import DiffusionCardMixin
 class OneMoreStepCardMixin(DiffusionCardMixin):
     """The part of [`~hfnoise.OneMoreStepTrainer`] that writes `README.md`."""
 
+    _card_tags = (*DiffusionCardMixin._card_tags, "one-more-step")
+
     def noise_rows(self) -> list[tuple[str, str]]:
         """Return what the card says of the noise, and of the terminal prior."""
         names = ("prompt_dropout", "ema_decay")
