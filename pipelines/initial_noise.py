@@ -195,9 +195,9 @@ def _replaced(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise,
 
 
 def _check_unit(unit: torch.Tensor, context: StartContext) -> None:
-    # Of 64 numbers and more the standard deviation is within 0.6 and 1.4 for all that will ever be drawn.
+    # Another convention is off by far more (sigma_max, 80), a user's own scaling of the noise by less.
     spread = float(unit.std()) if unit.numel() >= 64 else 1.0
-    if not 0.5 <= spread <= 2.0:
+    if not 0.25 <= spread <= 4.0:
         raise ValueError(
             f"{context.name} prepares noise of standard deviation {spread:.3g} times the init_noise_sigma of its "
             "scheduler. It scales it by something else, so that a refined start would be in the wrong scale."
