@@ -283,6 +283,21 @@ def test_errors_of_the_slot(sd):
         object.__new__(hfnoise.guided_class(diffusers.DDPMPipeline)).initial_noise = Mirrored()
 
 
+@pytest.mark.slow
+def test_inpainting_of_sdxl():
+    """Its strength is 0.9999 by default: that starts from the image."""
+    from hfnoise.worlds.tiny_pipelines.family import calls, prompts
+    from hfnoise.worlds.tiny_pipelines.unets import PIXELS, POOLED, TOKENS, WIDTH, image, mask, sdxl
+
+    pipe = sdxl("StableDiffusionXLInpaintPipeline")()
+    call = calls(prompts(TOKENS, WIDTH, POOLED), image, mask, height=PIXELS, width=PIXELS)
+    with pytest.raises(ValueError, match="StableDiffusionXLInpaintPipeline starts from an image .* strength=1.0"):
+        run(pipe, call(1), PRIOR)
+    stock = images_of(pipe(**call(1), strength=1.0))
+    assert torch.equal(run(pipe, {**call(1), "strength": 1.0}, Told()), stock)
+    assert not torch.equal(run(pipe, {**call(1), "strength": 1.0}, PRIOR), stock)
+
+
 def test_errors_of_a_call(sd):
     family = FAMILIES["sd-inpaint-4"]
     pipe = family.build()
