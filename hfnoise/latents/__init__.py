@@ -1,9 +1,17 @@
-"""Where sampling starts: One More Step, the terminal prior, brightness; arithmetic on torch tensors.
+"""Noise that diffusion models are trained on and start from: loss weighting, One More Step, the terminal prior.
 
-The members of the slot `initial_noise` that use it are in `hfnoise.pipelines`.
+Everything here is arithmetic on torch tensors; the trainers and pipelines that use it are in `hfnoise.trainers` and
+`hfnoise.pipelines`.
 """
 
 from hfnoise.latents.brightness import brightness_estimate
+from hfnoise.latents.loss_weighting import (
+    DebiasWeighting,
+    LossWeighting,
+    MinSNRWeighting,
+    P2Weighting,
+    UniformWeighting,
+)
 from hfnoise.latents.residuals import ResidualStatistics
 from hfnoise.latents.start_step import (
     COMPATS,
@@ -19,7 +27,12 @@ __all__ = [
     "COMPATS",
     "ESTIMATE_TYPES",
     "GUIDANCE_MODES",
+    "DebiasWeighting",
+    "LossWeighting",
+    "MinSNRWeighting",
+    "P2Weighting",
     "ResidualStatistics",
+    "UniformWeighting",
     "brightness_estimate",
     "estimated_x0",
     "guided_estimate",
