@@ -1,7 +1,6 @@
-"""Noise that diffusion models are trained on and start from: loss weighting, One More Step, the terminal prior.
+"""Where sampling starts, and the noise that diffusion models are trained on: arithmetic on torch tensors.
 
-Everything here is arithmetic on torch tensors; the trainers and pipelines that use it are in `hfnoise.trainers` and
-`hfnoise.pipelines`.
+The trainers and pipelines that use it are in `hfnoise.trainers` and `hfnoise.pipelines`.
 """
 
 from hfnoise.latents.brightness import brightness_estimate
