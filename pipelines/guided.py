@@ -17,6 +17,7 @@ from diffusers.guiders import BaseGuidance
 from hfnoise.pipelines.guided_saving import GuidedSaving, stock_class
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.guider_checks import call_parameters, check_guider, check_run, own_scale, takes_guider
+from hfnoise.pipelines.guider_options import described
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise, refined_start
 from hfnoise.pipelines.interceptor import GuidedRun
 from hfnoise.pipelines.pipeline_layouts import layout_of
@@ -191,6 +192,11 @@ def guide(
         with _guided_modular(pipe, guider, initial_noise):
             yield pipe
         return
+    if not isinstance(pipe, DiffusionPipeline):
+        raise TypeError(
+            f"guide takes a pipeline of diffusers, got {described(pipe)}. Load one first: "
+            "DiffusionPipeline.from_pretrained(...)."
+        )
     stock: Any = type(pipe)
     guided = guided_class(stock)
     slots = ("guider", "_initial_noise", "_own_guidance_scale")
@@ -233,7 +239,7 @@ def _guided_modular(pipe: Any, guider: Any, initial_noise: Any) -> Iterator[None
         missing = "initial_noise" if initial_noise is not None else "a guider"
         raise ValueError(f"{type(pipe).__name__} does not take {missing}.")
     if guider is not None and not isinstance(guider, BaseGuidance):
-        raise TypeError(f"guide takes a guider of hfnoise or diffusers, got {type(guider).__name__}.")
+        raise TypeError(f"guide takes a guider of hfnoise or diffusers, got {described(guider)}.")
     before, source = pipe.guider, getattr(guider, "_source", None)
     pipe.update_components(guider=guider.bind(pipe) if isinstance(guider, UpdateGuidance) else guider)
     try:

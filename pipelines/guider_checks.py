@@ -9,6 +9,7 @@ from typing import Any
 from diffusers.guiders import BaseGuidance
 
 from hfnoise.pipelines.guider_base import UpdateGuidance
+from hfnoise.pipelines.guider_options import described
 from hfnoise.pipelines.pipeline_layouts import layout_of
 
 
@@ -53,18 +54,19 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
     name = pipeline_class.__name__.removeprefix("Guided")
     if takes_guider(pipeline_class):
         if not isinstance(guider, BaseGuidance):
-            raise TypeError(f"{name} takes a guider of hfnoise or diffusers, got {type(guider).__name__}.")
+            raise TypeError(f"{name} takes a guider of hfnoise or diffusers, got {described(guider)}.")
         return
     if not isinstance(guider, UpdateGuidance):
         raise TypeError(
             f"{name} takes a guider of hfnoise (AdaptiveGuidance, ProjectedGuidance, LinearGuidance), got "
-            f"{type(guider).__name__}. Those of diffusers work in its modular pipelines only."
+            f"{described(guider)}. Those of diffusers work in its modular pipelines only."
         )
     layout = layout_of(pipeline_class)
     if layout is None:
         raise ValueError(
-            f"it is not known how {name} calls its denoiser. Say so: hfnoise.pipelines.pipeline_layouts.LAYOUTS"
-            f"[{name!r}] = PipelineLayout('batched'), or 'two_calls'."
+            f"it is not known how {name} calls its denoiser. Say so: from hfnoise.pipelines.pipeline_layouts import "
+            f"LAYOUTS, PipelineLayout; LAYOUTS[{name!r}] = PipelineLayout('batched'), or 'two_calls', with "
+            "denoisers=('transformer',) if it is not called unet."
         )
     if layout.kind == "refused":
         raise ValueError(f"{name} cannot take a guider: {layout.reason}")

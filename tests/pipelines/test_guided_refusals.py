@@ -57,7 +57,7 @@ def test_a_refusal_changes_nothing(pipe):
     with pytest.raises(TypeError, match="got Linear"):
         made.guider = torch.nn.Linear(1, 1)
     assert made.guider is guider
-    with pytest.raises(TypeError, match="takes a pipeline class"), guide(3, never()):
+    with pytest.raises(TypeError, match="guide takes a pipeline of diffusers, got int"), guide(3, never()):
         raise AssertionError("it was taken")
 
 
