@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -24,6 +25,8 @@ from hfnoise.pipelines.pipeline_layouts import layout_of
 
 if TYPE_CHECKING:
     from hfnoise.pipelines.guidance_report import GuidanceReport
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "Guided"
 # Within from_pipe of diffusers, which ends in a cast of everything to one dtype.
@@ -270,6 +273,7 @@ def _guided_call(
         kwargs = {**kwargs, name: guider.guidance_scale - layout.scale_offset}
     if guider.guidance_rescale and "guidance_rescale" not in given:
         kwargs = {**kwargs, "guidance_rescale": guider.guidance_rescale}
+    is_given = name in given or name in kwargs
     given = {**{key: parameter.default for key, parameter in parameters.items()}, **given, **kwargs}
     check_run(pipe, guider, given)
 
@@ -281,6 +285,11 @@ def _guided_call(
         return float(value) + layout.scale_offset
 
     asked = given[name] is not None and given[name] + layout.scale_offset > 1
+    if not (asked or is_given) and guider.num_conditions > 1:
+        logger.warning(
+            "%s guides nothing unless asked to, so %s has nothing to do: give %s above 1, and a negative prompt.",
+            type(pipe).__name__, type(guider).__name__, name,
+        )  # fmt: skip
     if layout.kind == "three_branches":  # these have a scale of the image too
         asked = asked and given["image_guidance_scale"] >= 1
     with GuidedRun(pipe, guider, layout, scale, asked).installed():

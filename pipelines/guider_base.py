@@ -329,7 +329,10 @@ class UpdateGuidance(ClassifierFreeGuidance):
             ValueError: if there was none.
         """
         if not self._trace:
-            raise ValueError("this guider has not seen a run yet: call the pipeline first, then ask for the report.")
+            raise ValueError(
+                "this guider has not seen a run yet: call the pipeline first. If you did, the log says why nothing "
+                "was guided."
+            )
         batch = len(self._trace[0])
         found = next((steps for steps in (stage._stop_steps for stage in self.stages) if steps is not None), None)
         stops = [-1] * batch if found is None else found.tolist()
