@@ -19,8 +19,9 @@ from hfnoise.pipelines.guided_saving import GuidedSaving, stock_class
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.guider_checks import call_parameters, check_guider, check_run, own_scale, takes_guider
 from hfnoise.pipelines.guider_options import described
+from hfnoise.pipelines.guider_runs import running
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise, refined_start
-from hfnoise.pipelines.interceptor import GuidedRun
+from hfnoise.pipelines.interceptor import GuidedRun, outside
 from hfnoise.pipelines.pipeline_layouts import layout_of
 
 if TYPE_CHECKING:
@@ -227,12 +228,9 @@ def _bound(pipe: Any, guider: Any) -> Iterator[None]:
     if not isinstance(guider, UpdateGuidance):
         yield
         return
-    before = guider._source, guider.guidance_scale
-    guider.bind(pipe).guidance_scale = own_scale(pipe, guider)
-    try:
+    with running(guider, pipe):
+        guider.guidance_scale = own_scale(pipe, guider)
         yield
-    finally:
-        guider._source, guider.guidance_scale = before
 
 
 @contextmanager
@@ -274,6 +272,10 @@ def _guided_call(
     if guider.guidance_rescale and "guidance_rescale" not in given:
         kwargs = {**kwargs, "guidance_rescale": guider.guidance_rescale}
     is_given = name in given or name in kwargs
+    for key in ("callback_on_step_end", "callback"):
+        # Those of diffusers are recognised by their class, and call no model.
+        if inspect.isroutine(kwargs.get(key)):
+            kwargs = {**kwargs, key: outside(kwargs[key])}
     given = {**{key: parameter.default for key, parameter in parameters.items()}, **given, **kwargs}
     check_run(pipe, guider, given)
 

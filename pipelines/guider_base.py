@@ -81,6 +81,8 @@ class UpdateGuidance(ClassifierFreeGuidance):
         self._denoiser: Any = None
         self._model_input: torch.Tensor | None = None
         self._branches = 0
+        # As decided before the evaluation.
+        self._any_guided = True
         self._rows: torch.Tensor | None = None
         self._sliced = False
         self._trace: list[torch.Tensor] = []
@@ -215,12 +217,14 @@ class UpdateGuidance(ClassifierFreeGuidance):
             stage._wants_uncond(self._step, self._num_inference_steps) for stage in self.stages
         )
         guided = next((mask for mask in (stage._guided() for stage in self.stages) if mask is not None), None)
-        if wanted and guided is not None:
+        self._any_guided = True
+        if guided is not None and self._is_cfg_enabled():
             # The one transfer from the device per step.
-            self._rows = guided.nonzero().flatten()
-            wanted = len(self._rows) > 0
-            if len(self._rows) == len(guided):
-                self._rows = None
+            rows = guided.nonzero().flatten()
+            self._any_guided = len(rows) > 0
+            if wanted and len(rows) < len(guided):
+                self._rows = rows
+            wanted = wanted and self._any_guided
         self._branches = 2 if wanted else 1
         return self._branches
 
@@ -308,7 +312,7 @@ class UpdateGuidance(ClassifierFreeGuidance):
         for stage in self.stages:
             stage._observe(step)
         update: torch.Tensor | None = None
-        if step.uncond is not None or bool(step.guided.any()):
+        if step.uncond is not None or self._any_guided:
             for stage in self.stages:
                 update = stage._shape(update, step)
         unknown = torch.full((len(step.cond),), float("nan"), device=step.cond.device)

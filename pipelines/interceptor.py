@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -13,6 +13,7 @@ import torch
 
 from hfnoise.pipelines.block_caches import has_block_cache, reset_block_cache
 from hfnoise.pipelines.guider_base import UpdateGuidance
+from hfnoise.pipelines.guider_runs import running
 from hfnoise.pipelines.model_inputs import noisy_input, predicted_part, select_rows
 from hfnoise.pipelines.model_outputs import prediction_of, scatter_rows, with_prediction
 from hfnoise.pipelines.module_calls import intercepted, is_compiled, watched_method
@@ -25,9 +26,6 @@ logger = logging.getLogger(__name__)
 _ACTIVE: ContextVar[GuidedRun | None] = ContextVar("hfnoise_guided_run", default=None)
 # What makes the start of a run: DeepFloyd IF has pixels, and its upscalers predict as many channels as they are given.
 _STARTS = ("prepare_latents", "prepare_intermediate_images")
-# The guiders, and what is inside of them, that are in the middle of a run: its state is theirs.
-_BUSY: set[int] = set()
-_LOCK = threading.Lock()
 
 
 class GuidedRun:
@@ -77,22 +75,18 @@ class GuidedRun:
             RuntimeError: if the guider, or the model, is in the middle of another run.
         """
         guider = self.guider
-        with _reserved(guider):
-            before = guider._source, guider.guidance_scale
-            guider._source, guider._step = self.pipe, None
-            guider._trace, guider._rows_per_step, guider._has_guided = [], [], False
+        with running(guider, self.pipe), ExitStack() as stack:
             guider._unconditional = 2 if self.layout.kind == "three_branches" else 1
             token = _ACTIVE.set(self)
             try:
-                with ExitStack() as stack:
-                    for name in self.layout.controlnets:
-                        self._install(stack, name, self._control)
-                    for name in self.layout.denoisers:
-                        self._install(stack, name, self._denoise)
-                    for name in _STARTS:
-                        stack.enter_context(watched_method(self.pipe, name, self._see_latents))
-                    yield self
-                    self._end_step()
+                for name in self.layout.controlnets:
+                    self._install(stack, name, self._control)
+                for name in self.layout.denoisers:
+                    self._install(stack, name, self._denoise)
+                for name in _STARTS:
+                    stack.enter_context(watched_method(self.pipe, name, self._see_latents))
+                yield self
+                self._end_step()
                 self._warn_if_idle()
             except BaseException:
                 # The pipeline empties them at the end of a call only.
@@ -101,11 +95,7 @@ class GuidedRun:
                 raise
             finally:
                 _ACTIVE.reset(token)
-                guider._source, guider.guidance_scale = before
-                guider._step = guider._model_input = guider._denoiser = guider._rows = None
                 self._cond = None
-                for stage in guider.stages:
-                    stage._forget_updates()
 
     def _warn_if_idle(self) -> None:
         if self._number < 0:
@@ -370,22 +360,18 @@ class GuidedRun:
         return -prediction if self.layout.negated else prediction
 
 
-@contextmanager
-def _reserved(guider: UpdateGuidance) -> Iterator[None]:
-    """Within the block nobody else runs with a guider, nor with one that is inside of it."""
-    names = {id(stage) for stage in guider.stages}
-    with _LOCK:
-        if names & _BUSY:
-            raise RuntimeError(
-                f"this {type(guider).__name__} is in the middle of a guided call, whose state it holds. Finish that "
-                "call first, or give each pipeline a guider of its own: copy.deepcopy(guider)."
-            )
-        _BUSY.update(names)
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _BUSY.difference_update(names)
+def outside(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a callback of a pipeline whose own calls of the model, in a stock pipeline, are not of the guided run."""
+
+    @functools.wraps(callback)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        token = _ACTIVE.set(None)
+        try:
+            return callback(*args, **kwargs)
+        finally:
+            _ACTIVE.reset(token)
+
+    return called
 
 
 def _filled(cond: torch.Tensor, evaluated: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:

@@ -55,6 +55,17 @@ def check_checkpoint(path: str, identity: dict[str, Any], model: Any) -> dict[st
     Raises:
         ValueError: which file is damaged, or what differs from this run, and what to do.
     """
+    states = check_identity(path, identity)
+    _check_weights(Path(path), model)
+    return states
+
+
+def check_identity(path: str, identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the stored states of the callbacks of a checkpoint that is whole and of this run.
+
+    Raises:
+        ValueError: which file is damaged, or what differs from this run, and what to do.
+    """
     state = read_checkpoint(Path(path))
     stored = state.get("stateful_callbacks", {}).get("NoiseRunState")
     if not isinstance(stored, dict):
@@ -70,7 +81,6 @@ def check_checkpoint(path: str, identity: dict[str, Any], model: Any) -> dict[st
             f"checkpoint {path!r} belongs to another run ({listed}). Resume with the settings it was written with, or "
             "start a new run in another output_dir."
         )
-    _check_weights(Path(path), model)
     states: dict[str, Any] = state["stateful_callbacks"]
     return states
 

@@ -9,9 +9,10 @@ import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from hfnoise.pipelines import AdaptiveGuidance, LinearGuidance, ProjectedGuidance, guided_class
-from hfnoise.worlds.tiny_pipelines import STOCK_WARNINGS
+from hfnoise.pipelines import AdaptiveGuidance, LinearGuidance, ProjectedGuidance, guide, guided_class
+from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS
 from tests.pipelines.digits_calls import guided, never, run
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
@@ -65,6 +66,24 @@ def test_a_second_call_in_mid_run_is_refused_and_the_first_goes_on(pipe):
     assert torch.equal(guided(pipe, first, callback_on_step_end=again), expected)
     assert first.report.rows == (4, 2, 2, 2) and len(refused) == 12
     assert torch.equal(guided(other, never()), run(pipe))
+
+
+@slow
+def test_a_stock_pipeline_of_the_same_model_in_a_callback(pipe):
+    """A preview, say: its evaluations are no steps of the guided run."""
+    other = copy.copy(pipe)
+    other.scheduler = copy.deepcopy(pipe.scheduler)
+    expected, found = run(other), []
+
+    def preview(pipe, step, timestep, values):
+        found.append(run(other))
+        return values
+
+    guider = AdaptiveGuidance(threshold=0.01, min_steps=0.0)
+    alone = guided(pipe, guider)
+    assert torch.equal(guided(pipe, guider, callback_on_step_end=preview), alone)
+    assert guider.report.rows == (4, 2, 2, 2)
+    assert len(found) == 4 and all(torch.equal(images, expected) for images in found)
 
 
 # Threads and copies. ------------------------------------------------------------------------------------------------
@@ -198,3 +217,55 @@ def test_a_report_is_of_the_last_call(pipe):
     with pytest.raises(RuntimeError):
         guided(pipe, guider, callback_on_step_end=fails_at(1, RuntimeError("mine")))
     assert len(guider.report.rows) == 2
+
+
+class Transfers(TorchDispatchMode):
+    """Counts what an accelerator would have to be waited for: numbers, and masks that are counted."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "is_nonzero")
+        return function(*args, **(kwargs or {}))
+
+
+@slow
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AdaptiveGuidance(threshold=0.9999, inner=ProjectedGuidance(norm_threshold=1.0, momentum=-0.5)),
+        lambda: AdaptiveGuidance(threshold=0.9999, inner=LinearGuidance()),
+        lambda: ProjectedGuidance(momentum=-0.5),
+    ],
+)
+@pytest.mark.parametrize("name", ["sd-euler", "sd3", "flux"])
+def test_one_transfer_from_the_device_in_a_step(name, make):
+    """The mask of the samples that are guided; sigmas and timesteps are read once for a run."""
+    family = FAMILIES[name]
+    pipe = family.build()
+
+    def transfers(steps, guider):
+        with guide(pipe, guider), Transfers() as seen:
+            pipe(**{**family.call(2), "num_inference_steps": steps})
+        return seen.count
+
+    per_step = [(transfers(16, guider) - transfers(8, guider)) / 8 for guider in (None, make())]
+    assert per_step[1] - per_step[0] <= 1
+
+
+@slow
+def test_a_pipeline_that_calls_its_guider_leaves_no_predictions_in_it():
+    """HunyuanImage and its like; while it runs, the guider is taken."""
+    from hfnoise import AutoGuidedPipeline
+    from tests.pipelines.tiny_native import native_call, native_pipeline
+
+    guider = ProjectedGuidance(4.0, momentum=-0.5)
+    pipe = AutoGuidedPipeline.from_pipe(native_pipeline(), guider=guider)
+    pipe.set_progress_bar_config(disable=True)
+    pipe(**native_call())
+    found = []
+    tensors_of({name: value for name, value in vars(guider).items() if name != "_source"}, found, set())
+    assert max(tensor.numel() for tensor in found) <= 2 and guider._source is None
+    assert len(guider.report.rows) == 4

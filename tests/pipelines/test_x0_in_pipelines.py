@@ -37,6 +37,9 @@ def cases():
             ("DDPMScheduler", {}),
             ("LCMScheduler", {}),
         ):
+            # The others begin in mid-schedule in the same way.
+            if name == "sd-img2img" and not scheduler.startswith(("DDIM", "DPMSolverM", "PNDM", "Heun")):
+                continue
             label = f"{name}-{scheduler}-{settings.get('prediction_type', '')}"
             yield pytest.param(name, scheduler, settings, id=label, marks=pytest.mark.slow)
 

@@ -1,0 +1,157 @@
+"""How a denoiser is saved, resumed and pushed: in the formats that stock diffusers loads."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.loaders import SD3LoraLoaderMixin, StableDiffusionLoraLoaderMixin
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers.trainer_utils import HubStrategy
+
+from hfnoise.trainers.checkpoints import check_identity, last_complete_checkpoint
+from hfnoise.trainers.diffusion_average import WeightAverage
+
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+ADAPTER_NAME = "default"
+
+
+class DiffusionSavingMixin:
+    """The part of [`~hfnoise.DiffusionTrainer`] that writes and reads folders."""
+
+    args: Any
+    model: Any
+    accelerator: Any
+    state: Any
+    average: WeightAverage | None
+    _in_checkpoint = False
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does. A resumed run is the run that was not interrupted, to the bit.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint; `True` is the last whole one.
+            *args, **kwargs: of the Trainer's method.
+
+        Raises:
+            ValueError: for a damaged checkpoint, or one of another run.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint:
+            check_identity(str(resume_from_checkpoint), self.identity())
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)  # type: ignore[misc]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint must agree on with the run that it is resumed by."""
+        raise NotImplementedError
+
+    def _is_adapter(self) -> bool:
+        return bool(getattr(self.model, "_hf_peft_config_loaded", False))
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._in_checkpoint = True
+        try:
+            super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._in_checkpoint = False
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+        if self.average is not None and self.args.should_save:
+            self.average.save(Path(output_dir), self._denoiser())
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write the average where there is one, except into checkpoints, which go on from the weights themselves."""
+        # A checkpoint that cannot be resumed is there to be used.
+        resumable = self._in_checkpoint and not self.args.save_only_model
+        self._write(output_dir or self.args.output_dir, averaged=not resumable)
+
+    def _write(self, output_dir: str, averaged: bool) -> None:
+        if not self.args.should_save:
+            return
+        folder, model = Path(output_dir), self._denoiser()
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.average.in_place_of(model) if averaged and self.average is not None else nullcontext():
+            if self._is_adapter():
+                save_adapter(model, folder)
+            else:
+                model.save_pretrained(folder)
+        torch.save(self.args, folder / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder, denoiser = Path(resume_from_checkpoint), self._denoiser()
+        load_weights(denoiser, folder)
+        if self.average is not None and not self.args.save_only_model:
+            self.average.load(folder, denoiser)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        if self.average is not None and self.args.save_only_model:
+            self.average.start(self._denoiser())
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.args.hub_strategy != HubStrategy.END:
+            # The stock method copies the files of transformers only, and a denoiser's have other names.
+            self._write(self.args.output_dir, averaged=True)
+            self.create_model_card()  # type: ignore[attr-defined]
+        super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+
+    def _denoiser(self) -> Any:
+        """Return the model itself, without what distributed training and compilation put around it."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write LoRA weights as `pipe.load_lora_weights(folder)` reads them."""
+    layers, metadata = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME), model.peft_config[ADAPTER_NAME]
+    if _prefix(model) == "unet":
+        StableDiffusionLoraLoaderMixin.save_lora_weights(
+            folder, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata.to_dict()
+        )
+    else:
+        SD3LoraLoaderMixin.save_lora_weights(
+            folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata.to_dict()
+        )
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Read the weights, or LoRA weights, of a folder into a model.
+
+    Raises:
+        ValueError: if they are missing, or of another model.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        file = folder / ADAPTER_FILE
+        if not file.is_file():
+            raise ValueError(f"{str(folder)!r} has no {ADAPTER_FILE}, and this run trains an adapter.")
+        start = _prefix(model) + "."
+        layers = {name.removeprefix(start): one for name, one in load_file(file).items()}
+        expected = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME)
+        _check_shapes(folder, {name: one.shape for name, one in layers.items()}, expected)
+        set_peft_model_state_dict(model, layers, adapter_name=ADAPTER_NAME)
+        return
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{str(folder)!r} has no config.json, so it is not a saved {type(model).__name__}.")
+    loaded = type(model).from_pretrained(folder, torch_dtype=next(model.parameters()).dtype).state_dict()
+    _check_shapes(folder, {name: one.shape for name, one in loaded.items()}, model.state_dict())
+    model.load_state_dict(loaded)
+
+
+def _check_shapes(folder: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
+    here = {name: one.shape for name, one in expected.items()}
+    for name in sorted(set(stored) | set(here)):
+        if stored.get(name) != here.get(name):
+            there, wanted = (tuple(one[name]) if name in one else "absent" for one in (stored, here))
+            raise ValueError(
+                f"{str(folder)!r} is of another model: tensor {name!r} of shape {there} there, {wanted} here."
+            )
+
+
+def _prefix(model: Any) -> str:
+    """Return the name of the pipeline's component, which stands before the names of LoRA weights."""
+    return "unet" if isinstance(model, UNet2DConditionModel) else "transformer"
