@@ -125,8 +125,14 @@ def check_run(pipe: Any, guider: UpdateGuidance, given: Mapping[str, Any]) -> No
         given (`Mapping`): the arguments of the call.
 
     Raises:
-        ValueError: if x0 would be wrong.
+        ValueError: if the denoiser is none of the pipeline's components, or x0 would be wrong.
     """
+    layout = layout_of(type(pipe))
+    if layout is not None and all(getattr(pipe, name, None) is None for name in layout.denoisers):
+        raise ValueError(
+            f"{type(pipe).__name__.removeprefix('Guided')} has no {' or '.join(layout.denoisers)}, which its layout "
+            f"says it calls: give denoisers=, the names of what it does, of {', '.join(sorted(pipe.components))}."
+        )
     # Wan 2.2 TI2V: where there is an image its frame stands at timestep 0, in the middle of the others.
     if pipe.config.get("expand_timesteps") and given.get("image") is not None:
         if any(stage._needs_input for stage in guider.stages):

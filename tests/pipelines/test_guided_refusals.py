@@ -136,6 +136,11 @@ def test_a_pipeline_of_the_community(pipe, monkeypatch):
     assert torch.equal(guided(pipe, never()), expected)
     guided(pipe, guider)
     assert guider.report.rows == (4, 2, 2, 2) and type(pipe) is Community
+    monkeypatch.setitem(LAYOUTS, "Community", PipelineLayout("batched", denoisers=("transformer",)))
+    with pytest.raises(
+        ValueError, match="Community has no transformer, which .* the names of what it does, of .* unet"
+    ):
+        guided(pipe, never())
 
 
 # Classes. ---------------------------------------------------------------------------------------------------------
