@@ -1,6 +1,9 @@
 """What is told to somebody who gives a guider, a pipeline or an option of a wrong kind, and what is not printed."""
 
+import inspect
+import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,15 @@ from diffusers.guiders import ClassifierFreeGuidance
 import hfnoise
 from hfnoise.guidance import EstimateKey, LinearCoefficients
 from hfnoise.pipelines import AdaptiveGuidance, AutoGuider, LinearGuidance, ProjectedGuidance
+
+# How the table of options calls them.
+OWNERS = {
+    "all": [AdaptiveGuidance, ProjectedGuidance, LinearGuidance],
+    "AdaptiveGuidance": [AdaptiveGuidance],
+    "ProjectedGuidance": [ProjectedGuidance],
+    "LinearGuidance": [LinearGuidance],
+    "Adaptive, Linear": [AdaptiveGuidance, LinearGuidance],
+}
 
 
 @pytest.mark.parametrize(
@@ -77,3 +89,26 @@ def test_the_notice_of_diffusers_is_that_of_its_guiders(monkeypatch):
     assert seen == []
     ClassifierFreeGuidance()
     assert len(seen) == 1 and "experimental" in seen[0] and logger.filters == filters
+
+
+def test_the_table_of_options_in_the_docs():
+    """Every option of the guiders stands in it, with its default."""
+    page = (Path(__file__).parents[2] / "docs" / "guidance.md").read_text(encoding="utf-8")
+    table = page.partition("## Options")[2].partition("## Composing")[0]
+    words = {"pipeline's": None, "none": None, "all": None, "true": True, "false": False, "0, 1": (0, 1)}
+    said, owners = {}, []
+    for line in table.splitlines()[4:]:
+        if not line.startswith("|"):
+            continue
+        owner, names, default, _ = (cell.strip().replace("`", "") for cell in line.strip("|").split(" | ", 3))
+        owners = OWNERS[owner] if owner else owners
+        default = words[default] if default in words else json.loads(default)
+        for number, name in enumerate(names.split(", ")):
+            for guider in owners:
+                said[guider, name] = default[number] if isinstance(default, tuple) else default
+    real = {
+        (guider, name): parameter.default
+        for guider in OWNERS["all"]
+        for name, parameter in inspect.signature(guider).parameters.items()
+    }
+    assert said == real
