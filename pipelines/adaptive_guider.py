@@ -11,6 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from hfnoise.guidance import SPACES, cosine_similarity
 from hfnoise.pipelines.guidance_step import GuidanceStep
 from hfnoise.pipelines.guider_base import UpdateGuidance
+from hfnoise.pipelines.guider_options import check_numbers
 
 # In eps space SDXL begins above 0.9999 and SD at 0.9976 or more.
 _LEAST_EPS_THRESHOLD = 0.9999
@@ -47,6 +48,7 @@ class AdaptiveGuidance(UpdateGuidance):
 
     Raises:
         ValueError: if an option is out of range, or `inner` cannot be inside.
+        TypeError: if one that is a number is given as something else.
 
     Example:
         >>> from hfnoise.pipelines import AdaptiveGuidance, ProjectedGuidance
@@ -75,14 +77,15 @@ class AdaptiveGuidance(UpdateGuidance):
         enabled: bool = True,
     ) -> None:
         self._set_up(guidance_scale, guidance_rescale, use_original_formulation, start, stop, enabled, inner)
+        check_numbers(threshold=threshold, min_steps=min_steps, patience=patience)
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must lie in (0, 1], got {threshold}: it is a cosine, 0.999 by default.")
         if space not in SPACES:
             raise ValueError(f"space must be one of {SPACES}, got {space!r}.")
         if not 0 <= min_steps <= 1:
             raise ValueError(f"min_steps is a share of the steps, in [0, 1], got {min_steps}.")
-        if patience < 1:
-            raise ValueError(f"patience must be at least 1 step, got {patience}.")
+        if patience < 1 or patience != int(patience):
+            raise ValueError(f"patience is a whole number of steps, at least 1, got {patience}.")
         if at_detection not in ("cfg", "cond"):
             raise ValueError(f"at_detection must be 'cfg' or 'cond', got {at_detection!r}.")
         if space == "eps":

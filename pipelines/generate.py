@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,7 +34,7 @@ def _number_or_auto(text: str) -> float | str:
 _KINDS: dict[str, tuple[Any, str]] = {
     "int": (int, "INT"),
     "float": (float, "FLOAT"),
-    f"float or '{AUTO}'": (_number_or_auto, "FLOAT"),
+    f"float or '{AUTO}'": (_number_or_auto, "FLOAT|auto"),
 }
 
 
@@ -249,6 +250,7 @@ def _write(
     from hfnoise.pipelines.picture_files import save_grid, save_sample
 
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_earlier(folder)
     table = Table("image", "seed", "stop step", "evaluations", title=Path(config.model_name_or_path).name)
     for number, sample in enumerate(samples):
         sample["file"] = save_sample(sample["output"], folder, f"{number:04d}-seed{sample['seed']}")
@@ -272,6 +274,22 @@ def _write(
         written = "images, grid.png, guidance_report.png and .json, and generation.json"
         console.print(str(report), highlight=False, soft_wrap=True)
     console.print(f"{written} (with the command) are in {folder}", highlight=False, soft_wrap=True)
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove what an earlier run wrote here, by its record: it would be taken for a part of this one."""
+    record = folder / "generation.json"
+    try:
+        names = [sample["file"] for sample in json.loads(record.read_text(encoding="utf-8"))["samples"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # there is none, or it is not of ours
+    names = [name for name in names if isinstance(name, str) and re.fullmatch(r"\d{4,}-seed\d+(\.\w+)?", name)]
+    for name in (*names, "grid.png", "guidance_report.json", "guidance_report.png"):
+        path = folder / name
+        frames = list(path.glob("frame-*.png")) if path.is_dir() else [path]
+        for file in frames:
+            file.unlink(missing_ok=True)
+    record.unlink()
 
 
 def _guider_entry(guider: Any) -> dict[str, Any] | None:

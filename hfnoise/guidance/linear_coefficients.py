@@ -114,7 +114,7 @@ class LinearCoefficients:
         if differing:
             raise CoefficientMismatchError(
                 f"these linear coefficients are of another run: {', '.join(differing)}. Fit them again for this one, "
-                "or use order=0 (hold the last update), which needs none."
+                "or do without: LinearGuidance() holds the last update and needs none."
             )
 
     def to_dict(self) -> dict[str, Any]:
