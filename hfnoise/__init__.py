@@ -51,7 +51,11 @@ def __getattr__(name: str) -> Any:
     if module is None and name.startswith("Guided") and name.endswith("Pipeline"):
         module = "hfnoise.pipelines.guided"  # one for every pipeline of diffusers
     if module is None:
-        raise AttributeError(f"module 'hfnoise' has no attribute {name!r}; `hfnoise list` shows what it offers")
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, public_names(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else "; `hfnoise list` shows what it offers"
+        raise AttributeError(f"module 'hfnoise' has no attribute {name!r}{hint}")
     value = getattr(import_module(module), name)
     globals()[name] = value
     return value

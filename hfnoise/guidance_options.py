@@ -86,8 +86,8 @@ GENERATE_OPTIONS = (
         "Of the first sample, and one more for each next: the noise of a sample does not depend on batch_size.",
     ),
     Option("batch_size", "int", 4, "Samples that are denoised together."),
-    Option("height", "int", None, "Pixels. Default: the pipeline's."),
-    Option("width", "int", None, "Pixels. Default: the pipeline's."),
+    Option("height", "int", None, "Pixels, with width. Default: the pipeline's."),
+    Option("width", "int", None, "Pixels, with height. Default: the pipeline's."),
     Option("num_frames", "int", None, "Of a video. Default: the pipeline's."),
     Option("dtype", "str", None, "float32, float16 or bfloat16. Default: float32 on a CPU, bfloat16 elsewhere."),
     Option("device", "str", None, "Such as cpu or cuda:1. Default: the accelerator, if there is one."),
@@ -98,7 +98,12 @@ GENERATE_OPTIONS = (
         "adaptive, projected, linear, several of them joined by +; saved: the one in the repository; none: the "
         "pipeline's own guidance.",
     ),
-    Option("output_dir", "str", "generated", "Folder for images, report, plot and the command."),
+    Option(
+        "output_dir",
+        "str",
+        "generated",
+        "Folder for images, report, plot and the command; those of an earlier run there are replaced.",
+    ),
 )
 
 # Of the command line: what is in two of them is one option.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,7 +34,7 @@ def _number_or_auto(text: str) -> float | str:
 _KINDS: dict[str, tuple[Any, str]] = {
     "int": (int, "INT"),
     "float": (float, "FLOAT"),
-    f"float or '{AUTO}'": (_number_or_auto, "FLOAT"),
+    f"float or '{AUTO}'": (_number_or_auto, "FLOAT|auto"),
 }
 
 
@@ -246,9 +247,11 @@ def _write(
     from rich.console import Console
     from rich.table import Table
 
+    from hfnoise.pipelines.guider_base import guider_entry
     from hfnoise.pipelines.picture_files import save_grid, save_sample
 
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_earlier(folder)
     table = Table("image", "seed", "stop step", "evaluations", title=Path(config.model_name_or_path).name)
     for number, sample in enumerate(samples):
         sample["file"] = save_sample(sample["output"], folder, f"{number:04d}-seed{sample['seed']}")
@@ -259,7 +262,7 @@ def _write(
     columns = config.num_images_per_prompt if config.num_images_per_prompt > 1 else None
     save_grid([sample.pop("output") for sample in samples], folder / "grid.png", columns)
     record = {
-        "command": config.command, "versions": _versions(), "guider": _guider_entry(guider),
+        "command": config.command, "versions": _versions(), "guider": None if guider is None else guider_entry(guider),
         "summary": None if report is None else str(report), "samples": samples,
     }  # fmt: skip
     (folder / "generation.json").write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
@@ -274,11 +277,20 @@ def _write(
     console.print(f"{written} (with the command) are in {folder}", highlight=False, soft_wrap=True)
 
 
-def _guider_entry(guider: Any) -> dict[str, Any] | None:
-    if guider is None:
-        return None
-    settings = {name: value for name, value in guider.config.items() if not name.startswith("_")}
-    return {"_class_name": type(guider).__name__, **settings}
+def _remove_earlier(folder: Path) -> None:
+    """Remove what an earlier run wrote here, by its record: it would be taken for a part of this one."""
+    record = folder / "generation.json"
+    try:
+        names = [sample["file"] for sample in json.loads(record.read_text(encoding="utf-8"))["samples"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # there is none, or it is not of ours
+    names = [name for name in names if isinstance(name, str) and re.fullmatch(r"\d{4,}-seed\d+(\.\w+)?", name)]
+    for name in (*names, "grid.png", "guidance_report.json", "guidance_report.png"):
+        path = folder / name
+        frames = list(path.glob("frame-*.png")) if path.is_dir() else [path]
+        for file in frames:
+            file.unlink(missing_ok=True)
+    record.unlink()
 
 
 def _versions() -> dict[str, str]:

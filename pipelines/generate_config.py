@@ -97,6 +97,11 @@ class GenerateConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+        if (self.height is None) != (self.width is None):
+            raise ValueError(
+                f"height and width go together, got {self.height} and {self.width}: Stable Diffusion takes no notice "
+                "of one alone."
+            )
         if not 0 <= self.seed < _MOST_SEED:
             raise ValueError(f"seed must be at least 0 and below 2^63, got {self.seed}.")
         if self.dtype not in (None, *DTYPES):

@@ -63,7 +63,7 @@ def _plot_similarity(axes: Any, report: GuidanceReport, threshold: float | None)
             max(1 - threshold, _LEAST_DISTANCE), color="black", linewidth=0.8, linestyle=":",
             label=f"threshold {threshold:g}",
         )  # fmt: skip
-    axes.plot([], [], marker="o", markersize=8, color="grey", linestyle="none", label="stopped after it")
+    axes.plot([], [], marker="o", markersize=8, color="black", linestyle="none", label="stopped after it")
     axes.set_yscale("log")
     axes.invert_yaxis()
     low = float(distance.nan_to_num(nan=1.0).min()) / 3

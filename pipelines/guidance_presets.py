@@ -29,8 +29,8 @@ class GuidancePreset(AutoGuidedPipeline):
         wanted = cls._wanted()
         if found is not None:
             warnings.warn(
-                f"{place} has a {type(found).__name__}; {cls.__name__} uses {wanted.__name__}() instead. For the one "
-                "that is there: AutoGuidedPipeline.",
+                f"{place} has its own {type(found).__name__}; {cls.__name__} uses {wanted.__name__}() instead. "
+                "For the one that is there: AutoGuidedPipeline.",
                 stacklevel=4,
             )
         return wanted()

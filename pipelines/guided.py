@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ from diffusers.guiders import BaseGuidance
 from hfnoise.pipelines.guided_saving import GuidedSaving, stock_class
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.guider_checks import call_parameters, check_guider, check_run, own_scale, takes_guider
+from hfnoise.pipelines.guider_options import described
 from hfnoise.pipelines.guider_runs import running
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise, refined_start
 from hfnoise.pipelines.interceptor import GuidedRun, outside
@@ -24,6 +26,8 @@ from hfnoise.pipelines.pipeline_layouts import layout_of
 
 if TYPE_CHECKING:
     from hfnoise.pipelines.guidance_report import GuidanceReport
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "Guided"
 # Within from_pipe of diffusers, which ends in a cast of everything to one dtype.
@@ -191,6 +195,11 @@ def guide(
         with _guided_modular(pipe, guider, initial_noise):
             yield pipe
         return
+    if not isinstance(pipe, DiffusionPipeline):
+        raise TypeError(
+            f"guide takes a pipeline of diffusers, got {described(pipe)}. Load one first: "
+            "DiffusionPipeline.from_pretrained(...)."
+        )
     stock: Any = type(pipe)
     guided = guided_class(stock)
     slots = ("guider", "_initial_noise", "_own_guidance_scale")
@@ -230,7 +239,7 @@ def _guided_modular(pipe: Any, guider: Any, initial_noise: Any) -> Iterator[None
         missing = "initial_noise" if initial_noise is not None else "a guider"
         raise ValueError(f"{type(pipe).__name__} does not take {missing}.")
     if guider is not None and not isinstance(guider, BaseGuidance):
-        raise TypeError(f"guide takes a guider of hfnoise or diffusers, got {type(guider).__name__}.")
+        raise TypeError(f"guide takes a guider of hfnoise or diffusers, got {described(guider)}.")
     before, source = pipe.guider, getattr(guider, "_source", None)
     pipe.update_components(guider=guider.bind(pipe) if isinstance(guider, UpdateGuidance) else guider)
     try:
@@ -261,6 +270,7 @@ def _guided_call(
         kwargs = {**kwargs, name: guider.guidance_scale - layout.scale_offset}
     if guider.guidance_rescale and "guidance_rescale" not in given:
         kwargs = {**kwargs, "guidance_rescale": guider.guidance_rescale}
+    is_given = name in given or name in kwargs
     for key in ("callback_on_step_end", "callback"):
         # Those of diffusers are recognised by their class, and call no model.
         if inspect.isroutine(kwargs.get(key)):
@@ -276,6 +286,11 @@ def _guided_call(
         return float(value) + layout.scale_offset
 
     asked = given[name] is not None and given[name] + layout.scale_offset > 1
+    if not (asked or is_given) and guider.num_conditions > 1:
+        logger.warning(
+            "%s guides nothing unless asked to, so %s has nothing to do: give %s above 1, and a negative prompt.",
+            type(pipe).__name__, type(guider).__name__, name,
+        )  # fmt: skip
     if layout.kind == "three_branches":  # these have a scale of the image too
         asked = asked and given["image_guidance_scale"] >= 1
     with GuidedRun(pipe, guider, layout, scale, asked).installed():

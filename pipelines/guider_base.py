@@ -12,6 +12,7 @@ from diffusers.guiders.guider_utils import GuiderOutput, rescale_noise_cfg
 
 from hfnoise.pipelines.guidance_report import GuidanceReport
 from hfnoise.pipelines.guidance_step import GuidanceStep
+from hfnoise.pipelines.guider_options import check_numbers, described, without_notice
 from hfnoise.pipelines.model_inputs import noisy_input, select_rows
 
 # As every text-to-image guider of diffusers.
@@ -56,7 +57,8 @@ class UpdateGuidance(ClassifierFreeGuidance):
         inner: UpdateGuidance | dict[str, Any] | None = None,
     ) -> None:
         # Not through ClassifierFreeGuidance: it would register its own default as the guidance_scale that was asked.
-        BaseGuidance.__init__(self, start, stop, enabled)
+        with without_notice():
+            BaseGuidance.__init__(self, start, stop, enabled)
         self.inner = self._checked_inner(inner)
         inner_scale = None if self.inner is None else self.inner.config["guidance_scale"]
         if guidance_scale is not None and inner_scale not in (None, guidance_scale):
@@ -66,6 +68,7 @@ class UpdateGuidance(ClassifierFreeGuidance):
             )
         scale = guidance_scale if guidance_scale is not None else inner_scale
         scale = _DEFAULT_GUIDANCE_SCALE if scale is None else scale
+        check_numbers(guidance_scale=scale, guidance_rescale=guidance_rescale)
         if not (math.isfinite(scale) and math.isfinite(guidance_rescale)):
             raise ValueError(
                 f"guidance_scale and guidance_rescale must be finite, got {scale} and {guidance_rescale}."
@@ -88,7 +91,7 @@ class UpdateGuidance(ClassifierFreeGuidance):
         self._unconditional = 1
         self._has_guided = False
         if self.inner is not None:
-            self.register_to_config(inner=_as_config(self.inner))
+            self.register_to_config(inner=guider_entry(self.inner))
         # diffusers takes positional arguments for defaults, and `new()` would go back to those.
         defaults = inspect.signature(type(self).__init__).parameters
         unset = self.config.get("_use_default_values", [])
@@ -103,7 +106,7 @@ class UpdateGuidance(ClassifierFreeGuidance):
                 raise ValueError(f"inner is a configuration of {name!r}; {self._inner_rule()}")
             inner = self._classes[name].from_config({k: v for k, v in inner.items() if k != "_class_name"})
         if type(inner).__name__ not in self._accepts_inner or not isinstance(inner, UpdateGuidance):
-            raise ValueError(f"inner is {type(inner).__name__}; {self._inner_rule()}")
+            raise ValueError(f"inner is {described(inner)}; {self._inner_rule()}")
         own = {name: inner.config[name] for name, value in _NEUTRAL.items() if inner.config[name] != value}
         if own:
             raise ValueError(f"the inner {type(inner).__name__} has {own}; give these to {type(self).__name__}.")
@@ -330,7 +333,10 @@ class UpdateGuidance(ClassifierFreeGuidance):
             ValueError: if there was none.
         """
         if not self._trace:
-            raise ValueError("this guider has not seen a run yet.")
+            raise ValueError(
+                "this guider has not seen a run yet: call the pipeline first. If you did, the log says why nothing "
+                "was guided."
+            )
         batch = len(self._trace[0])
         found = next((steps for steps in (stage._stop_steps for stage in self.stages) if steps is not None), None)
         stops = [-1] * batch if found is None else found.tolist()
@@ -375,7 +381,14 @@ class UpdateGuidance(ClassifierFreeGuidance):
         )  # fmt: skip
 
 
-def _as_config(guider: UpdateGuidance) -> dict[str, Any]:
-    """Return a guider as what JSON can hold, with its class."""
+def guider_entry(guider: UpdateGuidance) -> dict[str, Any]:
+    """Return class and options of a guider as what JSON can hold.
+
+    Example:
+        >>> from hfnoise.pipelines import AdaptiveGuidance
+        >>> from hfnoise.pipelines.guider_base import guider_entry
+        >>> guider_entry(AdaptiveGuidance(threshold=0.99))["threshold"]
+        0.99
+    """
     entries = {name: value for name, value in guider.config.items() if not name.startswith("_")}
     return {"_class_name": type(guider).__name__, **entries}

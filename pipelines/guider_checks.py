@@ -9,6 +9,7 @@ from typing import Any
 from diffusers.guiders import BaseGuidance
 
 from hfnoise.pipelines.guider_base import UpdateGuidance
+from hfnoise.pipelines.guider_options import described
 from hfnoise.pipelines.pipeline_layouts import layout_of
 
 
@@ -53,18 +54,19 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
     name = pipeline_class.__name__.removeprefix("Guided")
     if takes_guider(pipeline_class):
         if not isinstance(guider, BaseGuidance):
-            raise TypeError(f"{name} takes a guider of hfnoise or diffusers, got {type(guider).__name__}.")
+            raise TypeError(f"{name} takes a guider of hfnoise or diffusers, got {described(guider)}.")
         return
     if not isinstance(guider, UpdateGuidance):
         raise TypeError(
             f"{name} takes a guider of hfnoise (AdaptiveGuidance, ProjectedGuidance, LinearGuidance), got "
-            f"{type(guider).__name__}. Those of diffusers work in its modular pipelines only."
+            f"{described(guider)}. Those of diffusers work in its modular pipelines only."
         )
     layout = layout_of(pipeline_class)
     if layout is None:
         raise ValueError(
-            f"it is not known how {name} calls its denoiser. Say so: hfnoise.pipelines.pipeline_layouts.LAYOUTS"
-            f"[{name!r}] = PipelineLayout('batched'), or 'two_calls'."
+            f"it is not known how {name} calls its denoiser. Say so: from hfnoise.pipelines.pipeline_layouts import "
+            f"LAYOUTS, PipelineLayout; LAYOUTS[{name!r}] = PipelineLayout('batched'), or 'two_calls', with "
+            "denoisers=('transformer',) if it is not called unet."
         )
     if layout.kind == "refused":
         raise ValueError(f"{name} cannot take a guider: {layout.reason}")
@@ -123,8 +125,14 @@ def check_run(pipe: Any, guider: UpdateGuidance, given: Mapping[str, Any]) -> No
         given (`Mapping`): the arguments of the call.
 
     Raises:
-        ValueError: if x0 would be wrong.
+        ValueError: if the denoiser is none of the pipeline's components, or x0 would be wrong.
     """
+    layout = layout_of(type(pipe))
+    if layout is not None and all(getattr(pipe, name, None) is None for name in layout.denoisers):
+        raise ValueError(
+            f"{type(pipe).__name__.removeprefix('Guided')} has no {' or '.join(layout.denoisers)}, which its layout "
+            f"says it calls: give denoisers=, the names of what it does, of {', '.join(sorted(pipe.components))}."
+        )
     # Wan 2.2 TI2V: where there is an image its frame stands at timestep 0, in the middle of the others.
     if pipe.config.get("expand_timesteps") and given.get("image") is not None:
         if any(stage._needs_input for stage in guider.stages):

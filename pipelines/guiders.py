@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from os import PathLike
 from typing import Any
 
@@ -55,9 +56,17 @@ class AutoGuider:
             >>> AutoGuider.from_pretrained("guider").threshold
             0.99
         """
-        config, kwargs = BaseGuidance.load_config(
-            pretrained_model_name_or_path, subfolder=subfolder, return_unused_kwargs=True, **kwargs
-        )
+        try:
+            with warnings.catch_warnings():
+                # diffusers 0.42 calls the Hub's library with what it no longer knows.
+                warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
+                config, kwargs = BaseGuidance.load_config(
+                    pretrained_model_name_or_path, subfolder=subfolder, return_unused_kwargs=True, **kwargs
+                )
+        except OSError as error:
+            if subfolder is not None:
+                raise
+            raise OSError(f"{error} That of a pipeline lies in a sub-folder of it: subfolder='guider'.") from error
         name = config.get("_class_name")
         guider_class: Any = UpdateGuidance._classes.get(name) or getattr(diffusers.guiders, str(name), None)
         is_guider = isinstance(guider_class, type) and issubclass(guider_class, BaseGuidance)
@@ -65,6 +74,9 @@ class AutoGuider:
             known = sorted([*UpdateGuidance._classes, "those of diffusers.guiders"])
             raise ValueError(f"the guider is of class {name!r}; known are {', '.join(known)}.")
         _check_options(guider_class, config)
+        known = set(inspect.signature(guider_class).parameters)
+        if unknown := sorted(set(kwargs) - known):
+            raise ValueError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
         return guider_class.from_config(config, **kwargs)
 
 

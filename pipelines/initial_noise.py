@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from hfnoise.pipelines.start_context import StartContext
+from hfnoise.pipelines.start_context import StartContext, parameter_names
 
 SPACES = ("unit", "scheduler")
 # Arguments of `prepare_latents` that say from where in the run it starts: there is an image beneath the noise.
@@ -110,10 +110,9 @@ def check_initial_noise(pipeline_class: type, initial_noise: Any) -> InitialNois
             f"initial_noise must be an InitialNoise of hfnoise or a list of such, got {type(initial_noise).__name__}. "
             "A tensor is given to the call, as latents=."
         )
-    prepare = getattr(pipeline_class, "prepare_latents", None)
-    if prepare is None:
+    known = parameter_names(pipeline_class, "prepare_latents")
+    if not known:
         raise ValueError(f"{name} prepares no latents: there is no start to refine.")
-    known = set(inspect.signature(prepare).parameters)
     if known & _STARTS_FROM_DATA and "is_strength_max" not in known:
         raise ValueError(
             f"{name} starts from an image with noise on it, not from noise: there is nothing to repair. Use it "
@@ -134,7 +133,7 @@ def refined_start(
         initial_noise ([`InitialNoise`]): of the slot.
         args, kwargs: of the call that the block makes.
     """
-    arguments = _arguments(type(pipe).__call__, (pipe, *args), kwargs or {})
+    arguments = _arguments(pipe, "__call__", args, kwargs or {})
     own = {name: pipe.__dict__[name] for name in ("encode_prompt", "prepare_latents") if name in pipe.__dict__}
     prepare: Any = pipe.prepare_latents
     encode: Any = getattr(pipe, "encode_prompt", None)
@@ -150,7 +149,7 @@ def refined_start(
         latents = prepared[0] if isinstance(prepared, tuple) else prepared
         if not isinstance(latents, torch.Tensor):
             raise TypeError(f"{type(pipe).__name__} prepares {type(latents).__name__}, and no tensor of latents.")
-        _check_starts_from_noise(pipe, _arguments(type(pipe).prepare_latents, (pipe, *args), kwargs))
+        _check_starts_from_noise(pipe, _arguments(pipe, "prepare_latents", args, kwargs))
         # In some pipelines the first encoding is the prompt's, and later ones are of other things.
         context = StartContext(
             pipe, arguments, len(latents), latents.device, latents.dtype, encoded[0] if encoded else None, encode
@@ -195,9 +194,9 @@ def _replaced(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise,
 
 
 def _check_unit(unit: torch.Tensor, context: StartContext) -> None:
-    # Of 64 numbers and more the standard deviation is within 0.6 and 1.4 for all that will ever be drawn.
+    # Another convention is off by far more (sigma_max, 80), a user's own scaling of the noise by less.
     spread = float(unit.std()) if unit.numel() >= 64 else 1.0
-    if not 0.5 <= spread <= 2.0:
+    if not 0.25 <= spread <= 4.0:
         raise ValueError(
             f"{context.name} prepares noise of standard deviation {spread:.3g} times the init_noise_sigma of its "
             "scheduler. It scales it by something else, so that a refined start would be in the wrong scale."
@@ -217,13 +216,17 @@ def _check_starts_from_noise(pipe: Any, given: Mapping[str, Any]) -> None:
         )
 
 
-def _arguments(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by name, with defaults."""
-    bound = inspect.signature(function).bind_partial(*args, **kwargs)
+def _arguments(pipe: Any, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a method's call by name, with defaults."""
+    signatures = [inspect.signature(base.__dict__[method]) for base in type(pipe).__mro__ if method in base.__dict__]
+    # A subclass may hand on whatever it is given as *args: the names are those of its base.
+    named = (signature for signature in signatures if not _has(signature, inspect.Parameter.VAR_POSITIONAL))
+    signature = next(named, signatures[0])
+    known = {name: value for name, value in kwargs.items() if name in signature.parameters}
+    bound = signature.bind_partial(pipe, *args, **known)
     bound.apply_defaults()
-    arguments = dict(bound.arguments)
-    # Those that a signature gathers in **kwargs.
-    for parameter in bound.signature.parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments |= arguments.pop(parameter.name, {})
-    return arguments
+    return {**bound.arguments, **kwargs}
+
+
+def _has(signature: inspect.Signature, kind: Any) -> bool:
+    return any(parameter.kind is kind for parameter in signature.parameters.values())

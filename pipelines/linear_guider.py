@@ -44,6 +44,7 @@ class LinearGuidance(UpdateGuidance):
 
     Raises:
         ValueError: if an option is out of range, or `inner` cannot be inside.
+        TypeError: if `coefficients` is something else, such as the name of a file.
 
     Example:
         >>> from hfnoise.pipelines import LinearGuidance
@@ -71,6 +72,11 @@ class LinearGuidance(UpdateGuidance):
         evaluated_steps(policy, 1)  # refuses another policy
         if isinstance(coefficients, LinearCoefficients):
             self.register_to_config(coefficients=coefficients.to_dict())
+        elif coefficients is not None and not isinstance(coefficients, dict):
+            raise TypeError(
+                f"coefficients takes LinearCoefficients, got {coefficients!r}. Of a file: "
+                "hfnoise.guidance.LinearCoefficients.load(path)."
+            )
         elif coefficients is not None:
             coefficients = LinearCoefficients.from_dict(coefficients)
         self.policy = policy

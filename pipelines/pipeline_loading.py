@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub.constants import HF_HUB_OFFLINE
 
 from hfnoise.errors import UsageError
 from hfnoise.pipelines.guided import guided_class
@@ -84,7 +86,7 @@ def find_pipeline_class(name: str, revision: str | None = None) -> Any:
             warnings.filterwarnings("ignore", message=_OLD_HUB_ARGUMENT)
             config = DiffusionPipeline.load_config(name, revision=revision)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{name!r} cannot be read: {_first_line(error)}") from error
+        raise UsageError(f"{name!r} cannot be read: {_first_line(error)}{_hint(name)}") from error
     class_name = config.get("_class_name")
     found = getattr(diffusers, class_name, None) if isinstance(class_name, str) else None
     if not (isinstance(found, type) and issubclass(found, DiffusionPipeline)):
@@ -151,7 +153,10 @@ def load_saved_guider(name: str, config: GenerateConfig) -> Any:
             warnings.filterwarnings("ignore", message=_OLD_HUB_ARGUMENT)
             return AutoGuider.from_pretrained(name, subfolder="guider", revision=config.revision, **more)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--guider saved: {name!r} has no guider that can be read: {_first_line(error)}") from error
+        raise UsageError(
+            f"--guider saved: no guider/guider_config.json of {name!r} can be read: {_first_line(error)} Name the "
+            "guider instead, as in --guider adaptive."
+        ) from error
 
 
 def load_pipeline(pipeline_class: Any, name: str, config: GenerateConfig) -> Any:
@@ -196,6 +201,14 @@ def find_device(name: str | None) -> torch.device:
     if device.type == "meta":
         raise UsageError("device 'meta' computes nothing.")
     return device
+
+
+def _hint(name: str) -> str:
+    """Return what may be the cause: the Hub's library says only that the file was not found."""
+    close = get_close_matches(name, EMBEDDED, n=1)
+    if close:
+        return f" Did you mean {close[0]}?"
+    return " HF_HUB_OFFLINE is set: only what is in the cache can be loaded." if HF_HUB_OFFLINE else ""
 
 
 def _first_line(error: BaseException) -> str:

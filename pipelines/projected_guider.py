@@ -13,6 +13,7 @@ from hfnoise.guidance import MomentumState, projected_output_update, projected_u
 from hfnoise.guidance.projected import check_projection
 from hfnoise.pipelines.guidance_step import GuidanceStep
 from hfnoise.pipelines.guider_base import UpdateGuidance
+from hfnoise.pipelines.guider_options import check_numbers
 
 _SPACES = ("x0", "model")
 # r of SDXL at 1024 x 1024 (appendix of the paper), whose latents are 4 x 128 x 128.
@@ -48,6 +49,7 @@ class ProjectedGuidance(UpdateGuidance):
 
     Raises:
         ValueError: if an option is out of range.
+        TypeError: if one that is a number is given as something else.
 
     Example:
         >>> from hfnoise.pipelines import ProjectedGuidance
@@ -75,6 +77,8 @@ class ProjectedGuidance(UpdateGuidance):
         self._set_up(guidance_scale, guidance_rescale, use_original_formulation, start, stop, enabled)
         if isinstance(norm_threshold, str) and norm_threshold != "auto":
             raise ValueError(f"norm_threshold must be a number, None or 'auto', got {norm_threshold!r}.")
+        numbers = {"eta": eta, "norm_threshold": norm_threshold, "momentum": momentum}
+        check_numbers(**{name: value for name, value in numbers.items() if value not in (None, "auto")})
         check_projection(eta, None if isinstance(norm_threshold, str) else norm_threshold)
         if norm_threshold == "auto" and norm_dims is not None:
             raise ValueError("norm_threshold='auto' is of whole samples; with norm_dims give a number.")
@@ -115,8 +119,22 @@ class ProjectedGuidance(UpdateGuidance):
             rule = partial(projected_output_update, model_input=step.noisy, point=step.point)
         threshold = self.norm_threshold
         if isinstance(threshold, str):
-            threshold = _SDXL_THRESHOLD * math.sqrt(cond[0].numel() / _SDXL_NUMBERS)
+            threshold = auto_norm_threshold(cond[0].numel())
         return rule(
             cond, uncond, eta=self.eta, norm_threshold=threshold, momentum_state=self._momentum_state,
             dims=self.norm_dims, advance=step.is_first_evaluation,
         )  # fmt: skip
+
+
+def auto_norm_threshold(size: int) -> float:
+    """Return what `norm_threshold="auto"` is: the paper's for SDXL, scaled as a norm grows, with the root of the size.
+
+    Args:
+        size (`int`): numbers of a sample's latents.
+
+    Example:
+        >>> from hfnoise.pipelines.projected_guider import auto_norm_threshold
+        >>> auto_norm_threshold(4 * 64 * 64)
+        7.5
+    """
+    return _SDXL_THRESHOLD * math.sqrt(size / _SDXL_NUMBERS)

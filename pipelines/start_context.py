@@ -110,7 +110,7 @@ class StartContext:
         """
         if self.encode is None or getattr(self.pipe, "text_encoder", None) is None:
             raise ValueError(f"{self.name} has no text encoder to encode {list(prompts)} with. Give embeddings.")
-        known = inspect.signature(type(self.pipe).encode_prompt).parameters
+        known = parameter_names(type(self.pipe), "encode_prompt")
         options = {"device": self.device, **_ENCODE_ALONE}
         encoded = self.encode(prompt=list(prompts), **{key: value for key, value in options.items() if key in known})
         return encoded[0] if isinstance(encoded, tuple) else encoded
@@ -165,3 +165,16 @@ def repeated_words(words: str | Sequence[str] | None, batch: int, name: str) -> 
     if not words or batch % len(words):
         raise ValueError(f"{name} has {len(words)} entries, and there are {batch} samples.")
     return [word for word in words for _ in range(batch // len(words))]
+
+
+def parameter_names(pipeline_class: type, method: str) -> set[str]:
+    """Return the names of a method's parameters, also those that a subclass hands on as `**kwargs`.
+
+    Example:
+        >>> from diffusers import StableDiffusionPipeline
+        >>> from hfnoise.pipelines.start_context import parameter_names
+        >>> "generator" in parameter_names(StableDiffusionPipeline, "prepare_latents")
+        True
+    """
+    methods = (base.__dict__[method] for base in pipeline_class.__mro__ if method in base.__dict__)
+    return {name for function in methods for name in inspect.signature(function).parameters}

@@ -96,3 +96,7 @@ def test_unknown_names_say_what_is_known():
         find_method("robust")
     with pytest.raises(AttributeError, match="'hfnoise' has no attribute 'RobustTrainer'"):
         _ = hfnoise.RobustTrainer
+    with pytest.raises(AttributeError, match="'AdaptiveGuidence'; did you mean AdaptiveGuidance"):
+        _ = hfnoise.AdaptiveGuidence
+    with pytest.raises(AttributeError, match="`hfnoise list` shows"):
+        _ = hfnoise.zzz

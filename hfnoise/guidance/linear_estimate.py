@@ -143,7 +143,7 @@ class UpdateHistory:
         if len(self._updates) < min(len(row), step):
             raise ValueError(
                 f"step {step} is estimated from {min(len(row), step)} updates, and there are {len(self._updates)}: "
-                "the run did not begin at step 0. Use order=0, or coefficients fitted on runs from there."
+                "the run did not begin at step 0. Fit coefficients on runs from there, or use none: the last is held."
             )
         # Newest first, as the coefficients.
         return torch.stack([w * update for w, update in zip(row, reversed(self._updates), strict=False)]).sum(dim=0)

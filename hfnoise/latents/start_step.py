@@ -53,6 +53,8 @@ def one_more_step(
         >>> one_more_step(torch.full((1, 1, 1, 1), -0.5), torch.ones(1, 1, 1, 1), alpha_bar=0.64).item()
         1.0
     """
+    if isinstance(alpha_bar, Tensor) and alpha_bar.numel() != 1:
+        raise ValueError(f"alpha_bar must be one number, got a tensor of shape {tuple(alpha_bar.shape)}.")
     power = float(alpha_bar)
     if not 0.0 <= power <= 1.0:
         raise ValueError(f"alpha_bar must be in [0, 1], got {power}: it is the square of the signal's factor.")

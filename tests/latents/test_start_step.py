@@ -75,6 +75,7 @@ X = torch.zeros(1, 2, 4, 4)
     [
         (lambda: one_more_step(X, X, 1.5), r"alpha_bar must be in \[0, 1\], got 1.5"),
         (lambda: one_more_step(X, X, float("nan")), "alpha_bar"),
+        (lambda: one_more_step(X, X, torch.ones(2)), r"alpha_bar must be one number, got a tensor of shape \(2,\)"),
         (lambda: one_more_step(X, X[:, :1], 0.1), r"v is of shape \(1, 2, 4, 4\)"),
         (lambda: one_more_step(X, X, 0.1, 1.5), r"eta must be in \[0, 1\], got 1.5"),
         (lambda: one_more_step(X, X, 0.1, compat="official-2"), "compat must be one of"),

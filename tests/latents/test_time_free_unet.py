@@ -85,14 +85,20 @@ def test_gradient_checkpointing(unet, inputs):
 
 
 @pytest.mark.slow
-def test_lora(unet, inputs):
-    from peft import LoraConfig
+def test_lora(unet, inputs, vectors):
+    from peft import LoraConfig, get_peft_model
 
     before = output(unet, inputs)
     unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
     assert not torch.equal(output(unet, inputs), before)
     unet.disable_adapters()
     assert torch.equal(output(unet, inputs), before)
+    # PEFT's own model around it, and around a stock one.
+    stock = UNet2DConditionModel.from_config(vectors[0]).eval()
+    for module in (TimeFreeUNet2DConditionModel.from_config(unet.config).eval(), stock):
+        before = output(module, inputs)
+        peft = get_peft_model(module, LoraConfig(r=2, target_modules=["to_q", "to_v"]))
+        assert torch.equal(output(peft, inputs), before)
 
 
 def test_stock_form_and_back(unet, inputs, tmp_path, no_log):

@@ -80,11 +80,11 @@ def test_presets_set_their_guider(stock_folder):
 
 def test_preset_and_another_saved_guider(linear_folder):
     assert type(hfnoise.AutoGuidedPipeline.from_pretrained(linear_folder).guider) is LinearGuidance
-    message = "linear has a LinearGuidance; AdaptiveGuidancePipeline uses AdaptiveGuidance.. instead"
+    message = "linear has its own LinearGuidance; AdaptiveGuidancePipeline uses AdaptiveGuidance.. instead"
     with pytest.warns(UserWarning, match=message):
         pipe = hfnoise.AdaptiveGuidancePipeline.from_pretrained(linear_folder)
     assert type(pipe.guider) is AdaptiveGuidance
-    with pytest.warns(UserWarning, match="StableDiffusionPipeline has a LinearGuidance; Projected"):
+    with pytest.warns(UserWarning, match="StableDiffusionPipeline has its own LinearGuidance; Projected"):
         hfnoise.ProjectedGuidancePipeline.from_pipe(hfnoise.AutoGuidedPipeline.from_pretrained(linear_folder))
 
 

@@ -44,6 +44,22 @@ def test_brightness_offset():
 
 
 @pytest.mark.slow
+def test_brightness_offset_of_a_trained_model():
+    """The digits, whose background is black and whose strokes are not white: by the VAE's measure of brightness."""
+    from hfnoise.worlds.digits_checkpoints import load_digits_pipeline
+
+    pipe = load_digits_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    means = []
+    for value in (-1.0, 0.0, 1.0):
+        generator = torch.Generator().manual_seed(0)
+        call = {"prompt": ["the digit seven", "the digit zero"] * 4, "num_inference_steps": 10, "output_type": "pt"}
+        with guide(pipe, initial_noise=BrightnessOffset(value)):
+            means.append(float(pipe(**call, generator=generator).images.mean()))
+    assert means[0] + 0.02 < means[1] < means[2] - 0.02
+
+
+@pytest.mark.slow
 def test_with_a_trained_module():
     module = benchmark.train_module(120, seed=0)
     white, oms, matched = errors(module, benchmark.WHITE, benchmark.OMS, benchmark.MATCHED)

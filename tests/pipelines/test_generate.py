@@ -15,7 +15,7 @@ from PIL import Image
 import hfnoise
 from hfnoise.__main__ import main
 from hfnoise.errors import UsageError
-from hfnoise.pipelines.generate import parse_generate
+from hfnoise.pipelines.generate import _remove_earlier, parse_generate
 from hfnoise.pipelines.generate_config import GenerateConfig
 from hfnoise.pipelines.picture_files import can_write_videos, save_grid, save_sample
 
@@ -140,6 +140,21 @@ def test_noise_does_not_depend_on_the_batch(config_file, tmp_path, capsys):
     assert reports[0].rows == reports[1].rows and reports[0].stop_steps == reports[1].stop_steps
 
 
+def test_a_run_replaces_the_one_before_it_in_a_folder_and_nothing_else(config_file, tmp_path, capsys):
+    assert main(["generate", "--config", config_file()]) == 0
+    out = tmp_path / "out"
+    assert len(images(out)) == 4
+    (out / "0009-mine.png").touch()  # of the user
+    assert main(["generate", "--config", config_file(prompt=PROMPTS[:1], num_images_per_prompt=1)]) == 0
+    assert [path.name for path in sorted(out.glob("0*"))] == ["0000-seed5.png", "0009-mine.png"]
+    # A record that names other files, or is of somebody else, removes nothing of theirs.
+    (tmp_path / "kept.png").touch()
+    for record in ({"samples": [{"file": "../kept.png"}, {"file": 3}]}, {"other": 1}, []):
+        (out / "generation.json").write_text(json.dumps(record))
+        _remove_earlier(out)
+    assert (tmp_path / "kept.png").is_file() and (out / "generation.json").is_file()
+
+
 def test_guiders_are_composed():
     config = GenerateConfig(
         "digits", prompt="seven", guider="projected+adaptive+linear", guidance_scale=4, space="v", norm_threshold=2,
@@ -199,6 +214,8 @@ def test_the_command_is_the_configuration(changes):
         ({"model_name_or_path": None}, "give --model_name_or_path (a Hub id, a folder, or digits)"),
         ({"model_name_or_path": "./nowhere"}, "no such folder"),
         ({"model_name_or_path": "a/b/c"}, "no such folder"),
+        ({"model_name_or_path": "digit"}, "Did you mean digits?"),
+        ({"height": 64}, "height and width go together, got 64 and None"),
         (
             {"model_name_or_path": "hfnoise:letters"},
             "no embedded pipeline 'hfnoise:letters'; there are digits, digits-",
@@ -218,7 +235,7 @@ def test_the_command_is_the_configuration(changes):
         ({"guider": "adaptive+none"}, "guider must be one of"),
         ({"guider": "adaptive+saved"}, "guider must be one of"),
         ({"guider": "saved"}, "threshold is of the guider 'adaptive', and the guider is 'saved'"),
-        ({"guider": "saved", "threshold": None}, "--guider saved: "),
+        ({"guider": "saved", "threshold": None}, "Name the guider instead, as in --guider adaptive."),
         ({"guider": "projected"}, "threshold is of the guider 'adaptive', and the guider is 'projected'"),
         ({"eta": 0.5}, "eta is of the guider 'projected', and the guider is 'adaptive'"),
         ({"guider": "linear", "threshold": None, "policy": "never"}, "policy must be one of"),

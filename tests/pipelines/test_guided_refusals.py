@@ -57,7 +57,7 @@ def test_a_refusal_changes_nothing(pipe):
     with pytest.raises(TypeError, match="got Linear"):
         made.guider = torch.nn.Linear(1, 1)
     assert made.guider is guider
-    with pytest.raises(TypeError, match="takes a pipeline class"), guide(3, never()):
+    with pytest.raises(TypeError, match="guide takes a pipeline of diffusers, got int"), guide(3, never()):
         raise AssertionError("it was taken")
 
 
@@ -136,6 +136,11 @@ def test_a_pipeline_of_the_community(pipe, monkeypatch):
     assert torch.equal(guided(pipe, never()), expected)
     guided(pipe, guider)
     assert guider.report.rows == (4, 2, 2, 2) and type(pipe) is Community
+    monkeypatch.setitem(LAYOUTS, "Community", PipelineLayout("batched", denoisers=("transformer",)))
+    with pytest.raises(
+        ValueError, match="Community has no transformer, which .* the names of what it does, of .* unet"
+    ):
+        guided(pipe, never())
 
 
 # Classes. ---------------------------------------------------------------------------------------------------------

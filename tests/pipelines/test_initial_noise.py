@@ -143,6 +143,22 @@ def test_positional_arguments_and_embeddings(sd):
     assert told.context.prompts is None and told.context.prompt_embeds.shape == (2, 8, 16)
 
 
+def test_a_subclass_that_hands_its_arguments_on(sd):
+    class Mine(diffusers.StableDiffusionPipeline):
+        def __call__(self, *args, strength=1, **kwargs):
+            return super().__call__(*args, **kwargs)
+
+        def prepare_latents(self, *args, **kwargs):
+            return super().prepare_latents(*args, **kwargs)
+
+    pipe, told = Mine(**sd.components, requires_safety_checker=False), Told()
+    pipe.set_progress_bar_config(disable=True)
+    with guide(pipe, initial_noise=told):
+        pipe("the digit one", 16, 16, num_inference_steps=2, strength=2, output_type="latent")
+    assert told.context.prompts == ["the digit one"] and told.context.guidance_scale == 7.5
+    assert told.context.arguments["strength"] == 2
+
+
 def test_given_latents_are_unit_noise():
     family = FAMILIES["sd-euler"]
     pipe, told = family.build(), Told()
@@ -265,6 +281,21 @@ def test_errors_of_the_slot(sd):
             object.__new__(pipeline_class).initial_noise = Mirrored()
     with pytest.raises(ValueError, match="prepares no latents"):
         object.__new__(hfnoise.guided_class(diffusers.DDPMPipeline)).initial_noise = Mirrored()
+
+
+@pytest.mark.slow
+def test_inpainting_of_sdxl():
+    """Its strength is 0.9999 by default: that starts from the image."""
+    from hfnoise.worlds.tiny_pipelines.family import calls, prompts
+    from hfnoise.worlds.tiny_pipelines.unets import PIXELS, POOLED, TOKENS, WIDTH, image, mask, sdxl
+
+    pipe = sdxl("StableDiffusionXLInpaintPipeline")()
+    call = calls(prompts(TOKENS, WIDTH, POOLED), image, mask, height=PIXELS, width=PIXELS)
+    with pytest.raises(ValueError, match="StableDiffusionXLInpaintPipeline starts from an image .* strength=1.0"):
+        run(pipe, call(1), PRIOR)
+    stock = images_of(pipe(**call(1), strength=1.0))
+    assert torch.equal(run(pipe, {**call(1), "strength": 1.0}, Told()), stock)
+    assert not torch.equal(run(pipe, {**call(1), "strength": 1.0}, PRIOR), stock)
 
 
 def test_errors_of_a_call(sd):

@@ -290,10 +290,17 @@ def test_a_pipeline_is_saved_with_it(tmp_path):
     assert torch.equal(images_of(again(**sd_call())), images_of(pipe(**sd_call())))
     stock = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
     assert torch.equal(images_of(stock(**sd_call())), images_of(base(**sd_call())))
-    with pytest.raises(ValueError, match="StableDiffusionPipeline has no oms_module. Give initial_noise="):
+    with pytest.raises(ValueError, match="StableDiffusionPipeline has no oms_module. Give oms_module="):
         hfnoise.OneMoreStepPipeline.from_pipe(base)
     with pytest.raises(TypeError, match="takes a OneMoreStep, alone or in a list with others, got BrightnessOffset"):
         hfnoise.OneMoreStepPipeline.from_pipe(base, initial_noise=BrightnessOffset(0.5))
+    for module in (tmp_path, tmp_path / "oms_module", pipe.initial_noise):
+        other = hfnoise.OneMoreStepPipeline.from_pipe(base, oms_module=module)
+        assert torch.equal(images_of(other(**sd_call())), images_of(pipe(**sd_call())))
+    loaded = hfnoise.OneMoreStepPipeline.from_pretrained(tmp_path, oms_module=new_module())
+    assert loaded.initial_noise.eta == 0.0
+    with pytest.raises(ValueError, match="give initial_noise or oms_module"):
+        hfnoise.OneMoreStepPipeline.from_pipe(base, oms_module=module, initial_noise=pipe.initial_noise)
     both = hfnoise.OneMoreStepPipeline.from_pipe(pipe, initial_noise=[pipe.initial_noise, BrightnessOffset(0.5)])
     with pytest.warns(UserWarning, match="InitialNoiseChain is not saved with the pipeline"):
         both.save_pretrained(tmp_path)

@@ -122,6 +122,12 @@ def test_without_a_negative_prompt_there_is_nothing_to_guide(caplog):
     assert "did not ask for an unconditional prediction" in caplog.text
     with pytest.raises(ValueError, match="has not seen a run yet"):
         _ = guider.report
+    # Nor does the default of the pipeline ask for any.
+    for options, said in (({}, True), ({family.scale_name: 1.0}, False)):
+        caplog.clear()
+        with guide(pipe, AdaptiveGuidance()):
+            assert torch.equal(images_of(pipe(**family.call(1), **options)), stock)
+        assert ("give true_cfg_scale above 1, and a negative prompt" in caplog.text) is said
 
 
 def test_sixteen_bits(pipe):
