@@ -4,8 +4,8 @@
 
 In the brightness world every image is of one shade, dark, grey or bright as the prompt says, and the base model is
 exactly right about it; from white noise it draws everything in mid brightness all the same. While it trains,
-`eval_low_frequency_r2` rises to about 0.92, which is all that the prompts say about the brightness. Then the
-Wasserstein-1 distance of the brightness of samples from that of real images is printed, for one seed.
+`eval_low_frequency_r2` rises to what the prompts say about the brightness, 0.92 in expectation. Then the Wasserstein-1
+distance of the brightness of samples from that of real images is printed, for one seed.
 """
 
 import torch
@@ -52,8 +52,8 @@ def train():
     )  # fmt: skip
     args = OneMoreStepTrainingArguments(
         output_dir=FOLDER, max_steps=STEPS, per_device_train_batch_size=16, per_device_eval_batch_size=128,
-        learning_rate=4e-3, lr_scheduler_type="cosine", warmup_steps=STEPS // 10, logging_steps=STEPS // 5,
-        eval_strategy="steps", eval_steps=STEPS // 5, save_strategy="no", report_to="none", use_cpu=True, bf16=False,
+        learning_rate=4e-3, lr_scheduler_type="cosine", warmup_steps=STEPS // 10, logging_steps=STEPS // 3,
+        eval_strategy="steps", eval_steps=STEPS // 3, save_strategy="no", report_to="none", use_cpu=True, bf16=False,
         disable_tqdm=True, seed=0,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
@@ -61,7 +61,7 @@ def train():
         module,
         args,
         train_dataset=make_rows(ROWS, generator),
-        eval_dataset=make_rows(512, generator),
+        eval_dataset=make_rows(256, generator),
         empty_prompt={"encoder_hidden_states": empty_states(1)},
     )
     trainer.train()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "one_more_step" / "brightness.py"
-SMALLER = {"STEPS": 100, "IMAGES": 200, "SAMPLING_STEPS": 20, "ROWS": 1600}
+SMALLER = {"STEPS": 240, "SAMPLING_STEPS": 20}
 
 
 @pytest.mark.slow
@@ -20,7 +20,7 @@ def test_the_brightness_of_samples(tmp_path, monkeypatch):
     trainer = example["train"]()
     # The prompts say nothing about the spread of 0.2: 1 - 0.2^2 / 0.481 = 0.917, in expectation.
     explained = [entry["eval_low_frequency_r2"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert explained[0] < 0.85 < 0.88 < explained[-1] < 0.95
+    assert explained[0] < explained[-1] and 0.88 < explained[-1] < 0.95
     residuals = json.loads((tmp_path / "brightness_oms_module" / "config.json").read_text())["residuals"]
     assert [row[0] ** 0.5 for row in residuals["covariance"]] == pytest.approx([0.2] * 4, abs=0.03)
     (white, narrow), (oms, _), (matched, spread) = list(example["compare"]().values())[1:]
