@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "one_more_step" / "brightness.py"
-SMALLER = {"STEPS": 240, "SAMPLING_STEPS": 20}
+SMALLER = {"STEPS": 240, "IMAGES": 400, "SAMPLING_STEPS": 20}
 
 
 @pytest.mark.slow
