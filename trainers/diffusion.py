@@ -116,7 +116,7 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
         self._micro_step = self._eval_step = 0
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # by accelerate's configuration
             refuse_sharded()
-        self.inputs = DenoiserInputs.of(self._denoiser(), self._takes_timestep)
+        self.inputs = self.denoiser_inputs()
         for dataset, where in ((train_dataset, "train_dataset"), (eval_dataset, "eval_dataset")):
             check_rows(dataset, where, self.inputs, self._denoiser())
         self.empty_prompt = self._check_empty_prompt(empty_prompt)
@@ -128,6 +128,10 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
     def call_model_init(self, trial: Any = None) -> Any:
         """Return a new model of `model_init`, prepared."""
         return prepare_denoiser(super().call_model_init(trial), self._training, self._peft_config)
+
+    def denoiser_inputs(self) -> DenoiserInputs:
+        """Return which columns the denoiser takes."""
+        return DenoiserInputs.of(self._denoiser(), self._takes_timestep)
 
     def set_schedule(self, scheduler: Any, loss_weighting: LossWeighting | None) -> None:
         """Read the noise levels off the scheduler, and the weight of each.

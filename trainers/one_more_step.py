@@ -19,11 +19,13 @@ from hfnoise.latents.hf_time_free_unet import module_residuals, set_module_resid
 from hfnoise.trainers.diffusion import DiffusionTrainer, NoisedBatch
 from hfnoise.trainers.diffusion_model import TrackedConfig
 from hfnoise.trainers.diffusion_noise import TrainingNoise
-from hfnoise.trainers.diffusion_rows import LATENTS, check_rows
+from hfnoise.trainers.diffusion_rows import LATENTS, DenoiserInputs
 from hfnoise.trainers.one_more_step_arguments import OneMoreStepTrainingArguments
 from hfnoise.trainers.one_more_step_card import OneMoreStepCardMixin
 
 STATES = "encoder_hidden_states"
+# What rows for SDXL have besides (pooled states, sizes): it is for the base model, and no module has been given it.
+_BESIDE = "added_cond_kwargs"
 # Of a stock UNet that would be asked for more than noise and prompt.
 _OTHER_INPUTS = ("class_embed_type", "addition_embed_type", "time_cond_proj_dim", "encoder_hid_dim_type")
 
@@ -57,7 +59,8 @@ class OneMoreStepTrainer(OneMoreStepCardMixin, DiffusionTrainer):
             timestep fixed to 0; or `model_init`.
         args ([`OneMoreStepTrainingArguments`]): arguments.
         train_dataset, eval_dataset (`datasets.Dataset` or any dataset of rows): `latents` and `encoder_hidden_states`,
-            as [`~hfnoise.trainers.diffusion_latents.precompute_latents`] makes them.
+            as [`~hfnoise.trainers.diffusion_latents.precompute_latents`] makes them; the pooled states and sizes of
+            SDXL are left aside.
         empty_prompt (`dict[str, Tensor]`, *optional*): as in [`DiffusionTrainer`]; needed unless `prompt_dropout` is
             0.
         **kwargs: of the Trainer.
@@ -88,11 +91,19 @@ class OneMoreStepTrainer(OneMoreStepCardMixin, DiffusionTrainer):
                 "an adapter has no config to carry the terminal prior in. The module is small: train all of it, "
                 "without peft_config; fuse an adapter that it has with model.fuse_lora() and model.unload_lora()."
             )
+        if kwargs.get("empty_prompt"):
+            empty = kwargs["empty_prompt"]
+            kwargs["empty_prompt"] = {name: one for name, one in empty.items() if name.partition(".")[0] != _BESIDE}
         super().__init__(model, training, **kwargs)
         self.compute_metrics = _explained
 
+    def denoiser_inputs(self) -> DenoiserInputs:
+        """Return what sampling has to give: the prompt."""
+        inputs = DenoiserInputs.of(self._denoiser(), timed=False)
+        return dataclasses.replace(inputs, names=frozenset({STATES, _BESIDE}), required=frozenset({STATES}))
+
     def set_schedule(self, scheduler: Any, loss_weighting: Any) -> None:
-        """Check the module and its rows; there is no schedule."""
+        """Check the module; there is no schedule."""
         module = self._denoiser()
         timed = "timestep" in inspect.signature(type(module).forward).parameters
         if timed and not isinstance(module, UNet2DConditionModel):
@@ -109,10 +120,6 @@ class OneMoreStepTrainer(OneMoreStepCardMixin, DiffusionTrainer):
         if channels[0] != channels[1]:
             raise ValueError(f"the module makes {channels[1]} channels of {channels[0]}: both must be the latents'.")
         self._stock = timed
-        # Sampling has no more than that to give.
-        self.inputs = dataclasses.replace(self.inputs, names=frozenset({STATES}), required=frozenset({STATES}))
-        for dataset, where in ((self.train_dataset, "train_dataset"), (self.eval_dataset, "eval_dataset")):
-            check_rows(dataset, where, self.inputs, module)
         measured = self._measured_rows()
         if self.args.residual_samples and hasattr(measured, "__len__") and len(measured) < 2:
             raise ValueError(
@@ -129,6 +136,10 @@ class OneMoreStepTrainer(OneMoreStepCardMixin, DiffusionTrainer):
         """Return noise to be shown, and minus the latents to be answered."""
         timestep = torch.zeros(len(latents), dtype=torch.long, device=latents.device) if self._stock else None
         return NoisedBatch(draws.noise, timestep, -latents)
+
+    def denoise(self, model: Any, sample: Tensor, timestep: Tensor | None, conditions: dict[str, Tensor]) -> Tensor:
+        """Return what the module puts out for noise and the prompt."""
+        return super().denoise(model, sample, timestep, {STATES: conditions[STATES]})
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as [`DiffusionTrainer`] does, then fit the terminal prior with `fit_residuals`."""

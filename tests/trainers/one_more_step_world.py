@@ -33,6 +33,5 @@ def new_step_trainer(folder, module=None, rows=None, eval_rows=None, options=Non
         args,
         train_dataset=make_rows() if rows is None else rows,
         eval_dataset=eval_rows,
-        **({"empty_prompt": EMPTY} if args.prompt_dropout else {}),
-        **(options or {}),
+        **({"empty_prompt": EMPTY} if args.prompt_dropout else {}) | (options or {}),
     )

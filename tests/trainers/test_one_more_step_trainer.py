@@ -8,9 +8,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
-from hfnoise import DiffusionTrainingArguments, OneMoreStep, OneMoreStepTrainer, OneMoreStepTrainingArguments
+from hfnoise import DiffusionTrainingArguments, OneMoreStep, OneMoreStepTrainer, OneMoreStepTrainingArguments, guide
 from hfnoise.latents import ResidualStatistics
 from hfnoise.latents.hf_time_free_unet import module_output, module_residuals, set_module_residuals
+from hfnoise.trainers.diffusion_latents import encode_prompts
+from hfnoise.worlds.digits_pipeline import new_digits_pipeline
+from hfnoise.worlds.tiny_pipelines import FAMILIES
 from tests.trainers.diffusion_world import assert_same_weights, losses, make_rows, new_scheduler, new_unet, weights
 from tests.trainers.one_more_step_world import new_module, new_step_trainer
 
@@ -106,6 +109,38 @@ def test_where_the_prior_is_measured(tmp_path):
 def test_latents_that_are_all_as_bright_have_no_share_to_explain(tmp_path):
     rows = make_rows(4, latents=torch.ones(4, 4, 8, 8).numpy())
     assert math.isnan(new_step_trainer(tmp_path, eval_rows=rows).evaluate()["eval_low_frequency_r2"])
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' Euler scheduler
+@pytest.mark.parametrize("family", ["digits", pytest.param("sdxl", marks=pytest.mark.slow)])
+def test_a_pipeline_starts_from_what_was_trained(tmp_path, family):
+    if family == "digits":
+        pipe, call = new_digits_pipeline(width=8), {"prompt": "seven", "output_type": "latent"}
+        empty, beside = encode_prompts(pipe, [""]), {}
+    else:
+        pipe, call = FAMILIES[family].build(), FAMILIES[family].call(1)
+        empty = {STATES: torch.zeros(1, 8, pipe.unet.config.cross_attention_dim)}
+        beside = {"added_cond_kwargs.text_embeds": [[0.0]] * 6}  # as precompute_latents makes them for SDXL
+        empty["added_cond_kwargs.text_embeds"] = torch.zeros(1, 1)
+    shape = empty[STATES].shape[1:]
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(6, *shape, generator=generator).numpy()
+    rows = make_rows(6, encoder_hidden_states=states, **beside)
+    module = new_module(cross_attention_dim=shape[-1])
+    settings = {"prompt_dropout": 0.5, "ema_decay": 0.5, "max_steps": 2}
+    trainer = new_step_trainer(tmp_path, module, rows, rows, {"empty_prompt": empty}, **settings)
+    trainer.train()
+    trainer.save_model()
+    step = OneMoreStep.from_pretrained(tmp_path)
+    assert step.prior is not None
+    images = []
+    for start in (None, step):
+        with guide(pipe, initial_noise=start):
+            images.append(
+                pipe(**call | {"generator": torch.Generator().manual_seed(0), "num_inference_steps": 2}).images
+            )
+    stock, started = images
+    assert started.isfinite().all() and not torch.equal(started, stock)
 
 
 def test_what_is_refused(tmp_path):
