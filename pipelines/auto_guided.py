@@ -98,7 +98,7 @@ class AutoGuidedPipeline:
         Raises:
             TypeError: if it is no classic pipeline; if the guider is none for this pipeline, or for this preset.
         """
-        if not isinstance(pipeline, DiffusionPipeline):
+        if not isinstance(pipeline, DiffusionPipeline | ModularPipeline):
             raise TypeError(
                 f"from_pipe takes a pipeline of diffusers, got {described(pipeline)}. For a folder or a name on the "
                 f"Hub: {cls.__name__}.from_pretrained."

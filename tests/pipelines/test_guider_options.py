@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import ModularPipeline
 from diffusers.guiders import ClassifierFreeGuidance
 
 import hfnoise
@@ -63,6 +64,8 @@ def test_a_pipeline_in_the_place_of_its_class_and_a_name_in_the_place_of_a_pipel
     pipe = new_digits_pipeline(width=8)
     with pytest.raises(TypeError, match=r"got a pipeline: give type\(pipe\)"):
         hfnoise.guided_class(pipe)
+    with pytest.raises(TypeError, match="ModularPipeline is modular and takes a guider itself"):
+        hfnoise.guided_class(ModularPipeline)
     with pytest.raises(TypeError, match="got str"):
         hfnoise.guided_class("StableDiffusionPipeline")
     with pytest.raises(TypeError, match="from_pipe takes a pipeline of diffusers, got str. .*from_pretrained"):
