@@ -30,7 +30,7 @@ from hfnoise.benchmarks.guidance_runs import (
     summary,
 )
 from hfnoise.benchmarks.guidance_tables import acceptance, plot, table, timing_table
-from hfnoise.benchmarks.reporting import circumstances, markdown, print_table, write_json
+from hfnoise.benchmarks.reporting import circumstances, judge, markdown, print_table, write_json
 from hfnoise.errors import UsageError
 from hfnoise.folders import output_folder
 from hfnoise.pipelines import AdaptiveGuidance, GuidanceRecorder, LinearGuidance, ProjectedGuidance
@@ -168,8 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_table(title, header, rows)
         text += f"**{title}**\n\n{markdown(header, rows)}\n"
     checks = acceptance(found, times, FULL, ADAPTIVE)
-    for statement, passed in checks:
-        print(f"{'ok  ' if passed else 'MISS'} {statement}")
+    judged = judge(checks)
     content = {
         "checkpoint": subject.name, "images": len(subject.labels(given.images)), "runs": found, "times": times,
         "summary": {name: {one: summary(runs[one]) for one in runs} for name, runs in found.items()},
@@ -178,13 +177,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     stem = f"guidance_{subject.stem}"
     write_json(folder / f"{stem}.json", {**circumstances(given.seeds), **content})
-    (folder / f"{stem}.md").write_text(text + _statements(checks), encoding="utf-8")
+    (folder / f"{stem}.md").write_text(text + judged, encoding="utf-8")
     plot(found, FULL, folder / f"{stem}.png")
     return int(not all(passed for _, passed in checks))
-
-
-def _statements(checks: list[tuple[str, bool]]) -> str:
-    return "".join(f"- {'met' if passed else '**missed**'}: {statement}\n" for statement, passed in checks)
 
 
 if __name__ == "__main__":

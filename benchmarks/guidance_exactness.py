@@ -26,7 +26,7 @@ from hfnoise.pipelines import AdaptiveGuidance, guide
 from hfnoise.pipelines.pipeline_layouts import layout_of
 from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, TinyFamily, images_of
 
-# Relative to the largest value of what is returned: what kernels of another batch size may change .
+# Relative to the largest value of what is returned: what kernels of another batch size may change.
 MIXED_BOUND = 1e-5
 # The first steps without guidance of the two samples of a mixed batch.
 MIXED_STOPS = (1, 3)

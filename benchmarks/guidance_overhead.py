@@ -24,7 +24,7 @@ from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hfnoise.benchmarks.guidance_runs import paired_times
-from hfnoise.benchmarks.reporting import circumstances, markdown, print_table, write_json
+from hfnoise.benchmarks.reporting import circumstances, judge, markdown, print_table, write_json
 from hfnoise.folders import output_folder
 from hfnoise.guidance import DenoisingPoint, MomentumState, projected_output_update, projected_update
 from hfnoise.pipelines import AdaptiveGuidance, LinearGuidance, ProjectedGuidance, guide
@@ -263,8 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (f"largest overhead of a step {100 * share:.4f} % <= {100 * MOST_OVERHEAD:g} %", share <= MOST_OVERHEAD),
         (f"error of float32 to float64, of the update {error:.1e} <= {MOST_ERROR:g}", error <= MOST_ERROR),
     ]
-    for statement, passed in checks:
-        print(f"{'ok  ' if passed else 'MISS'} {statement}")
+    judged = judge(checks)
     shortest = f"The overhead stays within 1 % where a step takes {100 * worst / 1000:.0f} ms or more.\n"
     print(shortest)
     content = {
@@ -273,8 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "shortest_step_milliseconds": 100 * worst / 1000,
     }  # fmt: skip
     write_json(folder / "guidance_overhead.json", {**circumstances([0]), **content})
-    lines = "".join(f"- {'met' if passed else '**missed**'}: {statement}\n" for statement, passed in checks)
-    text = f"{title}\n\n{markdown(header, rows)}\n{markdown(rule_header, rule_rows)}\n{lines}- {shortest}"
+    text = f"{title}\n\n{markdown(header, rows)}\n{markdown(rule_header, rule_rows)}\n{judged}- {shortest}"
     (folder / "guidance_overhead.md").write_text(text, encoding="utf-8")
     return int(not all(passed for _, passed in checks))
 

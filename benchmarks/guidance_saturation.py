@@ -9,7 +9,6 @@ run without guidance; pixels that are clipped are counted too, but show little o
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,27 +20,19 @@ from tqdm.auto import tqdm
 
 from hfnoise.benchmarks.guidance_pictures import side_by_side
 from hfnoise.benchmarks.guidance_runs import Subject, draw, load_subject, scores, summary
-from hfnoise.benchmarks.reporting import circumstances, markdown, print_table, write_json
+from hfnoise.benchmarks.reporting import circumstances, judge, markdown, print_table, write_json
 from hfnoise.folders import output_folder
 from hfnoise.pipelines import ProjectedGuidance
+from hfnoise.pipelines.projected_guider import auto_norm_threshold
 
 SCALES = (2.0, 4.0, 7.5, 15.0, 30.0)
-# APG, arXiv 2410.02416, table 10: for SDXL, whose latents are of 4 x 128 x 128.
-_PAPER_NORM, _PAPER_SIZE, MOMENTUM = 15.0, 4 * 128 * 128, -0.5
+# APG, arXiv 2410.02416, table 10: for SDXL.
+MOMENTUM = -0.5
 # Lin et al. 2023 (arXiv 2305.08891), section 3.4.
 _RESCALE = 0.7
 CFG, OURS = "CFG", "APG, ours"
 # The claim: at this scale, not more than this share of the saturation of CFG, at an accuracy not lower than its.
 CLAIM_SCALE, CLAIM_SHARE, ACCURACY_TOLERANCE = 15.0, 0.5, 0.01
-
-
-def norm_threshold(size: int) -> float:
-    """Return the paper's threshold for latents of another size: the norm grows with the root of their number.
-
-    Args:
-        size (`int`): numbers of a sample's latents.
-    """
-    return _PAPER_NORM * math.sqrt(size / _PAPER_SIZE)
 
 
 class _StockProjected(ProjectedGuidance):
@@ -100,7 +91,7 @@ class Method:
 
 def methods(size: int) -> dict[str, Method]:
     """Return all methods, for latents of `size` numbers."""
-    threshold = norm_threshold(size)
+    threshold = auto_norm_threshold(size)
     paper: dict[str, Any] = {"eta": 0.0, "norm_threshold": threshold, "momentum": MOMENTUM}
     return {
         CFG: Method(),
@@ -216,11 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     header, rows = table(unguided, found)
     print_table(f"saturation, {given.steps} steps", header, rows)
     checks = acceptance(found)
-    for statement, passed in checks:
-        print(f"{'ok  ' if passed else 'MISS'} {statement}")
+    judged = judge(checks)
     content = {
         "checkpoint": subject.name, "steps": given.steps, "images": len(subject.labels(given.images)),
-        "norm_threshold": norm_threshold(subject.noise(1, 0).numel()), "momentum": MOMENTUM, "unguided": unguided,
+        "norm_threshold": auto_norm_threshold(subject.noise(1, 0).numel()), "momentum": MOMENTUM, "unguided": unguided,
         "runs": found, "acceptance": [list(check) for check in checks],
         "summary": {
             name: {scale: summary(runs) for scale, runs in by_scale.items()} for name, by_scale in found.items()
@@ -228,11 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     stem = f"guidance_saturation_{subject.stem}"
     write_json(folder / f"{stem}.json", {**circumstances(given.seeds), **content})
-    lines = [f"- {'met' if passed else '**missed**'}: {statement}\n" for statement, passed in checks]
-    (folder / f"{stem}.md").write_text("\n".join([markdown(header, rows), "".join(lines)]), encoding="utf-8")
+    (folder / f"{stem}.md").write_text(f"{markdown(header, rows)}\n{judged}", encoding="utf-8")
     plot(unguided, found, folder / f"{stem}.png")
-    threshold = norm_threshold(subject.noise(1, 0).numel())
-    apg = ProjectedGuidance(norm_threshold=threshold, momentum=MOMENTUM)
+    apg = ProjectedGuidance(norm_threshold="auto", momentum=MOMENTUM)
     side_by_side(subject, apg, given.seeds[0], given.steps, folder / f"guidance_pictures_{subject.stem}.png")
     return int(not all(passed for _, passed in checks))
 

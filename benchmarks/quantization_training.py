@@ -243,8 +243,7 @@ def _report(results: dict[str, dict[str, Any]], given: argparse.Namespace) -> in
     header = ["held-out loss, nats per byte", *columns]
     reporting.print_table(f"{given.steps} steps, seeds {given.seeds}", header, rows)
     checks = acceptance({name: one["loss"] for name, one in results.items()})
-    for text, passed in checks:
-        print(f"{'ok  ' if passed else 'MISS'} {text}")
+    reporting.judge(checks)
     folder = Path(given.output_dir)
     content = {"results": results, "steps": given.steps, "acceptance": [list(check) for check in checks]}
     reporting.write_json(folder / "quantization_training.json", {**reporting.circumstances(given.seeds), **content})

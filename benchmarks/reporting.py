@@ -63,6 +63,17 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def judge(checks: Sequence[tuple[str, bool]]) -> str:
+    """Print which acceptance bounds are met and return the same as a list in Markdown.
+
+    Args:
+        checks (`Sequence[tuple[str, bool]]`): statements, and whether they hold.
+    """
+    for statement, passed in checks:
+        print(f"{'ok  ' if passed else 'MISS'} {statement}")
+    return "".join(f"- {'met' if passed else '**missed**'}: {statement}\n" for statement, passed in checks)
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write the results with sorted keys, so that two runs can be compared line by line."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -247,6 +247,7 @@ def _write(
     from rich.console import Console
     from rich.table import Table
 
+    from hfnoise.pipelines.guider_base import guider_entry
     from hfnoise.pipelines.picture_files import save_grid, save_sample
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -261,7 +262,7 @@ def _write(
     columns = config.num_images_per_prompt if config.num_images_per_prompt > 1 else None
     save_grid([sample.pop("output") for sample in samples], folder / "grid.png", columns)
     record = {
-        "command": config.command, "versions": _versions(), "guider": _guider_entry(guider),
+        "command": config.command, "versions": _versions(), "guider": None if guider is None else guider_entry(guider),
         "summary": None if report is None else str(report), "samples": samples,
     }  # fmt: skip
     (folder / "generation.json").write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
@@ -290,13 +291,6 @@ def _remove_earlier(folder: Path) -> None:
         for file in frames:
             file.unlink(missing_ok=True)
     record.unlink()
-
-
-def _guider_entry(guider: Any) -> dict[str, Any] | None:
-    if guider is None:
-        return None
-    settings = {name: value for name, value in guider.config.items() if not name.startswith("_")}
-    return {"_class_name": type(guider).__name__, **settings}
 
 
 def _versions() -> dict[str, str]:

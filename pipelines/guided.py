@@ -65,8 +65,7 @@ class GuidedPipeline(GuidedSaving):
 
     @initial_noise.setter
     def initial_noise(self, initial_noise: InitialNoise | None) -> None:
-        check_initial_noise(type(self), initial_noise)
-        self._initial_noise = initial_noise
+        self._initial_noise = check_initial_noise(type(self), initial_noise)
 
     @property
     def guidance_report(self) -> GuidanceReport:
@@ -84,7 +83,7 @@ class GuidedPipeline(GuidedSaving):
             if self.guider is not None:
                 kwargs = stack.enter_context(_guided_call(self, self.guider, args, kwargs))
             if self._initial_noise is not None:
-                stack.enter_context(refined_start(self, self._initial_noise))
+                stack.enter_context(refined_start(self, self._initial_noise, args, kwargs))
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def to(self, *args: Any, **kwargs: Any) -> Any:

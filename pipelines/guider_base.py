@@ -91,11 +91,13 @@ class UpdateGuidance(ClassifierFreeGuidance):
         self._unconditional = 1
         self._has_guided = False
         if self.inner is not None:
-            self.register_to_config(inner=_as_config(self.inner))
+            self.register_to_config(inner=guider_entry(self.inner))
         # diffusers takes positional arguments for defaults, and `new()` would go back to those.
         defaults = inspect.signature(type(self).__init__).parameters
         unset = self.config.get("_use_default_values", [])
-        self.register_to_config(_use_default_values=[n for n in unset if self.config[n] == defaults[n].default])
+        self.register_to_config(
+            _use_default_values=[n for n in unset if n in defaults and self.config[n] == defaults[n].default]
+        )
 
     def _checked_inner(self, inner: UpdateGuidance | dict[str, Any] | None) -> UpdateGuidance | None:
         if inner is None:
@@ -381,7 +383,14 @@ class UpdateGuidance(ClassifierFreeGuidance):
         )  # fmt: skip
 
 
-def _as_config(guider: UpdateGuidance) -> dict[str, Any]:
-    """Return a guider as what JSON can hold, with its class."""
+def guider_entry(guider: UpdateGuidance) -> dict[str, Any]:
+    """Return class and options of a guider as what JSON can hold.
+
+    Example:
+        >>> from hfnoise.pipelines import AdaptiveGuidance
+        >>> from hfnoise.pipelines.guider_base import guider_entry
+        >>> guider_entry(AdaptiveGuidance(threshold=0.99))["threshold"]
+        0.99
+    """
     entries = {name: value for name, value in guider.config.items() if not name.startswith("_")}
     return {"_class_name": type(guider).__name__, **entries}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
-_SPACES = ("unit", "scheduler")
+from hfnoise.pipelines.start_context import StartContext, parameter_names
+
+SPACES = ("unit", "scheduler")
+# Arguments of `prepare_latents` that say from where in the run it starts: there is an image beneath the noise.
+_STARTS_FROM_DATA = {"timestep", "timesteps", "latent_timestep"}
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class StartState:
         latents (`torch.Tensor`): of the shape of the noise.
         space (`str`, defaults to `"unit"`): `"unit"`: noise of unit variance, which can be refined again; or
             `"scheduler"`: already scaled as the scheduler's first step wants it.
-        evaluations (`int`, defaults to `0`): of the denoiser, per sample, that it cost.
+        evaluations (`int`, defaults to `0`): of a network, per sample, that it cost.
 
     Example:
         >>> import torch
@@ -35,70 +40,193 @@ class StartState:
     evaluations: int = 0
 
     def __post_init__(self) -> None:
-        if self.space not in _SPACES:
-            raise ValueError(f"space must be one of {_SPACES}, got {self.space!r}.")
+        if self.space not in SPACES:
+            raise ValueError(f"space must be one of {SPACES}, got {self.space!r}.")
 
 
 class InitialNoise(ABC):
     """Base of what goes into the slot `initial_noise` of a guided pipeline.
 
+    `space` says what `refine` returns: `"unit"` noise, which the next member of a chain refines again, or a state of
+    the `"scheduler"`, after which nothing comes. A member that changes nothing returns the very tensor that it was
+    given, and the run is the stock one to the bit.
+
     One that is saved with its pipeline names the sub-folder of the repository, which must hold a `config.json`, and
     has `save_pretrained(folder)` and the class method `from_pretrained(repository, subfolder=..., **options)`;
     `hfnoise.pipelines.saved_parts.INITIAL_NOISES` says which class is behind which sub-folder.
+
+    Example:
+        >>> from hfnoise.pipelines import InitialNoise, StartState
+        >>> class Mirrored(InitialNoise):
+        ...     def refine(self, unit_noise, context):
+        ...         return StartState(unit_noise.flip(-1))
+        >>> Mirrored().space
+        'unit'
     """
 
+    space: ClassVar[str] = "unit"
     subfolder: ClassVar[str | None] = None
 
     @abstractmethod
-    def refine(self, unit_noise: torch.Tensor, context: Any) -> StartState:
+    def refine(self, unit_noise: torch.Tensor, context: StartContext) -> StartState:
         """Return what to start from.
 
         Args:
-            unit_noise (`torch.Tensor`): the pipeline's own, of unit variance.
-            context: the pipeline, in the middle of its call.
+            unit_noise (`torch.Tensor`): the pipeline's own, of unit variance; the user's `latents` where given.
+            context ([`StartContext`]): prompts, their states, generators, timesteps, the pipeline.
         """
 
+    def check_pipeline(self, pipeline_class: type) -> None:  # noqa: B027
+        """Raise ValueError if it cannot serve in a pipeline class; told when it is put into the slot."""
 
-def check_initial_noise(pipeline_class: type, initial_noise: Any) -> None:
-    """Refuse what cannot be a start.
+
+def check_initial_noise(pipeline_class: type, initial_noise: Any) -> InitialNoise | None:
+    """Return what goes into the slot: a chain of what is given as a list.
 
     Raises:
         TypeError: if it is no [`InitialNoise`].
-        ValueError: if the pipeline prepares no latents.
+        ValueError: if the pipeline prepares no latents, or starts from an image. Inpainting is not refused here: at
+            `strength=1` it starts from noise.
 
     Example:
-        >>> from diffusers import StableDiffusionPipeline
+        >>> from diffusers import StableDiffusionImg2ImgPipeline
+        >>> from hfnoise.pipelines import BrightnessOffset
         >>> from hfnoise.pipelines.initial_noise import check_initial_noise
-        >>> check_initial_noise(StableDiffusionPipeline, None)
+        >>> check_initial_noise(StableDiffusionImg2ImgPipeline, BrightnessOffset(0.5))
+        Traceback (most recent call last):
+        ...
+        ValueError: StableDiffusionImg2ImgPipeline starts from an image with noise on it...
     """
     if initial_noise is None:
-        return
+        return None
+    if isinstance(initial_noise, (list, tuple)):
+        from hfnoise.pipelines.noise_chain import InitialNoiseChain
+
+        initial_noise = InitialNoiseChain(initial_noise) if initial_noise else None
+        return check_initial_noise(pipeline_class, initial_noise)
+    name = pipeline_class.__name__.removeprefix("Guided")
     if not isinstance(initial_noise, InitialNoise):
-        raise TypeError(f"initial_noise must be an InitialNoise of hfnoise, got {type(initial_noise).__name__}.")
-    if not hasattr(pipeline_class, "prepare_latents"):
-        raise ValueError(f"{pipeline_class.__name__} prepares no latents: there is no start to refine.")
+        raise TypeError(
+            f"initial_noise must be an InitialNoise of hfnoise or a list of such, got {type(initial_noise).__name__}. "
+            "A tensor is given to the call, as latents=."
+        )
+    known = parameter_names(pipeline_class, "prepare_latents")
+    if not known:
+        raise ValueError(f"{name} prepares no latents: there is no start to refine.")
+    if known & _STARTS_FROM_DATA and "is_strength_max" not in known:
+        raise ValueError(
+            f"{name} starts from an image with noise on it, not from noise: there is nothing to repair. Use it "
+            "without initial_noise; text-to-image and inpainting at strength=1 take it."
+        )
+    initial_noise.check_pipeline(pipeline_class)
+    return initial_noise
 
 
 @contextmanager
-def refined_start(pipe: Any, initial_noise: InitialNoise) -> Iterator[None]:
-    """Within the block `pipe.prepare_latents` returns what `initial_noise` makes of the pipeline's own noise."""
-    prepare = pipe.prepare_latents
+def refined_start(
+    pipe: Any, initial_noise: InitialNoise, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> Iterator[None]:
+    """Within the block `pipe.prepare_latents` returns what `initial_noise` makes of the pipeline's own noise.
+
+    Args:
+        pipe: of diffusers.
+        initial_noise ([`InitialNoise`]): of the slot.
+        args, kwargs: of the call that the block makes.
+    """
+    arguments = _arguments(pipe, "__call__", args, kwargs or {})
+    own = {name: pipe.__dict__[name] for name in ("encode_prompt", "prepare_latents") if name in pipe.__dict__}
+    prepare: Any = pipe.prepare_latents
+    encode: Any = getattr(pipe, "encode_prompt", None)
+    encoded: list[tuple[Any, ...]] = []
+
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        result = encode(*args, **kwargs)
+        encoded.append(result if isinstance(result, tuple) else (result,))
+        return result
 
     def refined(*args: Any, **kwargs: Any) -> Any:
         prepared = prepare(*args, **kwargs)
         latents = prepared[0] if isinstance(prepared, tuple) else prepared
-        scale = getattr(pipe.scheduler, "init_noise_sigma", 1.0)
-        state = initial_noise.refine(latents / scale, pipe)
-        start = state.latents if state.space == "scheduler" else state.latents * scale
-        start = start.to(latents.dtype)
-        return (start, *prepared[1:]) if isinstance(prepared, tuple) else start
+        if not isinstance(latents, torch.Tensor):
+            raise TypeError(f"{type(pipe).__name__} prepares {type(latents).__name__}, and no tensor of latents.")
+        _check_starts_from_noise(pipe, _arguments(pipe, "prepare_latents", args, kwargs))
+        # In some pipelines the first encoding is the prompt's, and later ones are of other things.
+        context = StartContext(
+            pipe, arguments, len(latents), latents.device, latents.dtype, encoded[0] if encoded else None, encode
+        )
+        return _replaced(prepared, latents, initial_noise, context)
 
-    before = pipe.__dict__.get("prepare_latents")
     pipe.__dict__["prepare_latents"] = refined
+    if encode is not None:
+        pipe.__dict__["encode_prompt"] = remembered
     try:
         yield
     finally:
         # Somebody else may have put one there: the guider's run does.
-        pipe.__dict__.pop("prepare_latents", None)
-        if before is not None:
-            pipe.__dict__["prepare_latents"] = before
+        for name in ("encode_prompt", "prepare_latents"):
+            pipe.__dict__.pop(name, None)
+        pipe.__dict__.update(own)
+
+
+def _replaced(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise, context: StartContext) -> Any:
+    sigma = getattr(context.scheduler, "init_noise_sigma", 1.0)
+    # float32: half of a large sigma's digits would be lost on the way there and back.
+    unit = latents.float() / sigma
+    state = initial_noise.refine(unit, context)
+    if state.latents is unit:
+        return prepared
+    if context.arguments.get("latents") is None:
+        _check_unit(unit, context)
+    if state.latents.shape != latents.shape:
+        raise ValueError(
+            f"{type(initial_noise).__name__} made a start of shape {tuple(state.latents.shape)} of noise of shape "
+            f"{tuple(latents.shape)}."
+        )
+    start = (state.latents if state.space == "scheduler" else state.latents * sigma).to(latents.dtype)
+    if not isinstance(prepared, tuple):
+        return start
+    if state.space == "unit":
+        # Inpainting keeps its noise, and puts it on the known part of the image at every step.
+        noise = state.latents.to(latents.dtype)
+        rest = [noise if _is_noise(part, latents, sigma) else part for part in prepared[1:]]
+        return (start, *rest)
+    return (start, *prepared[1:])
+
+
+def _check_unit(unit: torch.Tensor, context: StartContext) -> None:
+    # Another convention is off by far more (sigma_max, 80), a user's own scaling of the noise by less.
+    spread = float(unit.std()) if unit.numel() >= 64 else 1.0
+    if not 0.25 <= spread <= 4.0:
+        raise ValueError(
+            f"{context.name} prepares noise of standard deviation {spread:.3g} times the init_noise_sigma of its "
+            "scheduler. It scales it by something else, so that a refined start would be in the wrong scale."
+        )
+
+
+def _is_noise(part: Any, latents: torch.Tensor, sigma: Any) -> bool:
+    alike = isinstance(part, torch.Tensor) and part.shape == latents.shape and part.dtype == latents.dtype
+    return alike and torch.equal(part * sigma, latents)
+
+
+def _check_starts_from_noise(pipe: Any, given: Mapping[str, Any]) -> None:
+    if given.get("is_strength_max") is False or given.get("add_noise") is False:
+        raise ValueError(
+            f"{type(pipe).__name__.removeprefix('Guided')} starts from an image with noise on it where strength is "
+            "below 1, and from given latents where denoising_start is set. Use strength=1.0, or no initial_noise."
+        )
+
+
+def _arguments(pipe: Any, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a method's call by name, with defaults."""
+    signatures = [inspect.signature(base.__dict__[method]) for base in type(pipe).__mro__ if method in base.__dict__]
+    # A subclass may hand on whatever it is given as *args: the names are those of its base.
+    named = (signature for signature in signatures if not _has(signature, inspect.Parameter.VAR_POSITIONAL))
+    signature = next(named, signatures[0])
+    known = {name: value for name, value in kwargs.items() if name in signature.parameters}
+    bound = signature.bind_partial(pipe, *args, **known)
+    bound.apply_defaults()
+    return {**bound.arguments, **kwargs}
+
+
+def _has(signature: inspect.Signature, kind: Any) -> bool:
+    return any(parameter.kind is kind for parameter in signature.parameters.values())

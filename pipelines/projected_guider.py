@@ -119,8 +119,22 @@ class ProjectedGuidance(UpdateGuidance):
             rule = partial(projected_output_update, model_input=step.noisy, point=step.point)
         threshold = self.norm_threshold
         if isinstance(threshold, str):
-            threshold = _SDXL_THRESHOLD * math.sqrt(cond[0].numel() / _SDXL_NUMBERS)
+            threshold = auto_norm_threshold(cond[0].numel())
         return rule(
             cond, uncond, eta=self.eta, norm_threshold=threshold, momentum_state=self._momentum_state,
             dims=self.norm_dims, advance=step.is_first_evaluation,
         )  # fmt: skip
+
+
+def auto_norm_threshold(size: int) -> float:
+    """Return what `norm_threshold="auto"` is: the paper's for SDXL, scaled as a norm grows, with the root of the size.
+
+    Args:
+        size (`int`): numbers of a sample's latents.
+
+    Example:
+        >>> from hfnoise.pipelines.projected_guider import auto_norm_threshold
+        >>> auto_norm_threshold(4 * 64 * 64)
+        7.5
+    """
+    return _SDXL_THRESHOLD * math.sqrt(size / _SDXL_NUMBERS)

@@ -22,7 +22,7 @@ from hfnoise.pipelines.initial_noise import InitialNoise
 
 GUIDER_FOLDER = "guider"
 # Sub-folder -> public name in hfnoise of the InitialNoise that is saved there.
-INITIAL_NOISES: dict[str, str] = {}
+INITIAL_NOISES: dict[str, str] = {"oms_module": "OneMoreStep"}
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 

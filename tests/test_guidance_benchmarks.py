@@ -73,9 +73,10 @@ def test_rules_on_the_mixture():
 def test_stock_projection_is_what_diffusers_computes():
     from diffusers.guiders import AdaptiveProjectedGuidance
 
-    from hfnoise.benchmarks.guidance_saturation import norm_threshold, stock_projected
+    from hfnoise.benchmarks.guidance_saturation import stock_projected
+    from hfnoise.pipelines.projected_guider import auto_norm_threshold
 
-    assert norm_threshold(4 * 128 * 128) == 15.0 and norm_threshold(256) == pytest.approx(15 / 16)
+    assert auto_norm_threshold(4 * 128 * 128) == 15.0 and auto_norm_threshold(256) == pytest.approx(15 / 16)
     options = {"eta": 0.0, "momentum": -0.5, "norm_threshold": 2.0, "use_original_formulation": True}
     ours = stock_projected(**options)
     theirs = AdaptiveProjectedGuidance(

@@ -44,13 +44,21 @@ def cosine_similarity(cond: Tensor, uncond: Tensor, *, per_sample: bool = True) 
     """
     check_pair(cond, uncond)
     left, right = widened(cond), widened(uncond)
+    if not left.numel():
+        return left.new_ones(len(left))
     dims = tuple(range(1, left.dim())) if per_sample else tuple(range(left.dim()))
-    left_norm, right_norm = norm(left, dims), norm(right, dims)
-    # Not an epsilon under the quotient: latents of a small norm would all look alike.
-    tiny = torch.finfo(left.dtype).tiny
-    difference = left / left_norm.clamp_min(tiny) - right / right_norm.clamp_min(tiny)
+    left, left_zero = _unit(left, dims)
+    right, right_zero = _unit(right, dims)
+    difference = left - right
     cosine = 1 - inner(difference, difference, dims) / 2
-    left_zero, right_zero = left_norm <= tiny, right_norm <= tiny
     cosine = torch.where(left_zero | right_zero, (left_zero & right_zero).to(cosine.dtype), cosine)
-    # A NaN norm is neither zero nor not: it stays NaN.
     return cosine.clamp(-1, 1).expand(len(cond), *cosine.shape[1:]).reshape(len(cond))
+
+
+def _unit(prediction: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return predictions of length 1, and which of them are all zero; one that is not finite is neither."""
+    # Its squares would overflow above 1e19 and vanish below 1e-23: then any two predictions would be alike. Nor is
+    # there an epsilon under the quotient, for which those of a small norm would be.
+    largest = prediction.abs().amax(dim=dims, keepdim=True)
+    scaled = prediction / largest.clamp_min(torch.finfo(prediction.dtype).tiny)
+    return scaled / norm(scaled, dims), largest == 0

@@ -129,6 +129,8 @@ class LinearCoefficients:
         Raises:
             ValueError: if something is missing, or it was written by a later version.
         """
+        if not isinstance(entries, dict):
+            raise ValueError(f"these are no linear coefficients of hfnoise: {type(entries).__name__}, not a dict.")
         if entries.get("format") != _FORMAT:
             raise ValueError(f"linear coefficients of format {entries.get('format')!r}; this version reads {_FORMAT}.")
         try:
@@ -149,4 +151,8 @@ class LinearCoefficients:
         Raises:
             ValueError: if it is none.
         """
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        try:
+            entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} holds no linear coefficients of hfnoise: {error}.") from error
+        return cls.from_dict(entries)

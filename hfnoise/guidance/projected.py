@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hfnoise.guidance.denoising_point import DenoisingPoint
+from hfnoise.guidance.number_check import check_number
 from hfnoise.guidance.tensor_math import check_pair, inner, norm, sample_dims, widened
 
 # Nearer to the end of a run than this a change of the output no longer changes x0, and dividing by it is only noise.
@@ -23,7 +24,8 @@ class MomentumState:
             steps added already. 0 is none.
 
     Raises:
-        ValueError: if momentum is not in (-1, 1), where the sum over steps would not converge.
+        TypeError: if momentum is no number.
+        ValueError: if it is not in (-1, 1), where the sum over steps would not converge.
 
     Example:
         >>> import torch
@@ -105,7 +107,7 @@ def projected_update(
         `torch.Tensor` of the shape of `cond`, float32 (float64 for float64 predictions).
 
     Raises:
-        TypeError: if a prediction is no floating-point tensor.
+        TypeError: if a prediction is no floating-point tensor, an option no number, or `momentum_state` no state.
         ValueError: if shapes differ, or `eta`, `norm_threshold` or `dims` are out of range.
 
     Example:
@@ -149,7 +151,7 @@ def projected_output_update(
         `torch.Tensor` of the shape of `cond`, float32 (float64 for float64 predictions).
 
     Raises:
-        TypeError: if a prediction is no floating-point tensor.
+        TypeError: if a prediction is no floating-point tensor, an option no number, or `momentum_state` no state.
         ValueError: if shapes differ, or `eta`, `norm_threshold` or `dims` are out of range.
 
     Example:
@@ -174,13 +176,17 @@ def projected_output_update(
 
 
 def check_momentum(momentum: float) -> None:
-    """Raise ValueError unless momentum is in (-1, 1)."""
+    """Raise unless momentum is a number in (-1, 1)."""
+    check_number("momentum", momentum)
     if not -1 < momentum < 1:
         raise ValueError(f"momentum must lie in (-1, 1), got {momentum}; the paper uses -0.75 and -0.5, 0 is none.")
 
 
 def check_projection(eta: float, norm_threshold: float | None) -> None:
-    """Raise ValueError unless eta is finite and the norm threshold None or at least 0."""
+    """Raise unless eta is a finite number and the norm threshold None or at least 0."""
+    check_number("eta", eta)
+    if norm_threshold is not None:
+        check_number("norm_threshold", norm_threshold)
     if not math.isfinite(eta):
         raise ValueError(f"eta must be a finite number, got {eta}; 0 is the paper's, 1 is no projection.")
     if norm_threshold is not None and not norm_threshold >= 0:
@@ -197,6 +203,11 @@ def _clamped_and_projected(
     advance: bool,
 ) -> Tensor:
     if momentum_state is not None:
+        if not isinstance(momentum_state, MomentumState):
+            raise TypeError(
+                f"momentum_state must be a MomentumState, one for each run, or None, got {momentum_state!r}: the "
+                "number alone does not remember the steps before. Make one: MomentumState(-0.5)."
+            )
         update = momentum_state.update(update, advance=advance)
     # An all-zero prediction has no direction: nothing is parallel to it.
     tiny = torch.finfo(update.dtype).tiny

@@ -100,6 +100,18 @@ def test_zero_and_not_finite():
     assert (cosine >= 0.5).tolist() == [True, False, False, True] and cosine[1:3].isnan().all()
 
 
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_only_the_direction_counts(scale):
+    """Squares of such numbers leave float32: then all predictions would look alike, and guidance would end."""
+    cond, uncond = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(cosine_similarity(scale * cond, scale * uncond), cosine_similarity(cond, uncond), atol=1e-6)
+
+
+def test_nothing_to_compare():
+    assert cosine_similarity(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
+    assert cosine_similarity(torch.zeros(0, 4), torch.zeros(0, 4), per_sample=False).shape == (0,)
+
+
 def test_each_sample_on_its_own():
     generator = torch.Generator().manual_seed(2)
     cond, uncond = torch.randn(2, 5, 4, 6, 6, generator=generator)

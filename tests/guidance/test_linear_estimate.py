@@ -101,9 +101,10 @@ def test_saved_and_loaded(tmp_path):
     path.write_text(json.dumps({**coefficients.to_dict(), "format": 99}))
     with pytest.raises(ValueError, match="format 99"):
         LinearCoefficients.load(path)
-    path.write_text(json.dumps({"format": 1, "key": {}}))
-    with pytest.raises(ValueError, match="no linear coefficients"):
-        LinearCoefficients.load(path)
+    for content in (json.dumps({"format": 1, "key": {}}), "[]", "no JSON"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="no linear coefficients"):
+            LinearCoefficients.load(path)
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,23 @@ def test_bad_input(arguments, words):
         projected_update(torch.ones(2, 3, 3), torch.zeros(2, 3, 3), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"eta": "0.5"}, "eta must be a number, got '0.5'"),
+        ({"eta": None}, "eta must be a number"),
+        ({"norm_threshold": "auto"}, "norm_threshold must be a number"),
+        ({"momentum_state": -0.5}, r"must be a MomentumState.*got -0.5.*MomentumState\(-0.5\)"),
+    ],
+)
+def test_input_of_another_type(arguments, words):
+    with pytest.raises(TypeError, match=words):
+        projected_update(torch.ones(2, 3), torch.zeros(2, 3), **arguments)
+
+
 def test_bad_momentum():
+    with pytest.raises(TypeError, match="momentum must be a number, got None"):
+        MomentumState(None)
     with pytest.raises(ValueError, match=r"\(-1, 1\)"):
         MomentumState(1.0)
     state = MomentumState(0.5)

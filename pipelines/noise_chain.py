@@ -1,0 +1,87 @@
+"""Several initial noises, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from hfnoise.pipelines.initial_noise import InitialNoise, StartState
+from hfnoise.pipelines.start_context import StartContext
+from hfnoise.pipelines.start_estimate import StartEstimate, start_from
+
+
+class InitialNoiseChain(InitialNoise):
+    """Refines the noise by each of its members; a list in the slot `initial_noise` becomes one.
+
+    Members that return unit noise come first. Estimates of the image ([`OneMoreStep`], [`BrightnessOffset`],
+    [`TerminalPrior`]) come last and add up to one, to which the noise is added once.
+
+    Args:
+        members (iterable of [`InitialNoise`]): chains among them are taken apart.
+
+    Raises:
+        TypeError: if a member is none.
+        ValueError: if there is no member, or one that makes a state of the scheduler is followed by one that needs
+            noise.
+
+    Example:
+        >>> from hfnoise.pipelines import BrightnessOffset
+        >>> from hfnoise.pipelines.noise_chain import InitialNoiseChain
+        >>> len(InitialNoiseChain([BrightnessOffset(0.5), BrightnessOffset(-0.2)]).members)
+        2
+    """
+
+    def __init__(self, members: Iterable[InitialNoise]) -> None:
+        flat: list[InitialNoise] = []
+        for member in members:
+            if not isinstance(member, InitialNoise):
+                raise TypeError(f"a chain is made of members of InitialNoise, got {type(member).__name__}.")
+            flat.extend(member.members if isinstance(member, InitialNoiseChain) else [member])
+        if not flat:
+            raise ValueError("a chain needs a member; for the pipeline's own noise, set initial_noise = None.")
+        for first, second in zip(flat, flat[1:], strict=False):
+            both = isinstance(first, StartEstimate) and isinstance(second, StartEstimate)
+            if first.space == "scheduler" and not both:
+                raise ValueError(
+                    f"{type(first).__name__} makes the start itself, so {type(second).__name__} after it has no noise "
+                    "to refine. Put it last."
+                )
+        self.members = tuple(flat)
+
+    @property
+    def space(self) -> str:  # type: ignore[override]
+        """Of the last member."""
+        return self.members[-1].space
+
+    def check_pipeline(self, pipeline_class: type) -> None:
+        """Raise ValueError if a member cannot serve in a pipeline class."""
+        for member in self.members:
+            member.check_pipeline(pipeline_class)
+
+    def refine(self, unit_noise: torch.Tensor, context: StartContext) -> StartState:
+        """Return what the members make of the noise, and what all of them cost."""
+        estimates = [member for member in self.members if isinstance(member, StartEstimate)]
+        state = StartState(unit_noise)
+        evaluations = 0
+        for member in self.members[: len(self.members) - len(estimates)]:
+            state = member.refine(state.latents, context)
+            if state.space != member.space:
+                raise ValueError(
+                    f"{type(member).__name__} returned a start in the space {state.space!r} and says space = "
+                    f"{member.space!r}."
+                )
+            evaluations += state.evaluations
+        if estimates:
+            state = start_from(estimates, state.latents, context)
+            evaluations += state.evaluations
+        return StartState(state.latents, state.space, evaluations)
+
+    def __repr__(self) -> str:
+        return f"InitialNoiseChain({list(self.members)})"
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, InitialNoiseChain) and self.members == other.members
+
+    __hash__ = None  # type: ignore[assignment]

@@ -1,0 +1,106 @@
+"""Which text states One More Step's network is given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hfnoise.pipelines.start_context import StartContext, repeated_words
+
+if TYPE_CHECKING:
+    from hfnoise.pipelines.one_more_step import OneMoreStep
+
+
+class StartText:
+    """The states of the prompt and of the negative prompt, one row a sample.
+
+    Args:
+        step ([`OneMoreStep`]): whose own prompts, embeddings and text encoder come first.
+        context ([`StartContext`]): of the call.
+    """
+
+    def __init__(self, step: OneMoreStep, context: StartContext) -> None:
+        self.step, self.context = step, context
+
+    def states(self) -> Tensor:
+        """Return those of the prompt.
+
+        Raises:
+            ValueError: if there are no words for a text encoder of its own, or the pipeline never encoded any.
+        """
+        step, context = self.step, self.context
+        if step.prompt_embeds is not None:
+            return context.per_sample(step.prompt_embeds, "prompt_embeds")
+        own = repeated_words(step.prompt, context.batch, "prompt")
+        if step.text_encoder is not None:
+            words = own or context.prompts
+            if words is None:
+                raise ValueError(
+                    f"the module of One More Step has its own text encoder, and this call of {context.name} has "
+                    "embeddings and no words. Set prompt=... or prompt_embeds=... of OneMoreStep."
+                )
+            return self._encode(words)
+        if own is not None:
+            return context.encode_prompts(own)
+        if context.prompt_embeds is None:
+            raise ValueError(
+                f"{context.name} encoded no prompt before it prepared its latents. Set prompt_embeds=... of "
+                "OneMoreStep, or give it a text_encoder and a tokenizer."
+            )
+        return context.per_sample(context.prompt_embeds, "prompt_embeds")
+
+    def negative_states(self) -> Tensor:
+        """Return those of the negative prompt, by default of "", as the module was trained.
+
+        A pipeline without text encoder has its own, those of the call.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        step, context = self.step, self.context
+        if step.negative_prompt_embeds is not None:
+            return context.per_sample(step.negative_prompt_embeds, "negative_prompt_embeds")
+        words = repeated_words(step.negative_prompt or "", context.batch, "negative_prompt")
+        assert words is not None
+        if step.text_encoder is not None:
+            return self._encode(words)
+        if getattr(context.pipe, "text_encoder", None) is not None:
+            return context.encode_prompts(words)
+        if step.negative_prompt is None and context.negative_prompt_embeds is not None:
+            return context.per_sample(context.negative_prompt_embeds, "negative_prompt_embeds")
+        raise ValueError(
+            f"guidance_scale of One More Step is not 1, and {context.name} has no text encoder for the negative "
+            "prompt. Set negative_prompt_embeds=... of OneMoreStep, or guidance_scale=1."
+        )
+
+    def _encode(self, words: list[str]) -> Tensor:
+        from hfnoise.pipelines.one_more_step import placed
+
+        tokenizer = self.step.tokenizer
+        tokens = tokenizer(
+            words, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
+        encoder = placed(self.step.text_encoder, self.context.device)
+        with torch.no_grad():
+            return encoder(tokens.input_ids.to(self.context.device))[0]
+
+
+def check_width(module: Any, states: Tensor, context: StartContext, text_encoder: Any) -> None:
+    """Raise ValueError if a module cannot read text states of this width; the message names both."""
+    config = getattr(module, "config", None)
+    width = getattr(config, "encoder_hid_dim", None) or getattr(config, "cross_attention_dim", None)
+    widths: set[Any] = {width} if not isinstance(width, (list, tuple)) else set(width)
+    if width is None or states.shape[-1] in widths:
+        return
+    if text_encoder is not None:
+        source, remedy = f"its text encoder {type(text_encoder).__name__}", "Give the one that it was trained with."
+    else:
+        source = f"the text states of {context.name}"
+        remedy = "Give OneMoreStep the text_encoder and tokenizer that it was trained with, or another module."
+    wanted = " or ".join(map(str, sorted(widths)))
+    raise ValueError(
+        f"the module of One More Step takes text states {wanted} wide (cross_attention_dim), and {source} are "
+        f"{states.shape[-1]} wide. {remedy}"
+    )

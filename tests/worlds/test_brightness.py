@@ -1,0 +1,77 @@
+"""The brightness world: its denoiser is the posterior mean, its samples are what the theory says."""
+
+import pytest
+import torch
+
+from hfnoise.pipelines import OneMoreStep, guide
+from hfnoise.worlds.brightness import (
+    MEANS,
+    SPREAD,
+    BayesUNet,
+    ExactMean,
+    brightness_error,
+    draw_latents,
+    draw_prompts,
+    empty_states,
+    new_brightness_pipeline,
+    prompt_states,
+    theory,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.mark.parametrize("timestep", [999, 600, 100])
+@pytest.mark.parametrize("prompted", [True, False])
+def test_the_denoiser_is_the_posterior_mean(timestep, prompted):
+    """Its error is orthogonal to whatever it could have known: to 1, to the input, to the prompt."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = draw_prompts(4000, generator)
+    x0 = draw_latents(prompts, 4, generator)
+    noise = torch.randn(x0.shape, generator=generator)
+    unet = BayesUNet()
+    power = unet.alphas_cumprod[timestep].float()
+    noisy = power.sqrt() * x0 + (1 - power).sqrt() * noise
+    states = prompt_states(prompts) if prompted else empty_states(len(prompts))
+    estimate = (noisy - (1 - power).sqrt() * unet(noisy, timestep, states).sample) / power.sqrt()
+    error = (x0 - estimate).mean((1, 2, 3))
+    known = [torch.ones_like(error), noisy.mean((1, 2, 3)), noisy.mean((1, 2, 3)) ** 3]
+    known += [(prompts == number).float() for number in range(3)] if prompted else []
+    for feature in known:
+        # Four standard errors.
+        bound = 4 * float((error * feature).std()) / len(error) ** 0.5
+        assert abs(float((error * feature).mean())) <= bound
+    v = BayesUNet(prediction_type="v_prediction")(noisy, timestep, states).sample
+    torch.testing.assert_close(v, power.sqrt() * (noisy - power.sqrt() * estimate) / (1 - power).sqrt()
+                               - (1 - power).sqrt() * estimate, rtol=1e-3, atol=1e-4)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_samples_are_what_the_theory_says():
+    """From white noise and with the exact mean: mean and spread of the bright prompt, of an exact solver."""
+    prompts = torch.full((300,), 2)
+    pipe = new_brightness_pipeline()
+    call = {"prompt_embeds": prompt_states(prompts), "guidance_scale": 1.0, "num_inference_steps": 50}
+    call |= {"output_type": "latent", "height": 256, "width": 256}
+    for name, start in (("white", None), ("oms", OneMoreStep(ExactMean()))):
+        with guide(pipe, initial_noise=start):
+            images = pipe(**call, generator=torch.Generator().manual_seed(0)).images
+        brightness = images.mean((1, 2, 3))
+        power = float(pipe.scheduler.alphas_cumprod[int(pipe.scheduler.timesteps[0])])
+        truth = theory(power, 32)
+        # Four standard errors, and 50 steps are no exact solver: 0.01.
+        bound = 4 * SPREAD / 300**0.5 + 0.01
+        assert float(brightness.mean()) == pytest.approx(MEANS[2] * truth[f"{name}_mean"], abs=bound)
+        assert float(brightness.std()) == pytest.approx(truth[f"{name}_spread"], rel=0.15)
+
+
+def test_the_error_is_a_wasserstein_distance():
+    from scipy.stats import wasserstein_distance
+
+    generator = torch.Generator().manual_seed(0)
+    prompts = draw_prompts(60, generator)
+    first, second = (draw_latents(prompts, 2, generator) for _ in range(2))
+    a, b = (images.mean((1, 2, 3)).numpy() for images in (first, second))
+    parts = [(prompts == number).numpy() for number in prompts.unique()]
+    truth = sum(part.mean() * wasserstein_distance(a[part], b[part]) for part in parts)
+    assert brightness_error(first, second, prompts) == pytest.approx(truth, rel=1e-5)
