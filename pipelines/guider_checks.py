@@ -64,7 +64,7 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
     if layout is None:
         raise ValueError(
             f"it is not known how {name} calls its denoiser. Say so: hfnoise.pipelines.pipeline_layouts.LAYOUTS"
-            f"[{name!r}] = PipelineLayout('batched'), or 'two_calls'."
+            f"[{name!r}] = PipelineLayout('batched'), or PipelineLayout('two_calls', uncond_call='order')."
         )
     if layout.kind == "refused":
         raise ValueError(f"{name} cannot take a guider: {layout.reason}")
