@@ -65,8 +65,8 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
     if layout is None:
         raise ValueError(
             f"it is not known how {name} calls its denoiser. Say so: from hfnoise.pipelines.pipeline_layouts import "
-            f"LAYOUTS, PipelineLayout; LAYOUTS[{name!r}] = PipelineLayout('batched'), or 'two_calls', with "
-            "denoisers=('transformer',) if it is not called unet."
+            f"LAYOUTS, PipelineLayout; LAYOUTS[{name!r}] = PipelineLayout('batched'), or "
+            "PipelineLayout('two_calls', uncond_call='order'), with denoisers=('transformer',) if that is its name."
         )
     if layout.kind == "refused":
         raise ValueError(f"{name} cannot take a guider: {layout.reason}")

@@ -48,6 +48,7 @@ class AutoGuider:
             kwargs: `revision`, `token`, `cache_dir` and so on, and options that replace saved ones.
 
         Raises:
+            OSError: if there is no `guider_config.json`.
             ValueError: if the class is no guider of hfnoise or diffusers, or has no such options.
 
         Example:
