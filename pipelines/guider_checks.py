@@ -35,6 +35,10 @@ def own_scale(pipe: Any, guider: UpdateGuidance) -> float:
 def check_guider(pipeline_class: type, guider: Any) -> None:
     """Refuse a guider that a pipeline cannot follow.
 
+    Args:
+        pipeline_class (`type`): of diffusers, guided or not.
+        guider: what was given; `None` is none.
+
     Raises:
         TypeError: if it is no guider of hfnoise; of diffusers only where the pipeline takes a guider itself.
         ValueError: if the pipeline has no unconditional branch, works in a way that cannot be guided, or is unknown;
