@@ -22,6 +22,7 @@ from hfnoise.benchmarks.guidance_peers import peers
 from hfnoise.benchmarks.guidance_runs import (
     Drawn,
     Subject,
+    add_subject_options,
     draw,
     load_subject,
     paired_saving,
@@ -124,8 +125,7 @@ def time_methods(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark from a command line; exit code 1 if an acceptance bound is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="digits-sd", help="name of a shipped one, or a folder")
-    parser.add_argument("--world", help="of a folder: digits or coloured-digits")
+    add_subject_options(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the noise that is reported")
     parser.add_argument("--fitting_seed", type=int, default=99, help="of the runs that AR(2) is fitted on")
     parser.add_argument("--fitted_images", type=int, default=100, help="of those runs")

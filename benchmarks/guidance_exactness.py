@@ -44,9 +44,14 @@ class _ForcedStops(AdaptiveGuidance):
         pass
 
 
-def forced_stops(*stops: int) -> AdaptiveGuidance:
-    """Return a guider that stops guiding the samples at these steps."""
-    guider = _ForcedStops(space="model")
+def forced_stops(*stops: int, **options: Any) -> AdaptiveGuidance:
+    """Return a guider that stops guiding the samples at these steps.
+
+    Args:
+        stops (`int`): the first step without guidance, of each sample.
+        options: of [`AdaptiveGuidance`], such as `inner`.
+    """
+    guider = _ForcedStops(space="model", **options)
     guider.stops = stops
     return guider
 
@@ -97,8 +102,8 @@ def measure(family: TinyFamily) -> Exactness:
 
     layout = layout_of(type(pipe))
     assert layout is not None
-    # It measures as ever. A threshold of 1 is no "never": the last steps' x0 may agree to all digits of float32.
-    never = AdaptiveGuidance(min_steps=1.0, space="x0" if layout.x0_from_scheduler else "model")
+    # A threshold of 1 is reached by predictions of one direction only, to the last digit.
+    never = AdaptiveGuidance(threshold=1.0, space="x0" if layout.x0_from_scheduler else "model")
     stock, guided = run(family.call(2)), run(family.call(2), never)
     conditional, stopped = run(family.conditional_call(2)), run(family.call(2), forced_stops(0, 0))
     mixed = forced_stops(*MIXED_STOPS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import math
 import statistics
@@ -68,6 +69,12 @@ def load_subject(checkpoint: str, world: str | None = None) -> Subject:
     if found is None:
         raise ValueError(f"which world does {checkpoint!r} draw? Give --world, one of {', '.join(WORLDS)}.")
     return Subject(Path(folder).name, load_digits_pipeline(checkpoint), found)
+
+
+def add_subject_options(parser: argparse.ArgumentParser) -> None:
+    """Add what [`load_subject`] is told to a command line: `--checkpoint` and `--world`."""
+    parser.add_argument("--checkpoint", default="digits-sd", help="name of a shipped one, or a folder")
+    parser.add_argument("--world", help="of a folder: digits or coloured-digits")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normal
 from tqdm.auto import tqdm
 
 from hfnoise.benchmarks.guidance_pictures import side_by_side
-from hfnoise.benchmarks.guidance_runs import Subject, draw, load_subject, scores, summary
+from hfnoise.benchmarks.guidance_runs import Subject, add_subject_options, draw, load_subject, scores, summary
 from hfnoise.benchmarks.reporting import circumstances, judge, markdown, print_table, write_json
 from hfnoise.folders import output_folder
 from hfnoise.pipelines import ProjectedGuidance
@@ -192,8 +192,7 @@ def plot(unguided: list[dict[str, float]], found: dict[str, dict[str, list[dict[
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark from a command line; exit code 1 if an acceptance bound is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="digits-sd", help="name of a shipped one, or a folder")
-    parser.add_argument("--world", help="of a folder: digits or coloured-digits")
+    add_subject_options(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the noise")
     parser.add_argument("--images", type=int, default=200, help="at least so many for each seed")
     parser.add_argument("--steps", type=int, default=20)

@@ -13,6 +13,7 @@ from hfnoise.pipelines.guided import GuidedPipeline, guided_class
 from hfnoise.pipelines.guided_saving import read_parts, stock_class
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.guider_checks import check_guider
+from hfnoise.pipelines.guider_options import described
 from hfnoise.pipelines.initial_noise import InitialNoise
 from hfnoise.pipelines.saved_parts import PipelineRepository
 
@@ -97,6 +98,11 @@ class AutoGuidedPipeline:
         Raises:
             TypeError: if it is no classic pipeline; if the guider is none for this pipeline, or for this preset.
         """
+        if not isinstance(pipeline, DiffusionPipeline | ModularPipeline):
+            raise TypeError(
+                f"from_pipe takes a pipeline of diffusers, got {described(pipeline)}. For a folder or a name on the "
+                f"Hub: {cls.__name__}.from_pretrained."
+            )
         source: Any = type(pipeline)
         guided: Any = guided_class(source)
         if guider is not None:

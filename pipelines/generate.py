@@ -157,7 +157,7 @@ def _run(config: GenerateConfig) -> int:
     show_bars = _obey_progress_switch()
     pipe = load_pipeline(pipeline_class, name, config)
     pipe.set_progress_bar_config(disable=not show_bars)
-    samples, report = draw(pipe, config, guider)
+    samples, report = draw(pipe, config, guider, folder)
     _write(folder, config, samples, guider, report)
     return 0
 
@@ -172,13 +172,17 @@ def _obey_progress_switch() -> bool:
     return bool(diffusers.utils.logging.is_progress_bar_enabled())
 
 
-def draw(pipe: Any, config: GenerateConfig, guider: Any) -> tuple[list[dict[str, Any]], GuidanceReport | None]:
+def draw(
+    pipe: Any, config: GenerateConfig, guider: Any, folder: Path | None = None
+) -> tuple[list[dict[str, Any]], GuidanceReport | None]:
     """Return what a pipeline draws, a dictionary for each sample, and the report of the guider over all batches.
 
     Args:
         pipe: a pipeline of diffusers.
         config ([`GenerateConfig`]): what to draw.
         guider: of hfnoise, or `None`.
+        folder (`Path`, *optional*): each batch is saved there when it is drawn, so that a run which is cut off leaves
+            what it has; what an earlier run left there is removed first.
 
     Returns:
         `tuple`: samples with `prompt`, `seed`, `output` (an image, or a list of the images of a video), `stop_step`
@@ -191,6 +195,7 @@ def draw(pipe: Any, config: GenerateConfig, guider: Any) -> tuple[list[dict[str,
 
     from hfnoise.pipelines.guidance_report import GuidanceReport
     from hfnoise.pipelines.guided import guide
+    from hfnoise.pipelines.picture_files import save_sample
 
     prompts = [prompt for prompt in config.prompts() for _ in range(config.num_images_per_prompt)]
     samples: list[dict[str, Any]] = [
@@ -215,8 +220,13 @@ def draw(pipe: Any, config: GenerateConfig, guider: Any) -> tuple[list[dict[str,
             found = getattr(output, "frames", None) if found is None else found
             if found is None or len(found) != len(batch):
                 raise UsageError(f"{type(pipe).__name__} did not put out an image or a video for each prompt.")
-            for sample, drawn in zip(batch, found, strict=True):
+            if folder is not None and start == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                _remove_earlier(folder)
+            for number, (sample, drawn) in enumerate(zip(batch, found, strict=True), start):
                 sample["output"] = drawn
+                if folder is not None:
+                    sample["file"] = save_sample(drawn, folder, f"{number:04d}-seed{sample['seed']}")
             # No unconditional prediction was asked for: a distilled model without negative prompt, which is logged.
             if getattr(guider, "_trace", None):
                 reports.append(guider.report)
@@ -248,13 +258,10 @@ def _write(
     from rich.table import Table
 
     from hfnoise.pipelines.guider_base import guider_entry
-    from hfnoise.pipelines.picture_files import save_grid, save_sample
+    from hfnoise.pipelines.picture_files import save_grid
 
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_earlier(folder)
     table = Table("image", "seed", "stop step", "evaluations", title=Path(config.model_name_or_path).name)
-    for number, sample in enumerate(samples):
-        sample["file"] = save_sample(sample["output"], folder, f"{number:04d}-seed{sample['seed']}")
+    for sample in samples:
         stop, count = sample["stop_step"], sample["evaluations"]
         # Without a guider nobody counts.
         stop, count = ("-" if value is None else str(value) for value in (stop, count))

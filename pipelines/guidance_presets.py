@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers.guiders import BaseGuidance
 
@@ -12,7 +12,10 @@ from hfnoise.pipelines.guider_base import UpdateGuidance
 
 
 class GuidancePreset(AutoGuidedPipeline):
-    """Base of the presets: a saved guider if it is of the class, or else a new one with its defaults."""
+    """Base of the presets: a saved guider if it is of the class, or else a new one."""
+
+    # What a new one is made with, beyond its defaults.
+    guider_options: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def _check_class(cls, guider: BaseGuidance) -> None:
@@ -29,11 +32,11 @@ class GuidancePreset(AutoGuidedPipeline):
         wanted = cls._wanted()
         if found is not None:
             warnings.warn(
-                f"{place} has its own {type(found).__name__}; {cls.__name__} uses {wanted.__name__}() instead. "
+                f"{place} has its own {type(found).__name__}; {cls.__name__} uses {wanted.__name__} instead. "
                 "For the one that is there: AutoGuidedPipeline.",
                 stacklevel=4,
             )
-        return wanted()
+        return wanted(**cls.guider_options)
 
     @classmethod
     def _has_class(cls, guider: Any) -> bool:

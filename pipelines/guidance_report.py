@@ -44,6 +44,10 @@ class GuidanceReport:
     batch: int
     predictions: int = 2
 
+    def __repr__(self) -> str:
+        # What a notebook shows: not the whole tensor.
+        return f"<GuidanceReport: {self}>"
+
     def __str__(self) -> str:
         share = f"{100 * self.saved:.1f} % saved" if self.evaluations < self.full_evaluations else "none saved"
         return (

@@ -59,7 +59,11 @@ class GuidanceStep:
 
     @property
     def noisy(self) -> torch.Tensor:
-        """The part of the model's input that the prediction is of."""
+        """The part of the model's input that the prediction is of.
+
+        Raises:
+            ValueError: if the model predicts more than it was given.
+        """
         assert self.model_input is not None
         noisy = self.model_input[predicted_part(self.model_input, self.cond)]
         if noisy.shape != self.cond.shape:

@@ -139,13 +139,15 @@ def guided_class(pipeline_class: Any) -> Any:
         >>> guided_class(StableDiffusionPipeline).__name__
         'GuidedStableDiffusionPipeline'
     """
-    if not (isinstance(pipeline_class, type) and issubclass(pipeline_class, DiffusionPipeline)):
-        raise TypeError(f"guided_class takes a pipeline class of diffusers, got {pipeline_class!r}.")
-    if issubclass(pipeline_class, ModularPipeline):
+    if isinstance(pipeline_class, type) and issubclass(pipeline_class, ModularPipeline):
         raise TypeError(
             f"{pipeline_class.__name__} is modular and takes a guider itself: pipe.update_components(guider=guider), "
             "or hfnoise.guide(pipe, guider)."
         )
+    if not (isinstance(pipeline_class, type) and issubclass(pipeline_class, DiffusionPipeline)):
+        is_pipe = isinstance(pipeline_class, DiffusionPipeline)
+        wrong = "a pipeline: give type(pipe)" if is_pipe else described(pipeline_class).partition(":")[0]
+        raise TypeError(f"guided_class takes a pipeline class of diffusers, got {wrong}.")
     if issubclass(pipeline_class, GuidedPipeline):
         return pipeline_class
     stock_init = pipeline_class.__init__

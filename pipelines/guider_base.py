@@ -95,7 +95,9 @@ class UpdateGuidance(ClassifierFreeGuidance):
         # diffusers takes positional arguments for defaults, and `new()` would go back to those.
         defaults = inspect.signature(type(self).__init__).parameters
         unset = self.config.get("_use_default_values", [])
-        self.register_to_config(_use_default_values=[n for n in unset if self.config[n] == defaults[n].default])
+        self.register_to_config(
+            _use_default_values=[n for n in unset if n in defaults and self.config[n] == defaults[n].default]
+        )
 
     def _checked_inner(self, inner: UpdateGuidance | dict[str, Any] | None) -> UpdateGuidance | None:
         if inner is None:

@@ -35,6 +35,10 @@ def own_scale(pipe: Any, guider: UpdateGuidance) -> float:
 def check_guider(pipeline_class: type, guider: Any) -> None:
     """Refuse a guider that a pipeline cannot follow.
 
+    Args:
+        pipeline_class (`type`): of diffusers, guided or not.
+        guider: what was given; `None` is none.
+
     Raises:
         TypeError: if it is no guider of hfnoise; of diffusers only where the pipeline takes a guider itself.
         ValueError: if the pipeline has no unconditional branch, works in a way that cannot be guided, or is unknown;
@@ -65,8 +69,8 @@ def check_guider(pipeline_class: type, guider: Any) -> None:
     if layout is None:
         raise ValueError(
             f"it is not known how {name} calls its denoiser. Say so: from hfnoise.pipelines.pipeline_layouts import "
-            f"LAYOUTS, PipelineLayout; LAYOUTS[{name!r}] = PipelineLayout('batched'), or 'two_calls', with "
-            "denoisers=('transformer',) if it is not called unet."
+            f"LAYOUTS, PipelineLayout; LAYOUTS[{name!r}] = PipelineLayout('batched'), or "
+            "PipelineLayout('two_calls', uncond_call='order'), with denoisers=('transformer',) if that is its name."
         )
     if layout.kind == "refused":
         raise ValueError(f"{name} cannot take a guider: {layout.reason}")

@@ -48,6 +48,7 @@ class AutoGuider:
             kwargs: `revision`, `token`, `cache_dir` and so on, and options that replace saved ones.
 
         Raises:
+            OSError: if there is no `guider_config.json`.
             ValueError: if the class is no guider of hfnoise or diffusers, or has no such options.
 
         Example:
@@ -74,9 +75,9 @@ class AutoGuider:
             known = sorted([*UpdateGuidance._classes, "those of diffusers.guiders"])
             raise ValueError(f"the guider is of class {name!r}; known are {', '.join(known)}.")
         _check_options(guider_class, config)
-        known = set(inspect.signature(guider_class).parameters)
-        if unknown := sorted(set(kwargs) - known):
-            raise ValueError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
+        options = set(inspect.signature(guider_class).parameters)
+        if unknown := sorted(set(kwargs) - options):
+            raise ValueError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(sorted(options))}.")
         return guider_class.from_config(config, **kwargs)
 
 

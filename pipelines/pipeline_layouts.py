@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from hfnoise.pipelines.refused_pipelines import REFUSED
 
 KINDS = ("batched", "two_calls", "three_branches", "native", "unguided", "refused")
-UNCOND_CALLS = ("", "cache_context", "same_input", "order")
+UNCOND_CALLS = ("cache_context", "same_input", "order")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,9 @@ class PipelineLayout:
             FreeInit): a guider's state begins anew with each.
         reason (`str`): of a refused class: why, and what to do instead.
 
+    Raises:
+        ValueError: for another kind, or an `uncond_call` that is unknown or missing.
+
     Example:
         >>> from hfnoise.pipelines.pipeline_layouts import LAYOUTS
         >>> LAYOUTS["WanPipeline"].denoisers
@@ -77,6 +80,16 @@ class PipelineLayout:
     rescaled: bool = False
     restarts: bool = False
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        # Users write layouts too: for pipelines of their own.
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}.")
+        if self.uncond_call not in (UNCOND_CALLS if self.kind == "two_calls" else ("",)):
+            raise ValueError(
+                f"uncond_call must be one of {', '.join(UNCOND_CALLS)} for two_calls, and left out otherwise, got "
+                f"{self.uncond_call!r} for {self.kind!r}."
+            )
 
 
 def layout_of(pipeline_class: type) -> PipelineLayout | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from hfnoise.pipelines.guidance_presets import GuidancePreset
 from hfnoise.pipelines.projected_guider import ProjectedGuidance
 
@@ -10,7 +12,8 @@ class ProjectedGuidancePipeline(GuidancePreset):
     """[`AutoGuidedPipeline`] with [`ProjectedGuidance`]: strong guidance without oversaturation.
 
     APG (arXiv 2410.02416). The guider is the one given, or the saved one if there is a [`ProjectedGuidance`] in it, or
-    else `ProjectedGuidance()`. What is returned is the guided class of the model at hand.
+    else all three parts of the paper, with its settings for SDXL scaled to the model:
+    `ProjectedGuidance(norm_threshold="auto", momentum=-0.5)`. What is returned is the guided class of the model.
 
     Example:
         >>> from hfnoise.pipelines import ProjectedGuidance, ProjectedGuidancePipeline
@@ -23,3 +26,5 @@ class ProjectedGuidancePipeline(GuidancePreset):
     """
 
     guider_class = ProjectedGuidance
+    # The guider itself defaults to the projection alone, whose norm and momentum depend on the model.
+    guider_options: ClassVar[dict[str, Any]] = {"norm_threshold": "auto", "momentum": -0.5}

@@ -28,8 +28,8 @@ def cosine_similarity(cond: Tensor, uncond: Tensor, *, per_sample: bool = True) 
             does, and returns it for every sample.
 
     Returns:
-        `torch.Tensor` of shape `(batch,)`, float32 (float64 for float64 predictions), in [-1, 1]; NaN where a
-        prediction is not finite, which no threshold counts as reached.
+        `torch.Tensor` of shape `(batch,)`, float32 (float64 for float64 predictions), in [-1, 1], and 1 only
+        for one direction to the last digit; NaN where a prediction is not finite, which reaches no threshold.
 
     Raises:
         TypeError: if a prediction is no floating-point tensor.
@@ -50,7 +50,9 @@ def cosine_similarity(cond: Tensor, uncond: Tensor, *, per_sample: bool = True) 
     left, left_zero = _unit(left, dims)
     right, right_zero = _unit(right, dims)
     difference = left - right
-    cosine = 1 - inner(difference, difference, dims) / 2
+    distance = inner(difference, difference, dims) / 2
+    # Rounded to 1 it would reach a threshold of 1, which is to say never.
+    cosine = torch.where(distance > 0, (1 - distance).clamp(max=1 - torch.finfo(left.dtype).eps), 1 - distance)
     cosine = torch.where(left_zero | right_zero, (left_zero & right_zero).to(cosine.dtype), cosine)
     return cosine.clamp(-1, 1).expand(len(cond), *cosine.shape[1:]).reshape(len(cond))
 

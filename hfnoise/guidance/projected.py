@@ -176,14 +176,28 @@ def projected_output_update(
 
 
 def check_momentum(momentum: float) -> None:
-    """Raise unless momentum is a number in (-1, 1)."""
+    """Refuse a momentum that is no number in (-1, 1).
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: if it is out of range.
+    """
     check_number("momentum", momentum)
     if not -1 < momentum < 1:
         raise ValueError(f"momentum must lie in (-1, 1), got {momentum}; the paper uses -0.75 and -0.5, 0 is none.")
 
 
 def check_projection(eta: float, norm_threshold: float | None) -> None:
-    """Raise unless eta is a finite number and the norm threshold None or at least 0."""
+    """Refuse options of APG that are out of range.
+
+    Args:
+        eta (`float`): what is kept of the parallel part, finite.
+        norm_threshold (`float`, *optional*): the largest norm, at least 0.
+
+    Raises:
+        TypeError: if one is no number.
+        ValueError: if one is out of range.
+    """
     check_number("eta", eta)
     if norm_threshold is not None:
         check_number("norm_threshold", norm_threshold)

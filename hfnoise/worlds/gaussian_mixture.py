@@ -81,6 +81,9 @@ def random_mixture(steps: int = 20, seed: int = 0) -> GaussianMixture:
         steps (`int`, defaults to `20`): of a run, at least 1.
         seed (`int`, defaults to `0`): of means and directions.
 
+    Raises:
+        ValueError: for less than one step.
+
     Example:
         >>> from hfnoise.worlds.gaussian_mixture import random_mixture
         >>> [round(float(sigma), 2) for sigma in random_mixture(steps=3).sigmas]

@@ -107,6 +107,14 @@ def test_only_the_direction_counts(scale):
     assert torch.allclose(cosine_similarity(scale * cond, scale * uncond), cosine_similarity(cond, uncond), atol=1e-6)
 
 
+def test_a_threshold_of_one_is_never():
+    """But for one prediction: 1 - 1e-9 is no number of float32, and 1 is what it rounds to."""
+    cond = torch.randn(2, 4096, generator=torch.Generator().manual_seed(0))
+    uncond = cond + 1e-5 * torch.randn(2, 4096, generator=torch.Generator().manual_seed(1))
+    assert (cosine_similarity(cond, uncond) < 1).all()
+    assert cosine_similarity(cond, cond).tolist() == [1.0, 1.0]
+
+
 def test_nothing_to_compare():
     assert cosine_similarity(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
     assert cosine_similarity(torch.zeros(0, 4), torch.zeros(0, 4), per_sample=False).shape == (0,)

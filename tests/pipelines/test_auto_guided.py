@@ -67,20 +67,20 @@ def test_not_made_directly(name):
 
 
 def test_presets_set_their_guider(stock_folder):
-    for preset, guider in (
-        (hfnoise.AdaptiveGuidancePipeline, AdaptiveGuidance),
-        (hfnoise.ProjectedGuidancePipeline, ProjectedGuidance),
+    for preset, guider, options in (
+        (hfnoise.AdaptiveGuidancePipeline, AdaptiveGuidance, {}),
+        (hfnoise.ProjectedGuidancePipeline, ProjectedGuidance, {"norm_threshold": "auto", "momentum": -0.5}),
     ):
         for pipe in (preset.from_pretrained(stock_folder), preset.from_pipe(new_digits_pipeline(width=8))):
             assert type(pipe) is hfnoise.GuidedStableDiffusionPipeline
-            assert type(pipe.guider) is guider and pipe.guider.config == guider().config
-        options = preset.from_pretrained(stock_folder, guider=guider(guidance_scale=3.0))
-        assert options.guider.guidance_scale == 3.0
+            assert type(pipe.guider) is guider and pipe.guider.config == guider(**options).config
+        given = preset.from_pretrained(stock_folder, guider=guider(guidance_scale=3.0))
+        assert given.guider.config == guider(guidance_scale=3.0).config
 
 
 def test_preset_and_another_saved_guider(linear_folder):
     assert type(hfnoise.AutoGuidedPipeline.from_pretrained(linear_folder).guider) is LinearGuidance
-    message = "linear has its own LinearGuidance; AdaptiveGuidancePipeline uses AdaptiveGuidance.. instead"
+    message = "linear has its own LinearGuidance; AdaptiveGuidancePipeline uses AdaptiveGuidance instead"
     with pytest.warns(UserWarning, match=message):
         pipe = hfnoise.AdaptiveGuidancePipeline.from_pretrained(linear_folder)
     assert type(pipe.guider) is AdaptiveGuidance

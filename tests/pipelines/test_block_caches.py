@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hfnoise.pipelines import AdaptiveGuidance, LinearGuidance, guide
+from hfnoise.benchmarks.guidance_exactness import forced_stops
+from hfnoise.pipelines import LinearGuidance, guide
 from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
 from hfnoise.worlds.tiny_pipelines import transformers as tiny_transformers
 from hfnoise.worlds.tiny_pipelines import videos as tiny_videos
@@ -55,31 +56,15 @@ def run(pipe, name, guider=None):
             handle.remove()
 
 
-class Decided(AdaptiveGuidance):
-    """Stops guiding each sample at the step that it is told, whatever the predictions are."""
-
-    def _guided(self):
-        return torch.tensor([self._step < stop for stop in self.stops])
-
-    def _observe(self, step):
-        pass
-
-
-def decided(*stops, **options):
-    guider = Decided(space="model", **options)
-    guider.stops = stops
-    return guider
-
-
 def test_a_cache_in_a_batched_pipeline_is_used_before_and_after_the_switch():
     """A sample that converged keeps its rows until all have; then the cache is emptied once, not at every step."""
     pipe = built("cogvideox")
     pipe.transformer.enable_cache(first_block())
     stock, (_, computed) = run(pipe, "cogvideox")
     assert len(computed) < STEPS, "the threshold is too low for anything to be left out"
-    images, rows = run(pipe, "cogvideox", decided(99, 99))
+    images, rows = run(pipe, "cogvideox", forced_stops(99, 99))
     assert torch.equal(images, stock) and rows[1] == computed
-    _, (first, second) = run(pipe, "cogvideox", decided(1, 4))
+    _, (first, second) = run(pipe, "cogvideox", forced_stops(1, 4))
     assert first == [4] * 4 + [2] * 4
     # The first evaluation of fewer rows computes all blocks; of the three after it some do not.
     assert 1 <= second.count(2) < 4
@@ -92,7 +77,7 @@ def test_a_cache_with_rows_that_come_back():
     pipe.transformer.enable_cache(first_block())
     _, (first, _) = run(pipe, "cogvideox", LinearGuidance())
     assert first == [4, 2] * 4
-    _, (first, _) = run(pipe, "cogvideox", decided(99, 99, start=0.5))
+    _, (first, _) = run(pipe, "cogvideox", forced_stops(99, 99, start=0.5))
     assert first == [2] * 4 + [4] * 4
 
 
@@ -104,7 +89,7 @@ def test_a_cache_without_the_mixin():
     pipe = built("cogvideox")
     apply_first_block_cache(pipe.transformer, first_block())
     assert not pipe.transformer.is_cache_enabled
-    _, (first, _) = run(pipe, "cogvideox", decided(1, 4))
+    _, (first, _) = run(pipe, "cogvideox", forced_stops(1, 4))
     assert first == [4] * 4 + [2] * 4
 
 
@@ -116,14 +101,14 @@ def test_caches_of_two_calls_keep_apart(name):
     pipe.transformer.enable_cache(first_block())
     stock, (_, computed) = run(pipe, name)
     assert len(computed) < 2 * STEPS
-    images, rows = run(pipe, name, decided(99, 99))
+    images, rows = run(pipe, name, forced_stops(99, 99))
     assert torch.equal(images, stock) and rows[1] == computed
     off = {**FAMILIES[name].conditional_call(2), "num_inference_steps": STEPS}
     conditional = images_of(pipe(**off))
-    images, (first, second) = run(pipe, name, decided(0, 0))
+    images, (first, second) = run(pipe, name, forced_stops(0, 0))
     assert torch.equal(images, conditional) and first == [2] * STEPS and len(second) < STEPS
     # One sample less does not take rows out of what is cached.
-    assert run(pipe, name, decided(1, 4))[1][0] == [2] * (4 + STEPS)
+    assert run(pipe, name, forced_stops(1, 4))[1][0] == [2] * (4 + STEPS)
 
 
 @slow
@@ -140,8 +125,8 @@ def test_attention_broadcast_and_taylor_series():
         pipe = built("cogvideox")
         pipe.transformer.enable_cache(config(pipe))
         stock, _ = run(pipe, "cogvideox")
-        assert torch.equal(run(pipe, "cogvideox", decided(99, 99))[0], stock)
-        assert run(pipe, "cogvideox", decided(1, 4))[0].isfinite().all()
+        assert torch.equal(run(pipe, "cogvideox", forced_stops(99, 99))[0], stock)
+        assert run(pipe, "cogvideox", forced_stops(1, 4))[0].isfinite().all()
         assert torch.equal(run(pipe, "cogvideox")[0], stock)
 
 
@@ -157,7 +142,7 @@ def test_faster_cache_is_refused():
     )  # fmt: skip
     stock, _ = run(pipe, "cogvideox")
     with pytest.raises(ValueError, match="FasterCache"):
-        run(pipe, "cogvideox", decided(1, 4))
+        run(pipe, "cogvideox", forced_stops(1, 4))
     assert torch.equal(run(pipe, "cogvideox")[0], stock)
 
 
@@ -171,6 +156,6 @@ def test_a_cache_is_empty_after_an_exception():
     def fail(pipe, step, timestep, values):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), guide(pipe, decided(0, 0)):
+    with pytest.raises(KeyboardInterrupt), guide(pipe, forced_stops(0, 0)):
         pipe(**FAMILIES["cogvideox"].call(2), callback_on_step_end=fail)
     assert torch.equal(run(pipe, "cogvideox")[0], stock)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hfnoise.pipelines import AdaptiveGuidance, guide
+from hfnoise.benchmarks.guidance_exactness import forced_stops
+from hfnoise.pipelines import guide
 from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
 
 pytestmark = [
@@ -12,22 +13,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-
-
-class Decided(AdaptiveGuidance):
-    """Stops guiding each sample at the step that it is told, whatever the predictions are."""
-
-    def _guided(self):
-        return torch.tensor([self._step < stop for stop in self.stops])
-
-    def _observe(self, step):
-        pass
-
-
-def decided(*stops):
-    guider = Decided(space="model")
-    guider.stops = stops
-    return guider
 
 
 class Counted:
@@ -72,11 +57,11 @@ def compile_in(way, pipe, backend):
 def test_compiled_is_eager(way):
     """Whole batches only: with one sample converged a third number of rows would be compiled."""
     pipe = FAMILIES[BATCHED].build()
-    eager, one = run(pipe, BATCHED), run(pipe, BATCHED, decided(1, 3))
+    eager, one = run(pipe, BATCHED), run(pipe, BATCHED, forced_stops(1, 3))
     backend = Counted()
     compile_in(way, pipe, backend)
     model, before = pipe.transformer, dict(pipe.transformer.__dict__)
-    guider = decided(1, 3)
+    guider = forced_stops(1, 3)
     torch.testing.assert_close(run(pipe, BATCHED, guider), one, rtol=1e-4, atol=1e-4)
     assert guider.report.rows == (4, 4, 4, 2)
     assert backend.graphs == 2
@@ -86,10 +71,10 @@ def test_compiled_is_eager(way):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(pipe, BATCHED, decided(0, 0), callback=fail)
+        run(pipe, BATCHED, forced_stops(0, 0), callback=fail)
     assert dict(model.__dict__) == before
     # Not another graph for other decisions, nor for the stock pipeline.
-    run(pipe, BATCHED, decided(0, 4))
+    run(pipe, BATCHED, forced_stops(0, 4))
     torch.testing.assert_close(run(pipe, BATCHED), eager, rtol=1e-4, atol=1e-4)
     assert backend.graphs == 2
 
@@ -98,10 +83,10 @@ def test_compiled_is_eager(way):
 def test_repeated_blocks(name):
     """Batched (LTX) and two calls (Flux): there a sample less would be another shape, too."""
     pipe = FAMILIES[name].build()
-    expected = run(pipe, name, decided(1, 3))
+    expected = run(pipe, name, forced_stops(1, 3))
     backend = Counted()
     pipe.transformer.compile_repeated_blocks(backend=backend, dynamic=False)
-    guider = decided(1, 3)
+    guider = forced_stops(1, 3)
     torch.testing.assert_close(run(pipe, name, guider), expected, rtol=1e-4, atol=1e-4)
     assert guider.report.rows == (4, 4, 4, 2)
     # Two shapes of one kind of block, one shape of two kinds.

@@ -155,6 +155,23 @@ def test_a_run_replaces_the_one_before_it_in_a_folder_and_nothing_else(config_fi
     assert (tmp_path / "kept.png").is_file() and (out / "generation.json").is_file()
 
 
+def test_a_run_that_is_cut_off_leaves_what_it_has(folder, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    from hfnoise.pipelines.generate import draw
+
+    class CutOff(StableDiffusionPipeline):
+        def __call__(self, prompt, **options):
+            if prompt == PROMPTS[1:]:
+                raise KeyboardInterrupt
+            return super().__call__(prompt, **options)
+
+    config = GenerateConfig(folder, prompt=PROMPTS, num_inference_steps=2, batch_size=1, guider="none")
+    with pytest.raises(KeyboardInterrupt):
+        draw(CutOff.from_pretrained(folder), config, None, tmp_path / "a" / "out")
+    assert [path.name for path in (tmp_path / "a" / "out").iterdir()] == ["0000-seed0.png"]
+
+
 def test_guiders_are_composed():
     config = GenerateConfig(
         "digits", prompt="seven", guider="projected+adaptive+linear", guidance_scale=4, space="v", norm_threshold=2,

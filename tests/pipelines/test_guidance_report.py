@@ -34,7 +34,7 @@ def report(stops=(2, 1), rows=(4, 3, 2), trace=((0.5, 0.999), (0.9991, NAN), (NA
     ],
 )  # fmt: skip
 def test_the_line(made, line):
-    assert str(made) == line
+    assert str(made) == line and repr(made) == f"<GuidanceReport: {line}>"  # in a notebook, too
 
 
 def test_what_each_sample_cost_adds_up():

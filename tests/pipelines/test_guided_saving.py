@@ -219,7 +219,7 @@ def test_variants_lie_side_by_side(copied):
         ({"treshold": 0.9}, "AdaptiveGuidance has no option treshold; it has"),
         ({"inner": {"_class_name": "ProjectedGuidance", "etta": 1}}, "ProjectedGuidance has no option etta"),
         ({"threshold": 2}, "threshold must lie in"),
-        ({"threshold": "high"}, "must be a number"),
+        ({"threshold": "high"}, "threshold must be a number"),
         (None, "not a valid JSON file"),
     ],
 )

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import ModularPipeline
 from diffusers.guiders import ClassifierFreeGuidance
 
 import hfnoise
 from hfnoise.guidance import EstimateKey, LinearCoefficients
 from hfnoise.pipelines import AdaptiveGuidance, AutoGuider, LinearGuidance, ProjectedGuidance
+from hfnoise.worlds.digits_pipeline import new_digits_pipeline
 
 # How the table of options calls them.
 OWNERS = {
@@ -56,6 +58,18 @@ def test_patience_is_a_whole_number():
 def test_what_is_no_pipeline(pipe, words):
     with pytest.raises(TypeError, match=words), hfnoise.guide(pipe, AdaptiveGuidance()):
         raise AssertionError("it was taken")
+
+
+def test_a_pipeline_in_the_place_of_its_class_and_a_name_in_the_place_of_a_pipeline():
+    pipe = new_digits_pipeline(width=8)
+    with pytest.raises(TypeError, match=r"got a pipeline: give type\(pipe\)"):
+        hfnoise.guided_class(pipe)
+    with pytest.raises(TypeError, match="ModularPipeline is modular and takes a guider itself"):
+        hfnoise.guided_class(ModularPipeline)
+    with pytest.raises(TypeError, match="got str"):
+        hfnoise.guided_class("StableDiffusionPipeline")
+    with pytest.raises(TypeError, match="from_pipe takes a pipeline of diffusers, got str. .*from_pretrained"):
+        hfnoise.AdaptiveGuidancePipeline.from_pipe("digits")
 
 
 def test_a_class_in_the_place_of_a_guider():

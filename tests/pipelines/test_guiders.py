@@ -341,3 +341,13 @@ def test_automatic_norm_threshold_grows_with_the_latents():
 def test_automatic_norm_threshold_refused(options):
     with pytest.raises(ValueError, match="norm_threshold"):
         ProjectedGuidance(**options)
+
+
+def test_a_subclass_with_its_own_arguments():
+    """It need not repeat the options of its base."""
+
+    class Cautious(AdaptiveGuidance):
+        def __init__(self):
+            super().__init__(threshold=0.9999)
+
+    assert Cautious().threshold == Cautious().config["threshold"] == 0.9999

@@ -6,7 +6,7 @@ from pathlib import Path
 import diffusers
 import pytest
 
-from hfnoise.pipelines.pipeline_layouts import KINDS, LAYOUTS, UNCOND_CALLS, layout_of
+from hfnoise.pipelines.pipeline_layouts import LAYOUTS, PipelineLayout, layout_of
 
 PIPELINES = Path(diffusers.__file__).parent / "pipelines"
 GUIDED = {
@@ -31,11 +31,22 @@ def test_no_layout_is_left_over():
 
 def test_layouts_are_valid():
     for name, layout in LAYOUTS.items():
-        assert layout.kind in KINDS, name
-        assert layout.uncond_call in UNCOND_CALLS, name
-        assert (layout.kind == "two_calls") == bool(layout.uncond_call), name
         assert (layout.kind == "refused") == bool(layout.reason), name
         assert not (layout.cond_first and layout.kind != "batched"), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("batch",), "kind must be one of batched, two_calls,.* got 'batch'"),
+        (("two_calls",), "must be one of cache_context, same_input, order for two_calls"),
+        (("two_calls", "guidance_scale", 0, False, "second"), "got 'second'"),
+        (("batched", "guidance_scale", 0, False, "order"), "left out otherwise"),
+    ],
+)
+def test_a_layout_of_yours_is_checked(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        PipelineLayout(*arguments)
 
 
 def test_names_are_listed_once():
