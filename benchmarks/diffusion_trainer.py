@@ -31,7 +31,7 @@ from hfnoise.trainers.diffusion_rows import DiffusionCollator
 from hfnoise.worlds.digits_pipeline import new_digits_pipeline
 
 _ROWS = 512
-_EXTRAS = {
+_EXTRAS: dict[str, Any] = {
     "ema_decay": 0.999, "snr_gamma": 5.0, "noise_offset": 0.05, "input_perturbation": 0.1, "prompt_dropout": 0.1,
 }  # fmt: skip
 

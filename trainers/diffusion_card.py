@@ -22,7 +22,7 @@ class DiffusionCardMixin:
     args: Any
     model: Any
     state: Any
-    _card_tags = _TAGS
+    _card_tags: tuple[str, ...] = _TAGS
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card to `output_dir/README.md`; takes the arguments of the stock Trainer's method.
