@@ -123,7 +123,7 @@ def test_without_a_negative_prompt_there_is_nothing_to_guide(caplog):
     with pytest.raises(ValueError, match="has not seen a run yet"):
         _ = guider.report
     # Nor does the default of the pipeline ask for any.
-    for options, said in (({}, True), ({family.scale_name: 1.0}, False)):
+    for options, said in (({}, True), ({"true_cfg_scale": 1.0}, False)):
         caplog.clear()
         with guide(pipe, AdaptiveGuidance()):
             assert torch.equal(images_of(pipe(**family.call(1), **options)), stock)
