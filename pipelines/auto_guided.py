@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any
 
 import diffusers
 from diffusers import DiffusionPipeline, ModularPipeline
@@ -11,7 +11,6 @@ from diffusers.guiders import BaseGuidance
 
 from hfnoise.pipelines.guided import GuidedPipeline, guided_class
 from hfnoise.pipelines.guided_saving import read_parts, stock_class
-from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.guider_checks import check_guider
 from hfnoise.pipelines.guider_options import described
 from hfnoise.pipelines.initial_noise import InitialNoise
@@ -26,9 +25,6 @@ class AutoGuidedPipeline:
     task: `GuidedStableDiffusionImg2ImgPipeline.from_pipe(pipe)`. The `AutoPipelineFor...` of diffusers refuse guided
     pipelines; registered there, they would make new ones without a guider.
     """
-
-    # Of a preset: the guider it stands for.
-    guider_class: ClassVar[type[UpdateGuidance] | None] = None
 
     def __init__(self) -> None:
         name = type(self).__name__
@@ -107,7 +103,7 @@ class AutoGuidedPipeline:
         guided: Any = guided_class(source)
         if guider is not None:
             cls._check_class(guider)
-        elif cls.guider_class is not None:
+        else:
             guider = cls._preset_guider(getattr(pipeline, "guider", None), type(pipeline).__name__)
         check_guider(guided, guider)
         return guided.from_pipe(pipeline, guider=guider, initial_noise=initial_noise, **kwargs)
@@ -115,8 +111,7 @@ class AutoGuidedPipeline:
     @classmethod
     def _choose(cls, guided: type, repository: PipelineRepository, guider: Any, initial_noise: Any) -> tuple[Any, Any]:
         guider, initial_noise = read_parts(guided, repository, guider, initial_noise)
-        if cls.guider_class is not None:
-            guider = cls._preset_guider(guider, repository.path)
+        guider = cls._preset_guider(guider, repository.path)
         check_guider(guided, guider)
         return guider, initial_noise
 
@@ -126,8 +121,8 @@ class AutoGuidedPipeline:
 
     @classmethod
     def _preset_guider(cls, found: Any, place: str) -> Any:
-        """Return the guider that is there, or the preset's if it is none of its class."""
-        raise NotImplementedError
+        """Return the guider that is there; a preset puts its own in the place of another."""
+        return found
 
 
 def stock_class_named(name: str, path: str) -> Any:

@@ -14,14 +14,15 @@ from hfnoise.pipelines.guider_base import UpdateGuidance
 class GuidancePreset(AutoGuidedPipeline):
     """Base of the presets: a saved guider if it is of the class, or else a new one."""
 
-    # What a new one is made with, beyond its defaults.
+    # The guider it stands for, and what a new one is made with, beyond its defaults.
+    guider_class: ClassVar[type[UpdateGuidance]]
     guider_options: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def _check_class(cls, guider: BaseGuidance) -> None:
         if not cls._has_class(guider):
             raise TypeError(
-                f"{cls.__name__} takes a {cls._wanted().__name__}, with or without others inside, got "
+                f"{cls.__name__} takes a {cls.guider_class.__name__}, with or without others inside, got "
                 f"{type(guider).__name__}. AutoGuidedPipeline takes any."
             )
 
@@ -29,7 +30,7 @@ class GuidancePreset(AutoGuidedPipeline):
     def _preset_guider(cls, found: Any, place: str) -> Any:
         if cls._has_class(found):
             return found
-        wanted = cls._wanted()
+        wanted = cls.guider_class
         if found is not None:
             warnings.warn(
                 f"{place} has its own {type(found).__name__}; {cls.__name__} uses {wanted.__name__} instead. "
@@ -41,9 +42,4 @@ class GuidancePreset(AutoGuidedPipeline):
     @classmethod
     def _has_class(cls, guider: Any) -> bool:
         stages = guider.stages if isinstance(guider, UpdateGuidance) else []
-        return any(isinstance(stage, cls._wanted()) for stage in stages)
-
-    @classmethod
-    def _wanted(cls) -> type[UpdateGuidance]:
-        assert cls.guider_class is not None
-        return cls.guider_class
+        return any(isinstance(stage, cls.guider_class) for stage in stages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from diffusers.guiders import BaseGuidance
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.guider_options import described
 from hfnoise.pipelines.pipeline_layouts import layout_of
+from hfnoise.pipelines.projected_guider import ProjectedGuidance
+
+logger = logging.getLogger(__name__)
 
 
 def takes_guider(pipeline_class: type) -> bool:
@@ -121,7 +125,7 @@ def call_parameters(pipeline_class: type) -> dict[str, inspect.Parameter]:
 
 
 def check_run(pipe: Any, guider: UpdateGuidance, given: Mapping[str, Any]) -> None:
-    """Refuse what only the components and the arguments of a call tell.
+    """Refuse what only the components and the arguments of a call tell; say what the pipeline will undo.
 
     Args:
         pipe: the pipeline.
@@ -136,6 +140,16 @@ def check_run(pipe: Any, guider: UpdateGuidance, given: Mapping[str, Any]) -> No
         raise ValueError(
             f"{type(pipe).__name__.removeprefix('Guided')} has no {' or '.join(layout.denoisers)}, which its layout "
             f"says it calls: give denoisers=, the names of what it does, of {', '.join(sorted(pipe.components))}."
+        )
+    if (
+        layout is not None
+        and layout.rescaled
+        and any(isinstance(stage, ProjectedGuidance) and not stage._is_neutral for stage in guider.stages)
+    ):
+        logger.warning(
+            "%s brings what is guided to the norm of the conditional prediction afterwards, unless told otherwise: of "
+            "APG the direction is left, not the size.",
+            type(pipe).__name__.removeprefix("Guided"),
         )
     # Wan 2.2 TI2V: where there is an image its frame stands at timestep 0, in the middle of the others.
     if pipe.config.get("expand_timesteps") and given.get("image") is not None:

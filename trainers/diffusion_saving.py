@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -46,9 +46,10 @@ class DiffusionSavingMixin:
             check_identity(str(resume_from_checkpoint), self.identity())
         return super().train(resume_from_checkpoint or None, *args, **kwargs)  # type: ignore[misc]
 
-    def identity(self) -> dict[str, Any]:
-        """Return what a checkpoint must agree on with the run that it is resumed by."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def identity(self) -> dict[str, Any]:
+            """Of the Trainer: what a checkpoint must agree on with the run that it is resumed by."""
 
     def _is_adapter(self) -> bool:
         return bool(getattr(self.model, "_hf_peft_config_loaded", False))

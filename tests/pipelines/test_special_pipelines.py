@@ -139,3 +139,13 @@ def test_sixteen_bits(pipe):
     assert low[1].dtype == torch.bfloat16
     plain, projected = (float((a.float() - b).norm() / b.norm()) for a, b in zip(low, full, strict=True))
     assert projected <= 2 * plain, (plain, projected)
+
+
+@pytest.mark.parametrize(("guider", "said"), [(ProjectedGuidance(space="model"), True), (AdaptiveGuidance(), False)])
+def test_apg_where_the_norm_is_brought_back_is_told(guider, said, caplog):
+    """Lumina 2 scales the guided prediction to the norm of the conditional one."""
+    family = FAMILIES["lumina2"]
+    pipe = family.build()
+    with guide(pipe, guider):
+        pipe(**family.call(1))
+    assert ("of APG the direction is left, not the size" in caplog.text) is said
