@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy
 import torch
 
 import hfnoise
@@ -39,7 +40,7 @@ def own_text(encoder_class=None):
 
 def everything():
     """Return a member of every class."""
-    one = step(eta=0.25, guidance_scale=1.5, negative_prompt="the digit two", **own_text())
+    one = step(eta=numpy.float32(0.25), guidance_scale=1.5, negative_prompt="the digit two", **own_text())
     return [one, TerminalPrior(STATISTICS, scale=0.5), BrightnessOffset(0.3), BrightnessOffset(-0.1, DIRECTION)]
 
 

@@ -95,6 +95,12 @@ def test_weights_that_are_listed_and_gone(listed, weights):
         hfnoise.AutoGuidedPipeline.from_pretrained(folder)
 
 
+def test_weights_that_are_there_and_not_listed(listed, weights):
+    folder = listed(member(_class_name="BrightnessOffset", value=0.5), weights=weights)
+    with pytest.warns(UserWarning, match="holds oms_module, which initial_noise/.*json does not list: not used"):
+        assert hfnoise.AutoGuidedPipeline.from_pretrained(folder).initial_noise.value == 0.5
+
+
 def test_members_in_an_order_that_makes_no_start(listed, monkeypatch):
     monkeypatch.setitem(initial_noise_files.INITIAL_NOISES, "Mirrored", None)
     monkeypatch.setattr(hfnoise, "Mirrored", Mirrored, raising=False)

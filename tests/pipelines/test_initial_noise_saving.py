@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPTextModelWithProjection
 
 import hfnoise
-from hfnoise.pipelines import BrightnessOffset, InitialNoise, OneMoreStep, initial_noise_files
+from hfnoise.pipelines import BrightnessOffset, InitialNoise, OneMoreStep, initial_noise_files, saved_parts
 from hfnoise.pipelines.guidance_card import guidance_card
 from hfnoise.worlds.digits_pipeline import new_digits_pipeline
 from tests.pipelines.saved_noises import DIRECTION, LISTED, Mirrored, everything, guided, images, names, own_text, step
@@ -137,8 +137,13 @@ def test_nothing_of_an_earlier_save_survives(saved, tmp_path):
     pipe.save_pretrained(folder)
     assert not (folder / "oms_module" / "text_encoder").exists()
     assert torch.equal(images(hfnoise.AutoGuidedPipeline.from_pretrained(folder)), images(pipe))
+    (folder / "oms_module" / "prompt_embeds.safetensors").touch()
+    pipe.save_pretrained(folder)
+    assert not (folder / "oms_module" / "prompt_embeds.safetensors").exists()
     pipe.initial_noise = BrightnessOffset(0.3)
     pipe.save_pretrained(folder)
+    # Not in the way of a push either, whose patterns delete what is gone.
+    assert "oms_module/*" in saved_parts.stale_patterns(folder, None)
     assert {path for path in names(folder) if path.startswith("oms")} == {"oms_module/checkpoint-5/model.safetensors"}
     assert torch.equal(images(hfnoise.AutoGuidedPipeline.from_pretrained(folder)), images(pipe))
     pipe.initial_noise = None
