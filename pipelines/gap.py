@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,8 @@ class StartGap:
     Example:
         >>> from hfnoise.pipelines.gap import StartGap
         >>> gap = StartGap(timestep=981, signal=0.0760, noise=0.9971, size=(64, 64))
-        >>> round(gap.brightness_snr, 1), gap.verdict
-        (23.8, 'brightness is read from the start: One More Step has something to repair')
+        >>> round(gap.brightness_snr, 1), gap.level
+        (23.8, 'large')
     """
 
     timestep: float
@@ -46,16 +47,23 @@ class StartGap:
         return math.prod(self.size) * (self.signal / self.noise) ** 2
 
     @property
+    def level(self) -> str:
+        """`"large"`, `"mild"` or `"none"`."""
+        # At a ratio of 1 a model that knows nothing else takes half of the mean from the start, at a tenth a tenth.
+        if self.reason or self.brightness_snr < 0.1:
+            return "none"
+        return "large" if self.brightness_snr >= 1.0 else "mild"
+
+    @property
     def verdict(self) -> str:
         """In words: whether One More Step has anything to repair."""
         if self.reason:
             return f"nothing to repair: {self.reason}"
-        # At a ratio of 1 a model that knows nothing else takes half of the mean from the start, at a tenth a tenth.
-        if self.brightness_snr >= 1.0:
-            return "brightness is read from the start: One More Step has something to repair"
-        if self.brightness_snr >= 0.1:
-            return "brightness is read from the start in part: a mild gap"
-        return "next to nothing to repair: the brightness drowns in the noise of the start"
+        return {
+            "large": "brightness is read from the start: One More Step has something to repair",
+            "mild": "brightness is read from the start in part: a mild gap",
+            "none": "next to nothing to repair: the brightness drowns in the noise of the start",
+        }[self.level]
 
     def __str__(self) -> str:
         if self.reason:
@@ -89,24 +97,41 @@ def start_gap(
         >>> print(start_gap(new_digits_pipeline(width=8), num_inference_steps=20))
         timestep 951, 8 x 8 latents, signal-to-noise ratio of the brightness 0.526: ...
     """
-    scheduler = copy.deepcopy(getattr(pipe, "scheduler", None))
-    if scheduler is None:
+    if getattr(pipe, "scheduler", None) is None:
         raise ValueError(f"{type(pipe).__name__} has no scheduler, so it has no start to look at.")
     if num_inference_steps is None:
         num_inference_steps = inspect.signature(type(pipe).__call__).parameters["num_inference_steps"].default
+    return schedule_gap(pipe.scheduler, num_inference_steps, lambda: _latent_size(pipe, height, width))
+
+
+def schedule_gap(
+    scheduler: Any, num_inference_steps: int | None, size: tuple[int, int] | Callable[[], tuple[int, int]]
+) -> StartGap:
+    """Return the gap of a scheduler alone; see [`start_gap`].
+
+    Args:
+        scheduler: of diffusers; it is left as it is.
+        num_inference_steps (`int`, *optional*): of the run.
+        size (`tuple` of two `int`): of the latents; or a function that is asked for it if there may be a gap.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> from hfnoise.pipelines.gap import schedule_gap
+        >>> schedule_gap(DDIMScheduler(beta_schedule="linear"), 50, (32, 32)).verdict
+        'next to nothing to repair: the brightness drowns in the noise of the start'
+    """
+    scheduler = copy.deepcopy(scheduler)
     try:
         scheduler.set_timesteps(num_inference_steps)
     except ValueError:
         # Flow matching with a shift by resolution wants the shift; it has no gap at any.
-        reason = no_gap(scheduler, scheduler.timesteps[:1])
-        if not reason:
+        if not no_gap(scheduler, scheduler.timesteps[:1]):
             raise
-        return StartGap(float(scheduler.timesteps[0]), 0.0, 1.0, (0, 0), reason)
     first = scheduler.timesteps[:1]
     reason = no_gap(scheduler, first)
     if reason:
         return StartGap(float(first[0]), 0.0, 1.0, (0, 0), reason)
-    return StartGap(float(first[0]), *scales(scheduler, first), _latent_size(pipe, height, width))
+    return StartGap(float(first[0]), *scales(scheduler, first), size() if callable(size) else size)
 
 
 def _latent_size(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
