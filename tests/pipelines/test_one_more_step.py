@@ -329,6 +329,11 @@ def test_embeddings_are_not_saved(tmp_path):
         ({"compat": "official", "eta": 0.5}, ValueError, "eta=0.5 has no part in it"),
         ({"scale": -1.0}, ValueError, "scale must be at least 0"),
         ({"text_encoder": 1}, ValueError, "go together"),
+        ({"eta": "0.5"}, ValueError, r"eta must be in \[0, 1\], got '0.5'"),
+        ({"prompt": 3}, TypeError, "prompt must be a string or a list of strings, got 3"),
+        ({"negative_prompt": ["a", None]}, TypeError, r"negative_prompt must be .* got \['a', None\]"),
+        ({"prompt_embeds": [1.0]}, ValueError, r"prompt_embeds must be a tensor of shape .* got \[1.0\]"),
+        ({"prompt_embeds": torch.zeros(8, 16)}, ValueError, r"got a tensor of shape \(8, 16\)"),
         ({"terminal_prior": 3}, TypeError, "must be a TerminalPrior, False or None, got 3"),
     ],
 )
