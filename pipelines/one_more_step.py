@@ -123,7 +123,7 @@ class OneMoreStep(StartEstimate):
             pretrained_model_name_or_path (`str` or `os.PathLike`): folder or Hub repository: of a module, of this
                 object, or of a pipeline with either in `oms_module`.
             subfolder (`str`, *optional*): found by default.
-            kwargs: `variant` (`"fp16"` for official repositories), `torch_dtype`, `revision`, `token`, ...; and
+            kwargs: `variant` (`"fp16"` for official repositories), `dtype`, `revision`, `token`, ...; and
                 options that replace saved ones, such as `eta`, or `text_encoder`.
 
         Raises:
