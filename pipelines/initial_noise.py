@@ -171,18 +171,25 @@ def refined_start(
 def _replaced(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise, context: StartContext) -> Any:
     sigma = getattr(context.scheduler, "init_noise_sigma", 1.0)
     # float32: half of a large sigma's digits would be lost on the way there and back.
-    unit = latents.float() / sigma
-    state = initial_noise.refine(unit, context)
-    if state.latents is unit:
+    own = latents.float() / sigma
+    unit = own.clone()
+    state = refined_state(initial_noise, unit, context)
+    # A member may have written into what it was given.
+    if state.latents is unit and torch.equal(unit, own):
         return prepared
     if context.arguments.get("latents") is None:
-        _check_unit(unit, context)
+        _check_unit(own, context)
     if state.latents.shape != latents.shape:
         raise ValueError(
             f"{type(initial_noise).__name__} made a start of shape {tuple(state.latents.shape)} of noise of shape "
             f"{tuple(latents.shape)}."
         )
     start = (state.latents if state.space == "scheduler" else state.latents * sigma).to(latents.dtype)
+    if not bool(torch.isfinite(start).all()):
+        raise ValueError(
+            f"{type(initial_noise).__name__} made a start with NaN or infinity in it, in {start.dtype}: the image "
+            "would be black."
+        )
     if not isinstance(prepared, tuple):
         return start
     if state.space == "unit":
@@ -191,6 +198,21 @@ def _replaced(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise,
         rest = [noise if _is_noise(part, latents, sigma) else part for part in prepared[1:]]
         return (start, *rest)
     return (start, *prepared[1:])
+
+
+def refined_state(member: InitialNoise, unit_noise: torch.Tensor, context: StartContext) -> StartState:
+    """Return what a member makes of the noise.
+
+    Raises:
+        TypeError: if it is no [`StartState`].
+    """
+    state = member.refine(unit_noise, context)
+    if not isinstance(state, StartState):
+        raise TypeError(
+            f"refine of {type(member).__name__} returned {type(state).__name__}; it returns "
+            "hfnoise.pipelines.StartState(latents)."
+        )
+    return state
 
 
 def _check_unit(unit: torch.Tensor, context: StartContext) -> None:

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hfnoise.latents import COMPATS, ESTIMATE_TYPES, estimated_x0, guided_estimate, mixed_noise
+from hfnoise.latents import ESTIMATE_TYPES, estimated_x0, guided_estimate, mixed_noise
 from hfnoise.latents.hf_time_free_unet import module_output, module_residuals
-from hfnoise.latents.start_step import check_eta, check_guidance
-from hfnoise.pipelines.start_context import StartContext
+from hfnoise.latents.start_step import check_compat, check_guidance
+from hfnoise.pipelines.start_context import StartContext, check_words
 from hfnoise.pipelines.start_estimate import Estimate, StartEstimate
 from hfnoise.pipelines.start_text import StartText, check_width
 from hfnoise.pipelines.terminal_prior import TerminalPrior, check_scale
@@ -100,15 +100,18 @@ class OneMoreStep(StartEstimate):
 
     def _check(self) -> None:
         # Again at every call: the options are plain attributes, to be changed between calls.
-        check_eta(self.eta)
+        check_compat(self.compat, self.eta)
         check_scale(self.scale)
         check_guidance(1.0 if self.guidance_scale is None else self.guidance_scale, self.guidance_mode)
         if self.prediction_type not in ESTIMATE_TYPES:
             raise ValueError(f"prediction_type must be one of {ESTIMATE_TYPES}, got {self.prediction_type!r}.")
-        if self.compat not in COMPATS:
-            raise ValueError(f"compat must be one of {COMPATS}, got {self.compat!r}.")
-        if self.compat == "official" and self.eta not in (0.0, 1.0):
-            raise ValueError(f"compat='official' replaces all of the noise; eta={self.eta} has no part in it.")
+        for name in ("prompt", "negative_prompt"):
+            check_words(getattr(self, name), name)
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            states = getattr(self, name)
+            if states is not None and not (isinstance(states, Tensor) and states.dim() == 3):
+                found = f"a tensor of shape {tuple(states.shape)}" if isinstance(states, Tensor) else f"{states!r:.80}"
+                raise ValueError(f"{name} must be a tensor of shape (1 or batch, tokens, width), got {found}.")
 
     @classmethod
     def from_pretrained(
@@ -120,7 +123,7 @@ class OneMoreStep(StartEstimate):
             pretrained_model_name_or_path (`str` or `os.PathLike`): folder or Hub repository: of a module, of this
                 object, or of a pipeline with either in `oms_module`.
             subfolder (`str`, *optional*): found by default.
-            kwargs: `variant` (`"fp16"` for official repositories), `torch_dtype`, `revision`, `token`, ...; and
+            kwargs: `variant` (`"fp16"` for official repositories), `dtype`, `revision`, `token`, ...; and
                 options that replace saved ones, such as `eta`, or `text_encoder`.
 
         Raises:

@@ -9,7 +9,13 @@ import warnings
 from os import PathLike
 from typing import Any
 
-from hfnoise.latents.hf_checkpoints import MODULE_FOLDER, load_module, load_oms_components, read_json
+from hfnoise.latents.hf_checkpoints import (
+    MODULE_FOLDER,
+    load_module,
+    load_oms_components,
+    load_text_encoder,
+    read_json,
+)
 from hfnoise.pipelines.terminal_prior import TerminalPrior
 
 OPTIONS_FILE = "one_more_step.json"
@@ -50,7 +56,9 @@ def load_one_more_step(
     """Return the [`OneMoreStep`] of a folder or Hub repository; see its `from_pretrained`."""
     known = set(inspect.signature(step_class).parameters) - {"module"}
     given = {name: kwargs.pop(name) for name in sorted(known & set(kwargs))}
-    hub = {name: value for name, value in kwargs.items() if name not in ("variant", "torch_dtype")}
+    old = kwargs.pop("torch_dtype", None)
+    kwargs["dtype"] = kwargs.get("dtype") or old
+    hub = {name: value for name, value in kwargs.items() if name not in ("variant", "dtype")}
     if subfolder is None and read_json(repository, "oms_text_encoder/config.json", **hub) is not None:
         text = {name: given.pop(name, None) for name in _TEXT_PARTS}
         found = load_oms_components(repository, **text, **kwargs)
@@ -61,7 +69,7 @@ def load_one_more_step(
     name = f"{subfolder}/{OPTIONS_FILE}".lstrip("/")
     options = _read_options(read_json(repository, name, **hub) or {}, name)
     if options.pop("text_encoder", False) and given.get("text_encoder") is None:
-        given |= _text_parts(repository, subfolder, kwargs.get("torch_dtype"), hub)
+        given |= _text_parts(repository, subfolder, kwargs["dtype"], hub)
     return step_class(module, **{**options, **given})
 
 
@@ -79,13 +87,11 @@ def _read_options(options: dict[str, Any], name: str) -> dict[str, Any]:
     return options
 
 
-def _text_parts(repository: Any, subfolder: str, torch_dtype: Any, hub: dict[str, Any]) -> dict[str, Any]:
-    from transformers import AutoTokenizer, CLIPTextModel
+def _text_parts(repository: Any, subfolder: str, dtype: Any, hub: dict[str, Any]) -> dict[str, Any]:
+    from transformers import AutoTokenizer
 
-    dtype = {} if torch_dtype is None else {"dtype": torch_dtype}
     places = [f"{subfolder}/{name}".lstrip("/") for name in _TEXT_PARTS]
-    encoder = CLIPTextModel.from_pretrained(repository, subfolder=places[0], **dtype, **hub).eval()
     return {
-        "text_encoder": encoder,
+        "text_encoder": load_text_encoder(repository, places[0], dtype, hub),
         "tokenizer": AutoTokenizer.from_pretrained(repository, subfolder=places[1], **hub),
     }

@@ -14,6 +14,9 @@ from hfnoise.pipelines.noise_chain import InitialNoiseChain
 from hfnoise.pipelines.one_more_step import OneMoreStep
 from hfnoise.pipelines.saved_parts import PipelineRepository
 
+# Those of loading a pipeline that are meant for a module of another repository too: not its revision.
+_SHARED_OPTIONS = ("variant", "dtype", "torch_dtype", "token", "cache_dir", "local_files_only")
+
 
 class OneMoreStepPipeline(AutoGuidedPipeline):
     """[`AutoGuidedPipeline`] with [`OneMoreStep`]: images as dark and as bright as the prompt says.
@@ -46,8 +49,9 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
             pretrained_model_name_or_path (`str` or `os.PathLike`): of a stock pipeline too.
             guider (*optional*): as in [`AutoGuidedPipeline.from_pretrained`].
             initial_noise ([`OneMoreStep`] or a list with one, *optional*): instead of the saved one.
-            oms_module (*optional*): a module, or its folder or repository, loaded with the `variant` and
-                `torch_dtype` of this call; short for `initial_noise=OneMoreStep(module)`.
+            oms_module (*optional*): a module, or its folder or repository, loaded with the `variant`, `dtype`,
+                `token`, `cache_dir` and `local_files_only` of this call; short for
+                `initial_noise=OneMoreStep(module)`.
             kwargs: as in [`AutoGuidedPipeline.from_pretrained`].
 
         Raises:
@@ -55,7 +59,11 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
             ValueError: if there is none at all, or both `initial_noise` and `oms_module`, or the pipeline cannot take
                 it.
         """
-        options = {name: kwargs[name] for name in ("variant", "torch_dtype") if kwargs.get(name) is not None}
+        options = {name: kwargs[name] for name in _SHARED_OPTIONS if kwargs.get(name) is not None}
+        for name in ("dtype", "torch_dtype"):
+            # Of a pipeline it may be one for each component.
+            if isinstance(options.get(name), dict):
+                options[name] = options[name].get("oms_module", options[name].get("default"))
         noise = _given(initial_noise, oms_module, options)
         return super().from_pretrained(pretrained_model_name_or_path, guider, noise, **kwargs)
 
