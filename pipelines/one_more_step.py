@@ -123,11 +123,11 @@ class OneMoreStep(StartEstimate):
             pretrained_model_name_or_path (`str` or `os.PathLike`): folder or Hub repository: of a module, of this
                 object, or of a pipeline with either in `oms_module`.
             subfolder (`str`, *optional*): found by default.
-            kwargs: `variant` (`"fp16"` for official repositories), `dtype`, `revision`, `token`, ...; and
-                options that replace saved ones, such as `eta`, or `text_encoder`.
+            kwargs: `variant` (`"fp16"` for official repositories), `dtype` or `torch_dtype`, `revision`, `token`, ...;
+                and options that replace saved ones, such as `eta`, or `text_encoder`.
 
         Raises:
-            ValueError: if there is no module, or an option is unknown.
+            ValueError: if there is no module, or an option is unknown or cannot be used; the message names the file.
             OSError: if a text encoder that the repository points to is gone.
         """
         from hfnoise.pipelines.one_more_step_files import load_one_more_step
@@ -135,15 +135,25 @@ class OneMoreStep(StartEstimate):
         return load_one_more_step(cls, pretrained_model_name_or_path, subfolder, kwargs)
 
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
-        """Write the module, its options, and its text encoder and tokenizer if it has any, into one folder.
+        """Write the module, its options, and its own embeddings, text encoder and tokenizer, into one folder.
 
         Args:
             save_directory (`str` or `os.PathLike`): made if need be; with a pipeline it is `oms_module`.
-            kwargs: of the module's own `save_pretrained`.
+            kwargs: of the module's own `save_pretrained`; `variant` and `max_shard_size` of the text encoder's too.
+
+        Raises:
+            TypeError: if the module is no model of diffusers.
+            ValueError: if `save_directory` is a file.
         """
         from hfnoise.pipelines.one_more_step_files import save_one_more_step
 
         save_one_more_step(self, save_directory, kwargs)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the options that `one_more_step.json` holds, without networks and embeddings."""
+        from hfnoise.pipelines.one_more_step_files import one_more_step_options
+
+        return one_more_step_options(self)
 
     def to(self, *args: Any, **kwargs: Any) -> OneMoreStep:
         """Move or cast the networks, as `torch.nn.Module.to`; they follow the latents to another device anyway."""

@@ -57,6 +57,10 @@ class TerminalPrior(StartEstimate):
     def __repr__(self) -> str:
         return f"TerminalPrior({self.statistics}, scale={self.scale})"
 
+    def to_config(self) -> dict[str, Any]:
+        """Return the options."""
+        return {"statistics": self.statistics.to_config(), "scale": float(self.scale)}
+
 
 def check_scale(scale: float) -> None:
     """Raise ValueError unless a scale is finite and at least 0.
