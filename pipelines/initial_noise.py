@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -261,14 +262,20 @@ def _check_starts_from_noise(pipe: Any, given: Mapping[str, Any]) -> None:
 
 def _arguments(pipe: Any, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a method's call by name, with defaults."""
-    signatures = [inspect.signature(base.__dict__[method]) for base in type(pipe).__mro__ if method in base.__dict__]
-    # A subclass may hand on whatever it is given as *args: the names are those of its base.
-    named = (signature for signature in signatures if not _has(signature, inspect.Parameter.VAR_POSITIONAL))
-    signature = next(named, signatures[0])
+    signature = _signature(type(pipe), method)
     known = {name: value for name, value in kwargs.items() if name in signature.parameters}
     bound = signature.bind_partial(pipe, *args, **known)
     bound.apply_defaults()
     return {**bound.arguments, **kwargs}
+
+
+@functools.cache
+def _signature(pipeline_class: type, method: str) -> inspect.Signature:
+    methods = (base.__dict__[method] for base in pipeline_class.__mro__ if method in base.__dict__)
+    signatures = [inspect.signature(function) for function in methods]
+    # A subclass may hand on whatever it is given as *args: the names are those of its base.
+    named = (signature for signature in signatures if not _has(signature, inspect.Parameter.VAR_POSITIONAL))
+    return next(named, signatures[0])
 
 
 def _has(signature: inspect.Signature, kind: Any) -> bool:
