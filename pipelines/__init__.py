@@ -18,6 +18,7 @@ _MODULES = {
     "GuidanceRecorder": "guiders",
     "GuidanceReport": "guidance_report",
     "InitialNoise": "initial_noise",
+    "InitialNoiseBlock": "modular_start",
     "InitialNoiseChain": "noise_chain",
     "LinearGuidance": "guiders",
     "OneMoreStep": "one_more_step",
@@ -31,6 +32,7 @@ _MODULES = {
     "UpdateGuidance": "guiders",
     "guide": "guided",
     "guided_class": "guided",
+    "with_initial_noise": "modular_start",
 }
 
 
