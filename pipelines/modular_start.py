@@ -95,13 +95,14 @@ class InitialNoiseBlock(ModularPipelineBlocks):
             check_starts_from_noise(components, {"is_strength_max": strongest, "add_noise": from_noise})
         components, state = self.block(components, state)
         context = _context(components, state, getattr(given, "latents", None))
-        latents, noise = state.get("latents"), state.get("noise")
-        if noise is None:
-            state.set("latents", refined_latents(latents, latents, initial_noise, context))
-        else:  # inpainting keeps its noise
-            latents, noise = refined_latents((latents, noise), latents, initial_noise, context)
-            state.set("latents", latents)
+        latents = state.get("latents")
+        if "noise" in self.intermediate_output_names:  # inpainting keeps it
+            prepared = (latents, state.get("noise"))
+            latents, noise = refined_latents(prepared, latents, initial_noise, context)
             state.set("noise", noise)
+        else:
+            latents = refined_latents(latents, latents, initial_noise, context)
+        state.set("latents", latents)
         return components, state
 
 
@@ -155,7 +156,7 @@ def refined_modular(pipe: Any, initial_noise: Any) -> Iterator[None]:
     initial_noise.check_pipeline(type(pipe))
     blocks, before = pipe._blocks, {name: pipe.__dict__[name] for name in (COMPONENT,) if name in pipe.__dict__}
     pipe._blocks = with_initial_noise(blocks)
-    # Not as a component: it is not to be saved with the pipeline.
+    # Not by update_components: the index of the pipeline is not to name it.
     pipe.__dict__[COMPONENT] = initial_noise
     try:
         yield

@@ -73,8 +73,6 @@ class OneMoreStepTrainingArguments(DiffusionTrainingArguments):
             raise ValueError(
                 f"residual_samples is {self.residual_samples}; a covariance needs at least 2 rows, and 0 is no prior."
             )
-        if isinstance(self.residual_frequencies, float) and self.residual_frequencies.is_integer():
-            self.residual_frequencies = int(self.residual_frequencies)  # of YAML
         check_frequencies(self.residual_frequencies, "residual_frequencies")
         if self.residual_frequencies > 1 and not self.residual_samples:
             raise ValueError(

@@ -92,9 +92,10 @@ def cosine_waves(amplitudes: Tensor, height: int, width: int) -> Tensor:
         tensor(4.)
     """
     frequencies = math.isqrt(amplitudes.shape[-1])
-    grid = amplitudes.unflatten(-1, (frequencies, frequencies))
+    grid = amplitudes.reshape(*amplitudes.shape[:-1], frequencies, frequencies)
     rows, columns = (cosine_basis(frequencies, size).to(grid) for size in (height, width))
-    return rows.T @ grid @ columns
+    waves: Tensor = rows.T @ grid @ columns
+    return waves
 
 
 def check_has_space(shape: torch.Size | tuple[int, ...]) -> None:

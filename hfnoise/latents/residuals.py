@@ -194,11 +194,11 @@ class ResidualStatistics:
 
     @cached_property
     def _root(self) -> Tensor:
-        # The symmetric root: of all roots the one that does not depend on how a library orders eigenvectors. Kept, for
-        # it takes longer than the rest of a start.
+        # The symmetric root: of all roots the one that does not depend on how a library orders eigenvectors. Computed
+        # at the first draw, and kept.
         matrix = torch.tensor(self.covariance, dtype=torch.float64)
         values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-        root = (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
+        root: Tensor = (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
         return root.float()
 
 
