@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any, ClassVar
 
 import torch
+from diffusers import ModularPipeline
 from torch import Tensor, nn
 
 from hfnoise.latents import ESTIMATE_TYPES, estimated_x0, guided_estimate, mixed_noise
@@ -173,7 +174,9 @@ class OneMoreStep(StartEstimate):
     def check_pipeline(self, pipeline_class: type) -> None:
         """Raise ValueError if a pipeline never encodes a prompt and none is given here."""
         given = self.prompt_embeds is not None or self.text_encoder is not None
-        if not given and not hasattr(pipeline_class, "encode_prompt"):
+        # A modular pipeline has a block for it, or not: that is seen in the call.
+        encodes = hasattr(pipeline_class, "encode_prompt") or issubclass(pipeline_class, ModularPipeline)
+        if not given and not encodes:
             raise ValueError(
                 f"{pipeline_class.__name__.removeprefix('Guided')} has no encode_prompt to take the text from. Give "
                 "OneMoreStep text_encoder= and tokenizer=, or prompt_embeds=."
