@@ -142,7 +142,7 @@ def _run(config: GenerateConfig) -> int:
         load_pipeline,
         load_saved_guider,
     )
-    from hfnoise.pipelines.pipeline_loading import resolve_pipeline as resolve
+    from hfnoise.worlds.pipeline_names import resolve_pipeline as resolve
 
     try:
         guider = config.make_guider()
