@@ -27,9 +27,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "dp-budget", "hfnoise.privacy.budget:main", "noise, epsilon and steps of a private run, before it is started"
     ),
-    Command(
-        "convert", "hfnoise.convert:main", "a checkpoint of another project -> the form used here, or stock"
-    ),
+    Command("convert", "hfnoise.convert:main", "a checkpoint of another project -> the form used here, or stock"),
     Command("pack", "hfnoise.quantization.hf_pack:pack_main", "checkpoint folder -> packed at 1 to 8 bits a weight"),
     Command("unpack", "hfnoise.quantization.hf_pack:unpack_main", "packed checkpoint folder -> floats for stock code"),
     Command("bench", "hfnoise.benchmarks.preference_noise:main", "the preference-noise benchmark"),

@@ -29,9 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     if kind in ("-h", "--help"):
         width = max(len(one.name) for one in CONVERSIONS)
         rows = [f"  {one.name:<{width}}  {one.help}" for one in CONVERSIONS]
-        print(
-            "\n".join(["usage: hfnoise convert KIND SRC DST  (hfnoise convert KIND --help says more)", "", *rows])
-        )
+        print("\n".join(["usage: hfnoise convert KIND SRC DST  (hfnoise convert KIND --help says more)", "", *rows]))
         return 0
     for one in CONVERSIONS:
         if one.name == kind:

@@ -38,8 +38,8 @@ IMAGE_DATA_OPTIONS = (
         "dataset_name",
         "str",
         None,
-        "Images with captions: a Hub id, a folder of images (with metadata.csv), a csv, json or parquet file, a folder "
-        "of save_to_disk, or an embedded one: hfnoise:digits, hfnoise:coloured-digits.",
+        "Images with captions: a Hub id, a folder of images (with metadata.csv), a csv, json or parquet file, a "
+        "folder of save_to_disk, or an embedded one: hfnoise:digits, hfnoise:coloured-digits.",
     ),
     Option("dataset_config", "str", None, "Configuration of the dataset on the Hub."),
     Option("dataset_train_split", "str", "train", "Split to train on."),
@@ -57,7 +57,7 @@ IMAGE_DATA_OPTIONS = (
         "resolution",
         "int",
         None,
-        "Crop images to their middle square and resize them to this many pixels. Default: as they are, all of one size.",
+        "Crop images to their middle square and resize them to so many pixels. Default: as they are, of one size.",
     ),
     Option(
         "posterior",
@@ -87,8 +87,8 @@ MODULE_OPTIONS = (
         "block_out_channels",
         "list of int",
         None,
-        "Width of each level. Default: 160 320 640, as the published base modules; far smaller ones do, since the best "
-        "answer is the mean of the images of a prompt, and smooth.",
+        "Width of each level. Default: 160 320 640, as the published base modules; far smaller ones do, since the "
+        "best answer is the mean of the images of a prompt, and smooth.",
     ),
     Option("layers_per_block", "int", None, "Residual blocks of a level. Default: 2."),
     Option("transformer_layers_per_block", "list of int", None, "Of each level, or one for all. Default: 1."),
@@ -109,8 +109,8 @@ INITIAL_NOISE_OPTIONS: dict[str, tuple[Option, ...]] = {
             "oms_module",
             "str",
             None,
-            "One More Step, images as dark and as bright as the prompt says: a Hub id or folder of its module, or of a "
-            "pipeline that has one.",
+            "One More Step, images as dark and as bright as the prompt says: a Hub id or folder of its module, or of "
+            "a pipeline that has one.",
         ),
         Option("oms_variant", "str", None, "Of the module's weights; fp16 for the published ones."),
         Option("oms_eta", "float", None, "Share of fresh noise, in [0, 1]. Default: as saved, or 0."),
@@ -118,8 +118,8 @@ INITIAL_NOISE_OPTIONS: dict[str, tuple[Option, ...]] = {
             "oms_guidance_scale",
             "float",
             None,
-            "Of the module's estimate; more exaggerates brightness and colour, and costs a second evaluation. Default: "
-            "as saved, or 1.",
+            "Of the module's estimate; more exaggerates brightness and colour, and costs a second evaluation. "
+            "Default: as saved, or 1.",
         ),
         Option("oms_scale", "float", None, "Of the estimate, at least 0, where 0 is off. Default: as saved, or 1."),
     ),

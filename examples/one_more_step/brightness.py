@@ -9,7 +9,6 @@ distance of the brightness of samples from that of real images is printed, for o
 """
 
 import torch
-from datasets import Array2D, Array3D, Dataset, Features
 
 from hfnoise import (
     OneMoreStep,
@@ -19,8 +18,11 @@ from hfnoise import (
     guide,
 )
 from hfnoise.worlds.brightness import (
+    ROWS,
     SPREAD,
+    TEST_ROWS,
     brightness_error,
+    brightness_rows,
     draw_latents,
     draw_prompts,
     empty_states,
@@ -28,20 +30,9 @@ from hfnoise.worlds.brightness import (
     prompt_states,
 )
 
-# A module knows no size: it is trained on small latents and used on large ones.
-ROWS, TRAIN_SIZE, STEPS = 4096, 16, 300
+STEPS = 300
 IMAGES, SIZE, SAMPLING_STEPS = 600, 32, 50
 FOLDER = "brightness_oms_module"
-
-
-def make_rows(count, generator):
-    """Return latents with the states of their prompts."""
-    prompts = draw_prompts(count, generator)
-    latents = draw_latents(prompts, TRAIN_SIZE, generator)
-    columns = {"latents": latents.numpy(), "encoder_hidden_states": prompt_states(prompts).numpy()}
-    # Arrays of a known shape are read much faster than lists of lists.
-    shapes = {"latents": Array3D(latents.shape[1:], "float32"), "encoder_hidden_states": Array2D((1, 3), "float32")}
-    return Dataset.from_dict(columns, features=Features(shapes)).with_format("torch")
 
 
 def train():
@@ -62,8 +53,8 @@ def train():
     trainer = OneMoreStepTrainer(
         module,
         args,
-        train_dataset=make_rows(ROWS, generator),
-        eval_dataset=make_rows(256, generator),
+        train_dataset=brightness_rows(ROWS, generator),
+        eval_dataset=brightness_rows(TEST_ROWS, generator),
         empty_prompt={"encoder_hidden_states": empty_states(1)},
     )
     trainer.train()

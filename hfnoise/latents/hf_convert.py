@@ -56,15 +56,14 @@ def main(arguments: Sequence[str]) -> int:
             )  # fmt: skip
     except (OSError, ValueError) as error:
         message = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        hint = "" if given.variant else f" (The published modules need --variant {_HALF_VARIANT}.)"
+        no_weights = isinstance(error, OSError) and not given.variant
+        hint = f" (The published modules need --variant {_HALF_VARIANT}.)" if no_weights else ""
         raise UsageError(f"{given.src!r} cannot be converted: {message}{hint}") from error
     count = sum(parameter.numel() for parameter in module.parameters())
     print(f"{type(module).__name__} of {count:,} parameters in {dtype}, in {given.dst}")
     if text is not None and text.get("_name_or_path"):
         place = "/".join(part for part in (text["_name_or_path"], text.get("subfolder")) if part)
-        print(
-            f"It reads prompts with the text encoder of {place}: OneMoreStep(module, text_encoder=..., tokenizer=...)."
-        )
+        print(f"It reads prompts with the text encoder of {place}: give OneMoreStep(text_encoder=..., tokenizer=...).")
     return 0
 
 
