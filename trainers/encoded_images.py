@@ -131,7 +131,8 @@ def _digest_of(pipe: Any) -> str:
         module = getattr(pipe, part, None)
         if module is None:
             continue
-        digest.update(module.config.to_json_string().encode())
+        config = module.config if isinstance(module.config, dict) else module.config.to_dict()
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
         for name, value in sorted(module.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

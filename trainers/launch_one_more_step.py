@@ -81,8 +81,8 @@ def _trainer(script: OneMoreStepScriptArguments, training: Any) -> Any:
     if found != width:
         raise ValueError(
             f"the module {script.module_name_or_path!r} takes text states {found} wide (cross_attention_dim), and "
-            f"those of {script.model_name_or_path or script.world!r} are {width} wide. Train it with the text encoder that "
-            "it reads, or make a new one: leave --module_name_or_path out."
+            f"those of {script.model_name_or_path or script.world!r} are {width} wide. Train it with the text "
+            "encoder that it reads, or make a new one: leave --module_name_or_path out."
         )
     return OneMoreStepTrainer(
         module, training, train_dataset=data.train, eval_dataset=data.evaluation, empty_prompt=data.empty_prompt

@@ -21,10 +21,8 @@ _WITHOUT_MEANING = {
 
 
 def _field(name: str) -> Any:
-    return field(
-        default=option_default(ONE_MORE_STEP_OPTIONS, name),
-        metadata={"help": option_help(ONE_MORE_STEP_OPTIONS, name)},
-    )
+    help = option_help(ONE_MORE_STEP_OPTIONS, name)
+    return field(default=option_default(ONE_MORE_STEP_OPTIONS, name), metadata={"help": help})
 
 
 @dataclass
