@@ -63,7 +63,8 @@ IMAGE_DATA_OPTIONS = (
         "posterior",
         "str",
         "sample",
-        "What is taken of the autoencoder's posterior of an image: 'sample', one draw, or 'mean'.",
+        "What is taken of the autoencoder's posterior of an image: 'sample', one draw, or 'mean', which the embedded "
+        "pipelines were trained on.",
     ),
     Option("encode_batch_size", "int", 8, "Images that are encoded together."),
     Option(

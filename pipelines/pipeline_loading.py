@@ -125,13 +125,25 @@ def load_pipeline(pipeline_class: Any, name: str, config: GenerateConfig) -> Any
     Raises:
         UsageError: if it cannot be loaded.
     """
-    device = find_device(config.device)
-    dtype = getattr(torch, config.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
     try:
-        pipe = pipeline_class.from_pretrained(name, revision=config.revision, dtype=dtype)
+        pipe = pipeline_class.from_pretrained(name, revision=config.revision, dtype=find_dtype(config))
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
-    return pipe.to(device)
+    return pipe.to(find_device(config.device))
+
+
+def find_dtype(config: GenerateConfig) -> torch.dtype:
+    """Return the dtype of the weights: the one of the configuration, or float32 on a CPU and bfloat16 elsewhere.
+
+    Example:
+        >>> from hfnoise.pipelines.generate_config import GenerateConfig
+        >>> from hfnoise.pipelines.pipeline_loading import find_dtype
+        >>> find_dtype(GenerateConfig("digits", prompt=["seven"], device="cpu"))
+        torch.float32
+    """
+    usual = "float32" if find_device(config.device).type == "cpu" else "bfloat16"
+    found: torch.dtype = getattr(torch, config.dtype or usual)
+    return found
 
 
 def find_device(name: str | None) -> torch.device:

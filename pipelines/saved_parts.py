@@ -132,13 +132,21 @@ class PipelineRepository:
                 "to load without it."
             ) from error
 
-    def initial_noise(self) -> InitialNoise | None:
-        """Return the saved initial noise; `None` if there is none."""
-        for folder, name in INITIAL_NOISES.items():
-            if self.file(f"{folder}/config.json") is not None:
-                noise_class = getattr(import_module("hfnoise"), name)
-                return noise_class.from_pretrained(self.path, subfolder=folder, **self.options)
-        return None
+    def initial_noise_folder(self) -> str | None:
+        """Return the sub-folder of the saved initial noise; `None` if there is none."""
+        return next((folder for folder in INITIAL_NOISES if self.file(f"{folder}/config.json") is not None), None)
+
+    def initial_noise(self, **options: Any) -> InitialNoise | None:
+        """Return the saved initial noise; `None` if there is none.
+
+        Args:
+            options: of its `from_pretrained`, such as `torch_dtype`.
+        """
+        folder = self.initial_noise_folder()
+        if folder is None:
+            return None
+        noise_class = getattr(import_module("hfnoise"), INITIAL_NOISES[folder])
+        return noise_class.from_pretrained(self.path, subfolder=folder, **self.options, **options)
 
     def _place(self, file: str) -> str:
         return file if os.path.isdir(self.path) else f"{self.path}/{GUIDER_FOLDER}/guider_config.json"
