@@ -26,12 +26,14 @@ _MODULES = {
     "ProjectedGuidance": "guiders",
     "ProjectedGuidancePipeline": "projected_guidance",
     "StartContext": "start_context",
+    "StartGap": "gap",
     "StartEstimate": "start_estimate",
     "StartState": "initial_noise",
     "TerminalPrior": "terminal_prior",
     "UpdateGuidance": "guiders",
     "guide": "guided",
     "guided_class": "guided",
+    "start_gap": "gap",
     "with_initial_noise": "modular_start",
 }
 

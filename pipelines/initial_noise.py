@@ -51,9 +51,11 @@ class InitialNoise(ABC):
     the `"scheduler"`, after which nothing comes. A member that changes nothing returns the very tensor that it was
     given, and the run is the stock one to the bit.
 
-    One that is saved with its pipeline names the sub-folder of the repository, which must hold a `config.json`, and
-    has `save_pretrained(folder)` and the class method `from_pretrained(repository, subfolder=..., **options)`;
-    `hfnoise.pipelines.saved_parts.INITIAL_NOISES` says which class is behind which sub-folder.
+    Members of hfnoise are saved with their pipeline: those in `hfnoise.pipelines.initial_noise_files.INITIAL_NOISES`,
+    by public name. `to_config` returns their options. One with weights has a `subfolder` of the repository for itself,
+    in which `save_pretrained(folder, ...)` writes a `config.json`, and the class method
+    `from_pretrained(repository, subfolder=..., ...)`; both take the options of the pipeline that they name (`variant`,
+    `dtype`, ...), or any. A member of your own is not saved, which saving says; nothing but the table is ever loaded.
 
     Example:
         >>> from hfnoise.pipelines import InitialNoise, StartState
@@ -75,6 +77,25 @@ class InitialNoise(ABC):
             unit_noise (`torch.Tensor`): the pipeline's own, of unit variance; the user's `latents` where given.
             context ([`StartContext`]): prompts, their states, generators, timesteps, the pipeline.
         """
+
+    def to_config(self) -> dict[str, Any] | None:
+        """Return the options, as JSON has them; `None` if it cannot be saved."""
+        return None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> InitialNoise:
+        """Return the member of the options that `to_config` returned.
+
+        Raises:
+            ValueError: if an option is unknown or missing.
+        """
+        known = inspect.signature(cls).parameters
+        if unknown := sorted(set(config) - set(known)):
+            raise ValueError(f"{cls.__name__} has no option {', '.join(unknown)}; it has {', '.join(known)}.")
+        missing = [name for name, option in known.items() if option.default is option.empty and name not in config]
+        if missing:
+            raise ValueError(f"{cls.__name__} needs the option {', '.join(missing)}.")
+        return cls(**config)
 
     def check_pipeline(self, pipeline_class: type) -> None:  # noqa: B027
         """Raise ValueError if it cannot serve in a pipeline class; told when it is put into the slot."""
@@ -107,7 +128,7 @@ def check_initial_noise(pipeline_class: type, initial_noise: Any) -> InitialNois
     if known & STARTS_FROM_DATA and "is_strength_max" not in known:
         raise ValueError(
             f"{name} starts from an image with noise on it, not from noise: there is nothing to repair. Use it "
-            "without initial_noise; text-to-image and inpainting at strength=1 take it."
+            "without (initial_noise=[]); text-to-image and inpainting at strength=1 take it."
         )
     initial_noise.check_pipeline(pipeline_class)
     return initial_noise
@@ -198,18 +219,25 @@ def refined_latents(prepared: Any, latents: torch.Tensor, initial_noise: Initial
     """
     sigma = getattr(context.scheduler, "init_noise_sigma", 1.0)
     # float32: half of a large sigma's digits would be lost on the way there and back.
-    unit = latents.float() / sigma
-    state = initial_noise.refine(unit, context)
-    if state.latents is unit:
+    own = latents.float() / sigma
+    unit = own.clone()
+    state = refined_state(initial_noise, unit, context)
+    # A member may have written into what it was given.
+    if state.latents is unit and torch.equal(unit, own):
         return prepared
     if context.arguments.get("latents") is None:
-        _check_unit(unit, context)
+        _check_unit(own, context)
     if state.latents.shape != latents.shape:
         raise ValueError(
             f"{type(initial_noise).__name__} made a start of shape {tuple(state.latents.shape)} of noise of shape "
             f"{tuple(latents.shape)}."
         )
     start = (state.latents if state.space == "scheduler" else state.latents * sigma).to(latents.dtype)
+    if not bool(torch.isfinite(start).all()):
+        raise ValueError(
+            f"{type(initial_noise).__name__} made a start with NaN or infinity in it, in {start.dtype}: the image "
+            "would be black."
+        )
     if not isinstance(prepared, tuple):
         return start
     if state.space == "unit":
@@ -218,6 +246,21 @@ def refined_latents(prepared: Any, latents: torch.Tensor, initial_noise: Initial
         rest = [noise if _is_noise(part, latents, sigma) else part for part in prepared[1:]]
         return (start, *rest)
     return (start, *prepared[1:])
+
+
+def refined_state(member: InitialNoise, unit_noise: torch.Tensor, context: StartContext) -> StartState:
+    """Return what a member makes of the noise.
+
+    Raises:
+        TypeError: if it is no [`StartState`].
+    """
+    state = member.refine(unit_noise, context)
+    if not isinstance(state, StartState):
+        raise TypeError(
+            f"refine of {type(member).__name__} returned {type(state).__name__}; it returns "
+            "hfnoise.pipelines.StartState(latents)."
+        )
+    return state
 
 
 def _check_unit(unit: torch.Tensor, context: StartContext) -> None:
