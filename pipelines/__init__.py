@@ -18,6 +18,7 @@ _MODULES = {
     "GuidanceRecorder": "guiders",
     "GuidanceReport": "guidance_report",
     "InitialNoise": "initial_noise",
+    "InitialNoiseBlock": "modular_start",
     "InitialNoiseChain": "noise_chain",
     "LinearGuidance": "guiders",
     "OneMoreStep": "one_more_step",
@@ -25,12 +26,15 @@ _MODULES = {
     "ProjectedGuidance": "guiders",
     "ProjectedGuidancePipeline": "projected_guidance",
     "StartContext": "start_context",
+    "StartGap": "gap",
     "StartEstimate": "start_estimate",
     "StartState": "initial_noise",
     "TerminalPrior": "terminal_prior",
     "UpdateGuidance": "guiders",
     "guide": "guided",
     "guided_class": "guided",
+    "start_gap": "gap",
+    "with_initial_noise": "modular_start",
 }
 
 

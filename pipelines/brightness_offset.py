@@ -50,6 +50,10 @@ class BrightnessOffset(StartEstimate):
         """Whether it changes nothing."""
         return self.value == 0.0
 
+    def to_config(self) -> dict[str, Any]:
+        """Return the options; a direction that was measured is measured again on the VAE that is loaded."""
+        return {"value": float(self.value), "direction": None if self.direction is None else list(self.direction)}
+
     def estimate(self, noise: Tensor, context: StartContext) -> Estimate:
         """Return the latents of a flat image, minus those of mid-grey."""
         direction = self.direction if self.direction is not None else self._measure(context)

@@ -25,6 +25,37 @@ _STOCK_NAME = "UNet2DConditionModel"
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
+def find_file(repository: str | PathLike[str], name: str, **hub_options: Any) -> str | None:
+    """Return where a file of a folder or Hub repository lies on this machine; `None` if the repository has none.
+
+    Args:
+        repository (`str` or `os.PathLike`): folder or name on the Hub.
+        name (`str`): path of the file in it.
+        hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, ...
+
+    Raises:
+        OSError: if there is no such repository.
+        ValueError: if `repository` can be neither.
+
+    Example:
+        >>> from hfnoise.latents.hf_checkpoints import find_file
+        >>> find_file(".", "config.json") is None
+        True
+    """
+    path = os.fspath(repository)
+    if os.path.isdir(path):
+        file = os.path.join(path, *name.split("/"))
+        return file if os.path.isfile(file) else None
+    hub_options = {key: hub_options[key] for key in _HUB_OPTIONS if hub_options.get(key) is not None}
+    try:
+        found: str = hf_hub_download(path, name, **hub_options)
+    except EntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise ValueError(f"{path} is neither a folder nor the name of a repository on the Hub.") from error
+    return found
+
+
 def read_json(repository: str | PathLike[str], name: str, **hub_options: Any) -> dict[str, Any] | None:
     """Return a JSON file of a folder or Hub repository; `None` if it has none.
 
@@ -44,19 +75,9 @@ def read_json(repository: str | PathLike[str], name: str, **hub_options: Any) ->
         >>> read_json(".", "config.json")
         {'in_channels': 4}
     """
-    path = os.fspath(repository)
-    if os.path.isdir(path):
-        file = os.path.join(path, *name.split("/"))
-        if not os.path.isfile(file):
-            return None
-    else:
-        hub_options = {key: hub_options[key] for key in _HUB_OPTIONS if hub_options.get(key) is not None}
-        try:
-            file = hf_hub_download(path, name, **hub_options)
-        except EntryNotFoundError:
-            return None
-        except HFValidationError as error:
-            raise ValueError(f"{path} is neither a folder nor the name of a repository on the Hub.") from error
+    file = find_file(repository, name, **hub_options)
+    if file is None:
+        return None
     try:
         with open(file, encoding="utf-8") as stream:
             content = json.load(stream)
@@ -76,7 +97,7 @@ def load_module(
         repository (`str` or `os.PathLike`): of the module, or of a pipeline that has it in `oms_module`.
         subfolder (`str`, *optional*): where the module is; the repository itself or its `oms_module` by default.
         variant (`str`, *optional*): `"fp16"` for the official ones, which have no other weights.
-        kwargs: of `from_pretrained`, such as `dtype` and `revision`.
+        kwargs: of `from_pretrained`, such as `dtype` (`torch_dtype` is another name of it) and `revision`.
 
     Returns:
         A `UNet2DConditionModel` if it was saved as that with all its weights (the timestep is fixed to 0), a
@@ -98,6 +119,8 @@ def load_module(
             f"{path} holds no module of One More Step: there is no {wanted} of a UNet. Give the folder that "
             "save_pretrained wrote, or say subfolder=..."
         )
+    if "torch_dtype" in kwargs:  # diffusers 0.42 warns of the name
+        kwargs["dtype"] = kwargs.pop("torch_dtype")
     # diffusers asks for None where there is no sub-folder.
     options = {"subfolder": place or None, "variant": variant, **kwargs}
     if config.get("_class_name") == _STOCK_NAME:

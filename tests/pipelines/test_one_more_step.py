@@ -310,15 +310,21 @@ def test_a_pipeline_is_saved_with_it(tmp_path):
         assert loaded.unet.dtype == loaded.initial_noise.module.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="give initial_noise or oms_module"):
         hfnoise.OneMoreStepPipeline.from_pipe(base, oms_module=module, initial_noise=pipe.initial_noise)
-    both = hfnoise.OneMoreStepPipeline.from_pipe(pipe, initial_noise=[pipe.initial_noise, BrightnessOffset(0.5)])
-    with pytest.warns(UserWarning, match="InitialNoiseChain is not saved with the pipeline"):
-        both.save_pretrained(tmp_path)
 
 
-def test_embeddings_are_not_saved(tmp_path):
-    step = OneMoreStep(new_module(), prompt_embeds=torch.zeros(1, 8, WIDTH))
-    with pytest.warns(UserWarning, match="embeddings of OneMoreStep are not saved"):
-        step.save_pretrained(tmp_path)
+def test_embeddings_are_saved(tmp_path):
+    states = torch.arange(8.0 * WIDTH).reshape(1, WIDTH, 8).transpose(1, 2)  # not contiguous
+    step = OneMoreStep(new_module(), prompt_embeds=states, negative_prompt_embeds=states.half())
+    step.save_pretrained(tmp_path)
+    again = OneMoreStep.from_pretrained(tmp_path)
+    assert torch.equal(again.prompt_embeds, states) and again.negative_prompt_embeds.dtype == torch.float16
+    given = OneMoreStep.from_pretrained(tmp_path, prompt_embeds=2 * states)
+    assert torch.equal(given.prompt_embeds, 2 * states)
+    (tmp_path / "prompt_embeds.safetensors").unlink()
+    with pytest.raises(
+        ValueError, match="prompt_embeds.safetensors must hold negative_prompt_embeds, prompt_embeds, and"
+    ):
+        OneMoreStep.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="one_more_step.json is neither a folder nor the name of a repository"):
         OneMoreStep.from_pretrained(tmp_path / "one_more_step.json")
     FAMILIES["sd-ddim"].build().vae.save_pretrained(tmp_path / "vae")
