@@ -45,8 +45,8 @@ class OneMoreStep(StartEstimate):
         prompt_embeds, negative_prompt_embeds (`torch.Tensor` of shape `(1 or batch, tokens, width)`, *optional*):
             instead of encoded words.
         text_encoder, tokenizer (*optional*): of the module, if it does not read the embeddings of the pipeline.
-        terminal_prior ([`TerminalPrior`], *optional*): the module's own by default, if it carries one; `False` for
-            none.
+        terminal_prior ([`TerminalPrior`], *optional*): the module's own by default, if it carries one and none
+            follows in a chain; `False` for none.
         scale (`float`, defaults to `1.0`): of the estimate; 0 is off, the stock run to the bit.
         compat (`str`, *optional*): `"official"`.
 
@@ -202,7 +202,8 @@ class OneMoreStep(StartEstimate):
             noise, exponent = context.normal(*noise.shape[1:]), 2.0
         elif self.eta:
             noise = mixed_noise(noise, self.eta, context.normal(*noise.shape[1:]))
-        prior = self.prior
+        instead = self.terminal_prior is None and context.draws_residuals
+        prior = None if instead else self.prior
         if prior is not None and not prior.is_off:
             x0 = x0 + prior.scale * prior.estimate(noise, context).x0
         return Estimate(x0, noise, evaluations, exponent)

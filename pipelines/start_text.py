@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hfnoise.latents.hf_time_free_unet import text_widths
 from hfnoise.pipelines.start_context import StartContext, repeated_words
 
 if TYPE_CHECKING:
@@ -89,10 +90,8 @@ class StartText:
 
 def check_width(module: Any, states: Tensor, context: StartContext, text_encoder: Any) -> None:
     """Raise ValueError if a module cannot read text states of this width; the message names both."""
-    config = getattr(module, "config", None)
-    width = getattr(config, "encoder_hid_dim", None) or getattr(config, "cross_attention_dim", None)
-    widths: set[Any] = {width} if not isinstance(width, (list, tuple)) else set(width)
-    if width is None or states.shape[-1] in widths:
+    widths = text_widths(module)
+    if not widths or states.shape[-1] in widths:
         return
     if text_encoder is not None:
         source, remedy = f"its text encoder {type(text_encoder).__name__}", "Give the one that it was trained with."

@@ -248,7 +248,10 @@ def test_terminal_prior_of_the_module(sd):
     assert torch.equal(run(sd, sd_call(), OneMoreStep(module)), given) and not torch.allclose(given, plain)
     without = OneMoreStep(module, terminal_prior=False)
     assert torch.equal(run(sd, sd_call(), without), plain)
-    torch.testing.assert_close(run(sd, sd_call(), [without, TerminalPrior(STATISTICS)]), given)
+    # One of the chain is in the place of the module's, not on top of it.
+    for step in (without, OneMoreStep(module)):
+        torch.testing.assert_close(run(sd, sd_call(), [step, TerminalPrior(STATISTICS)]), given)
+    assert torch.equal(run(sd, sd_call(), [OneMoreStep(module), TerminalPrior(STATISTICS, scale=0.0)]), plain)
     assert not torch.allclose(run(sd, sd_call(), [without, BrightnessOffset(0.5)]), plain)
 
 
