@@ -9,9 +9,6 @@ from torch import Tensor
 
 from hfnoise.guidance.tensor_math import norm, sample_dims, widened
 
-# The official code keeps its noise within these at `boundary_control`.
-OFFICIAL_BOUNDARY = 3.0
-
 
 def noise_level_step(
     noise: Tensor,

@@ -36,8 +36,8 @@ def start_form(point: DenoisingPoint) -> str:
         return "noise"
     if point.prediction_type == "epsilon":
         raise ValueError(
-            "the run starts at a signal-to-noise ratio of 0, where a prediction of the noise says nothing of the image. "
-            "Use a scheduler without rescale_betas_zero_snr, or a model with v_prediction."
+            "the run starts at a signal-to-noise ratio of 0, where predicted noise says nothing of the image. Use a "
+            " scheduler without rescale_betas_zero_snr, or a model with v_prediction."
         )
     return "image"
 
@@ -65,8 +65,8 @@ def start_prediction(point: DenoisingPoint, noise: Tensor, output: Tensor) -> Te
     """
     if noise.shape != output.shape:
         raise ValueError(
-            f"the noise is of shape {tuple(noise.shape)} and the prediction of {tuple(output.shape)}: they must be the "
-            "same."
+            f"the noise is of shape {tuple(noise.shape)} and the prediction of {tuple(output.shape)}: they must "
+            "be the same."
         )
     form, x, output = start_form(point), widened(noise), widened(output)
     if form == "velocity" or point.prediction_type == "epsilon":
