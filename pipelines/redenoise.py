@@ -181,7 +181,7 @@ def training_power(scheduler: Any, num_steps: int, count: int = 1) -> float:
         >>> from hfnoise.pipelines.redenoise import training_power
         >>> scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
         >>> round(training_power(scheduler, 10), 4)
-        0.0127
+        0.0143
     """
     powers = scheduler.alphas_cumprod
     first = round(float(torch.as_tensor(scheduler.timesteps).flatten()[0]))

@@ -19,9 +19,9 @@ from hfnoise.pipelines.start_report import StartReport
 class SeedVariation(InitialNoise):
     """Mixes the noise with that of another seed, at unit variance: sqrt(1 - s^2) noise + s other.
 
-    Small strengths vary an image, and cost nothing; at 1 it is the run of the other seed, to the bit for float32
-    latents. User interfaces call it a variation seed. Mixing linearly, as some do, loses variance: images of s = 0.5
-    would start with half of it.
+    Small strengths vary an image, and cost nothing; at 1 it is the run of the other seed: to the bit, for float32
+    latents and samplers that draw nothing. User interfaces call it a variation seed. Mixing linearly, as some do,
+    loses variance: images of s = 0.5 would start with half of it.
 
     Args:
         strength (`float`): s, in [0, 1], share of the other seed; 0 is off. The cosine of old and new noise is
@@ -44,7 +44,7 @@ class SeedVariation(InitialNoise):
 
     def __init__(self, strength: float, seed: int | Sequence[int] | None = None) -> None:
         self.strength = strength
-        self.seed = seed if seed is None or isinstance(seed, int) else list(seed)
+        self.seed = list(seed) if isinstance(seed, Sequence) else seed
         self.report: StartReport | None = None
         self._check()
 

@@ -60,8 +60,8 @@ def start_prediction(point: DenoisingPoint, noise: Tensor, output: Tensor) -> Te
         >>> import torch
         >>> from hfnoise.guidance import DenoisingPoint
         >>> from hfnoise.latents import start_prediction
-        >>> start_prediction(DenoisingPoint("v_prediction", 0.6, 0.8), torch.ones(1, 1), torch.ones(1, 1)).item()
-        1.399999976158142
+        >>> start_prediction(DenoisingPoint("v_prediction", 0.6, 0.8), torch.ones(1, 1), torch.ones(1, 1))
+        tensor([[1.4000]])
     """
     if noise.shape != output.shape:
         raise ValueError(
