@@ -82,6 +82,8 @@ class FirstStep:
 
     def _batched(self, module: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         seen = noisy_input(args, kwargs)
+        if len(seen) == self.batch and not self.wants_uncond:
+            self._given, self.cond, self.evaluations = seen, prediction_of(call(*args, **kwargs)), 1
         if len(seen) != 2 * self.batch:
             self._stop()  # one prediction only
         layout, first, second = self.layout, slice(None, self.batch), slice(self.batch, None)

@@ -45,6 +45,9 @@ class NoiseLevelGuidance(InitialNoise):
             not against cond - uncond: 3 in the code, if at all. Its length is that of the noise itself.
         stop_early (`bool`, defaults to `False`): leave a sample alone once its direction does not shrink any more; the
             batch ends with its last one.
+        weak_model (`torch.nn.Module`, *optional*): a worse model of the kind of the denoiser: the direction is then
+            that of AutoGuidance, the prediction of the pipeline's minus that of the weak one, both for the prompt. It
+            also serves where guidance is distilled.
         compat (`str`, *optional*): `"official"`: the noise that is added is the same at each step, and the model is
             given what is left of its input in 16 bits.
 
@@ -72,11 +75,13 @@ class NoiseLevelGuidance(InitialNoise):
         boundary: float | None = None,
         direction_scale: float | None = None,
         stop_early: bool = False,
+        weak_model: torch.nn.Module | None = None,
         compat: str | None = None,
     ) -> None:
         self.num_steps, self.step_size, self.max_relative_step = num_steps, step_size, max_relative_step
         self.noise_variance, self.normalize, self.stop_early = noise_variance, normalize, stop_early
         self.boundary, self.direction_scale, self.compat = boundary, direction_scale, compat
+        self.weak_model = weak_model
         self.report: StartReport | None = None
         self._check()
 
@@ -89,6 +94,8 @@ class NoiseLevelGuidance(InitialNoise):
             if not 0.0 < (1.0 if getattr(self, name) is None else getattr(self, name)) < math.inf:
                 raise ValueError(f"{name} must be above 0, or None for none, got {getattr(self, name)}.")
         check_step(self.step_size, self.max_relative_step, self.noise_variance)
+        if not (self.weak_model is None or isinstance(self.weak_model, torch.nn.Module)):
+            raise TypeError(f"weak_model must be a torch module, got {type(self.weak_model).__name__}.")
         if self.compat not in COMPATS:
             raise ValueError(f"compat must be one of {COMPATS}, got {self.compat!r}.")
 
@@ -99,7 +106,7 @@ class NoiseLevelGuidance(InitialNoise):
 
     def check_pipeline(self, pipeline_class: type) -> None:
         """Raise ValueError if a pipeline makes no prediction without prompt."""
-        check_branches(pipeline_class, type(self).__name__)
+        check_branches(pipeline_class, type(self).__name__, uncond=self.weak_model is None)
 
     def refine(self, unit_noise: Tensor, context: StartContext) -> StartState:
         """Return the moved noise."""
@@ -107,7 +114,7 @@ class NoiseLevelGuidance(InitialNoise):
         if self.is_off:
             self.report = StartReport.of(unit_noise, unit_noise)
             return StartState(unit_noise)
-        branches, official = StartBranches(context), self.compat == "official"
+        branches, official = StartBranches(context, self.weak_model), self.compat == "official"
         size = math.sqrt(unit_noise[0].numel())
         limit = None if self.max_relative_step is None else self.max_relative_step * size
         noise, fresh, last = unit_noise.float(), None, torch.full((len(unit_noise),), math.inf)

@@ -21,10 +21,9 @@ COMPATS = (None, "official")
 class ReDenoise(InitialNoise):
     """Starts from noise that one guided step down and one unguided step up have turned towards the prompt.
 
-    The re-denoise sampling of Golden Noise (arXiv 2411.09502, section 3.1; Zigzag, arXiv 2412.10891), which makes the
-    training pairs of NPNet, at inference and in closed form: see [`hfnoise.latents.Redenoising`]. Three evaluations at
-    the default scales, before any number of steps. It acts as more guidance does: images follow the prompt better and
-    are less diverse.
+    The re-denoise sampling of Golden Noise (arXiv 2411.09502), which makes the training pairs of NPNet, at inference
+    and in closed form: see [`hfnoise.latents.Redenoising`]. Three evaluations at the default scales, before any number
+    of steps. It acts as more guidance does: images follow the prompt better and are less diverse.
 
     Departures from the official code: the step up is the inverse of the step down (`compat="official"` inverts the
     next one, as the code does); the pass up needs no unconditional prediction at a scale of 1; it starts at the first

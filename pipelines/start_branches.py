@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hfnoise.guidance import DenoisingPoint
@@ -59,6 +60,9 @@ class StartBranches:
 
     Args:
         context ([`StartContext`]): of the call.
+        weak_model (`torch.nn.Module`, *optional*): a worse model of the kind of the denoiser, whose prediction for the
+            same prompt takes the place of the one without prompt, as in AutoGuidance (arXiv 2406.02507): for models
+            whose guidance is distilled too.
 
     Raises:
         ValueError: if the pipeline makes no prediction without prompt.
@@ -78,11 +82,11 @@ class StartBranches:
         (1, 4, 8, 8) 2
     """
 
-    def __init__(self, context: StartContext) -> None:
-        check_branches(type(context.pipe), "a refined start")
+    def __init__(self, context: StartContext, weak_model: torch.nn.Module | None = None) -> None:
+        check_branches(type(context.pipe), "a refined start", uncond=weak_model is None)
         layout = layout_of(type(context.pipe))
         assert layout is not None  # check_branches
-        self.context, self.layout = context, layout
+        self.context, self.layout, self.weak_model = context, layout, weak_model
         # Of the first step, known after the first prediction: point, and the run's own scheduler set for it.
         self.point: DenoisingPoint | None = None
         self.scheduler: Any = None
@@ -102,22 +106,31 @@ class StartBranches:
                 than its noise.
         """
         # Another guided run of this call may be around the denoiser: these evaluations are none of its steps.
-        step: FirstStep = outside(self._run)(noise, uncond)
-        self.evaluations += step.evaluations
-        point = self._point_of(step)
-        cond, other = (
-            None if found is None else start_prediction(point, noise, self._denoised_part(step.seen, found, noise))
-            for found in (step.cond, step.uncond)
-        )
+        run = outside(self._run)
+        step: FirstStep = run(noise, uncond and self.weak_model is None)
+        cond, other = self._prediction(step, step.cond, noise), self._prediction(step, step.uncond, noise)
+        if uncond and self.weak_model is not None:
+            step = run(noise, False, self.weak_model)
+            other = self._prediction(step, step.cond, noise)
         assert cond is not None
         return Branches(cond, other)
 
-    def _run(self, noise: Tensor, uncond: bool) -> FirstStep:
+    def _prediction(self, step: FirstStep, found: Tensor | None, noise: Tensor) -> Tensor | None:
+        if found is None:
+            return None
+        return start_prediction(self._point_of(step), noise, self._denoised_part(step.seen, found, noise))
+
+    def _run(self, noise: Tensor, uncond: bool, denoiser: torch.nn.Module | None = None) -> FirstStep:
         context, layout = self.context, self.layout
         side = side_pipeline(context.pipe)
+        if denoiser is not None:
+            side.__dict__.update(
+                {name: denoiser for name in layout.denoisers if getattr(side, name, None) is not None}
+            )
         arguments = _call_arguments(context)
         scale = arguments.get(layout.scale_name)
         unguided = scale is None or (isinstance(scale, (int, float)) and scale + layout.scale_offset <= 1)
+        unguided = unguided and self.weak_model is None
         if unguided:
             arguments[layout.scale_name] = _SCALE_WITH_BOTH - layout.scale_offset
         step = FirstStep(side, layout, context.batch, uncond)
@@ -130,6 +143,7 @@ class StartBranches:
                 side(**arguments)
             except SideRunStopped:
                 if _finished(step, uncond):
+                    self.evaluations += step.evaluations
                     return step
             except (TypeError, ValueError) as error:
                 if not unguided:
@@ -199,12 +213,13 @@ class _Given(InitialNoise):
         return StartState(self.noise)
 
 
-def check_branches(pipeline_class: type, name: str) -> None:
+def check_branches(pipeline_class: type, name: str, uncond: bool = True) -> None:
     """Raise ValueError if a pipeline class makes no prediction without prompt, or says too little of its model.
 
     Args:
         pipeline_class (`type`): of diffusers, guided or not.
         name (`str`): what needs it, for the message.
+        uncond (`bool`, defaults to `True`): whether the prediction without prompt is needed.
 
     Example:
         >>> from diffusers import LatentConsistencyModelPipeline
@@ -222,7 +237,8 @@ def check_branches(pipeline_class: type, name: str) -> None:
             "hfnoise.pipelines.pipeline_layouts import LAYOUTS, PipelineLayout; "
             f"LAYOUTS[{pipeline!r}] = PipelineLayout('batched')."
         )
-    if layout.kind in ("batched", "two_calls") and layout.x0_from_scheduler:
+    kinds = ("batched", "two_calls") if uncond else ("batched", "two_calls", "unguided")
+    if layout.kind in kinds and layout.x0_from_scheduler:
         return
     reason = {
         "unguided": "has none without: its guidance is distilled, or it has none",

@@ -12,7 +12,7 @@ from hfnoise.guidance.tensor_math import sample_dims, widened
 def noised_condition(states: Tensor, noise: Tensor, strength: float, rescale: float = 1.0) -> Tensor:
     """Return sqrt(1 - s^2) y + s sigma z, brought to the mean and the spread of y, in the dtype of y.
 
-    The corrupted condition of CADS (arXiv 2310.17347, equations 3 to 5), with gamma = 1 - s^2. Departure: the noise is
+    The corrupted and rescaled condition of CADS (arXiv 2310.17347), with gamma = 1 - s^2. Departure: the noise is
     in units of sigma, the standard deviation of y, so that one strength serves all text encoders.
 
     Args:

@@ -16,7 +16,7 @@ from hfnoise.latents.start_prediction import start_form
 class Redenoising:
     """The closed form of re-denoise sampling, x' = x + k (p_back - p_down), for all kinds of models.
 
-    The training pairs of NPNet (arXiv 2411.09502, section 3.1) are made of one DDIM step from noise x at t0 down to
+    The training pairs of NPNet (Golden Noise, arXiv 2411.09502) are made of one DDIM step from noise x at t0 down to
     t1, with the guided prediction p_down, and one inverted step back up, with the prediction p_back of a smaller
     guidance scale at (x1, t0). Both steps together are that sum exactly. p is the noise, k = sigma0 - alpha0 sigma1 /
     alpha1; for flow matching it is the velocity, k = sigma0 - sigma1; from a signal-to-noise ratio of 0 it is minus

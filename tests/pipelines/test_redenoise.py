@@ -262,6 +262,27 @@ def test_half_precision():
         assert torch.isfinite(pipe(**call, latents=latents).images).all()
 
 
+@pytest.mark.parametrize("name", ["lcm", pytest.param("sd-euler", marks=pytest.mark.slow)])
+def test_a_weak_model_in_the_place_of_no_prompt(name):
+    family = FAMILIES[name]
+    pipe = family.build()
+    weak = copy.deepcopy(pipe.unet)
+    weak.load_state_dict({key: 0.9 * value for key, value in weak.state_dict().items()})
+    member = NoiseLevelGuidance(2, max_relative_step=0.1, weak_model=weak)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    call = {**family.conditional_call(2), "latents": latents}
+    with Counted(weak) as weaker, Counted(pipe.unet) as counted:
+        moved = member.latents(pipe, **call)
+    assert weaker.rows == counted.rows == [2, 2] and member.report.evaluations == 4
+    one = NoiseLevelGuidance(1, max_relative_step=None, normalize=False, weak_model=weak)
+    with Counted(weak) as weaker, Counted(pipe.unet) as counted:
+        first = one.latents(pipe, **call)
+    torch.testing.assert_close(first, call["latents"] - (counted.outputs[0] - weaker.outputs[0]), rtol=1e-4, atol=1e-4)
+    same = NoiseLevelGuidance(1, weak_model=pipe.unet, normalize=False)
+    torch.testing.assert_close(same.latents(pipe, **call), call["latents"], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(moved, call["latents"], atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["DDIMScheduler", pytest.param("EulerDiscreteScheduler", marks=pytest.mark.slow)])
 def test_zero_terminal_snr(sd, name):
     before, call = sd.scheduler, {**FAMILIES["sd-ddim"].call(2), "num_inference_steps": 3}
@@ -302,6 +323,7 @@ def test_zero_terminal_snr(sd, name):
         (lambda: NoiseLevelGuidance(noise_variance=-1.0), ValueError, "noise_variance must be at least 0"),
         (lambda: NoiseLevelGuidance(boundary=0.0), ValueError, "boundary must be above 0"),
         (lambda: NoiseLevelGuidance(step_size="1"), TypeError, "step_size must be a number"),
+        (lambda: NoiseLevelGuidance(weak_model="weak"), TypeError, "weak_model must be a torch module, got str"),
         (lambda: NoiseLevelGuidance(compat="paper"), ValueError, "compat must be one of"),
     ],
 )
