@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
-# Public names of hfnoise that are bases of parts of a pipeline, and how diffusers saves and loads those.
-_BASES = {"UpdateGuidance": ["save_pretrained", "from_pretrained"]}
+# Public names of hfnoise that are bases of parts of a pipeline, and how diffusers saves and loads those: the
+# guiders, and of the initial noises those that can be saved.
+_BASES = {name: ["save_pretrained", "from_pretrained"] for name in ("UpdateGuidance", "OneMoreStep")}
 
 
 def register_classes() -> None:

@@ -19,6 +19,7 @@ _MODULES = {
     "GuidanceRecorder": "guiders",
     "GuidanceReport": "guidance_report",
     "InitialNoise": "initial_noise",
+    "InitialNoiseBlock": "modular_start",
     "InitialNoiseChain": "noise_chain",
     "LatentSpace": "latent_space",
     "LinearGuidance": "guiders",
@@ -31,6 +32,7 @@ _MODULES = {
     "SeedVariation": "seed_variation",
     "StartBranches": "start_branches",
     "StartContext": "start_context",
+    "StartGap": "gap",
     "StartEstimate": "start_estimate",
     "StartReport": "start_report",
     "StartState": "initial_noise",
@@ -38,6 +40,8 @@ _MODULES = {
     "UpdateGuidance": "guiders",
     "guide": "guided",
     "guided_class": "guided",
+    "start_gap": "gap",
+    "with_initial_noise": "modular_start",
 }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -142,7 +144,13 @@ def module_residuals(module: Any) -> ResidualStatistics | None:
     """
     config = getattr(module, "config", None)
     entry = None if config is None else (config.get("residuals") or config.get(_STOCK_ENTRY))
-    return None if entry is None else ResidualStatistics.from_config(entry)
+    return None if entry is None else _statistics(json.dumps(entry))
+
+
+@functools.lru_cache(maxsize=16)
+def _statistics(entry: str) -> ResidualStatistics:
+    # The same object for the same numbers: it keeps the roots of its covariances from call to call.
+    return ResidualStatistics.from_config(json.loads(entry))
 
 
 def set_module_residuals(module: Any, statistics: ResidualStatistics | None) -> None:
