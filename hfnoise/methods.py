@@ -258,6 +258,8 @@ SHARED_EXPORTS: dict[str, str] = {
     "InitialNoise": "hfnoise.pipelines.initial_noise",
     "InitialNoiseChain": "hfnoise.pipelines.noise_chain",
     "LinearGuidance": "hfnoise.pipelines.guiders",
+    "NPNet": "hfnoise.pipelines.noise_nets",
+    "NoisePromptNet": "hfnoise.pipelines.noise_nets",
     "OneMoreStep": "hfnoise.pipelines.one_more_step",
     "OneMoreStepPipeline": "hfnoise.pipelines.one_more_step_preset",
     "TerminalPrior": "hfnoise.pipelines.terminal_prior",
