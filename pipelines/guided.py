@@ -106,7 +106,7 @@ class GuidedPipeline(GuidedSaving):
 
         Args:
             pipeline: of diffusers.
-            guider, initial_noise: the slots; those of `pipeline` by default.
+            guider, initial_noise: the slots; those of `pipeline` by default. `initial_noise=[]` is none.
             kwargs: components to replace, and `dtype`, as in `DiffusionPipeline.from_pipe`.
         """
         if not kwargs and isinstance(pipeline, stock_class(cls)):

@@ -171,14 +171,26 @@ def repeated_words(words: str | Sequence[str] | None, batch: int, name: str) -> 
         >>> repeated_words("a", 2, "prompt")
         ['a', 'a']
     """
+    check_words(words, name)
     if words is None:
         return None
     words = [words] if isinstance(words, str) else list(words)
-    if not all(isinstance(word, str) for word in words):
-        raise TypeError(f"{name} must be a string or a list of strings, got {words!r}.")
     if not words or batch % len(words):
         raise ValueError(f"{name} has {len(words)} entries, and there are {batch} samples.")
     return [word for word in words for _ in range(batch // len(words))]
+
+
+def check_words(words: Any, name: str) -> None:
+    """Raise TypeError unless it is a string, a list of such, or `None`.
+
+    Example:
+        >>> from hfnoise.pipelines.start_context import check_words
+        >>> check_words(["a", "b"], "prompt")
+    """
+    if words is None or isinstance(words, str):
+        return
+    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        raise TypeError(f"{name} must be a string or a list of strings, got {words!r:.200}.")
 
 
 def parameter_names(pipeline_class: type, method: str) -> set[str]:

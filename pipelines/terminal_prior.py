@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -56,6 +57,10 @@ class TerminalPrior(StartEstimate):
     def __repr__(self) -> str:
         return f"TerminalPrior({self.statistics}, scale={self.scale})"
 
+    def to_config(self) -> dict[str, Any]:
+        """Return the options."""
+        return {"statistics": self.statistics.to_config(), "scale": float(self.scale)}
+
 
 def check_scale(scale: float) -> None:
     """Raise ValueError unless a scale is finite and at least 0.
@@ -64,5 +69,5 @@ def check_scale(scale: float) -> None:
         >>> from hfnoise.pipelines.terminal_prior import check_scale
         >>> check_scale(1.0)
     """
-    if not 0.0 <= scale < float("inf"):
-        raise ValueError(f"scale must be at least 0, where 0 is off; got {scale}.")
+    if not isinstance(scale, Real) or not 0.0 <= scale < float("inf"):
+        raise ValueError(f"scale must be at least 0, where 0 is off; got {scale!r}.")

@@ -211,9 +211,7 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
     ) -> tuple[Tensor, None, None]:
         """Return the loss of a batch; nothing is predicted."""
         inputs = self._prepare_inputs(inputs)
-        positions = self._positions(self._eval_step, self.args.eval_batch_size, len(inputs[LATENTS]))
-        self._eval_step += 1
-        draws = self._draw(inputs, positions, 0, "eval")
+        draws = self._draw_for_evaluation(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.denoising_loss(model, inputs, draws).detach(), None, None
 
@@ -297,6 +295,12 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
         perturbed = self.args.input_perturbation > 0
         draws = draw_training_noise(self.args.seed, step, positions, tuple(latents.shape[1:]), perturbed, stream)
         return draws.to(latents.device)
+
+    def _draw_for_evaluation(self, inputs: dict[str, Tensor]) -> TrainingNoise:
+        self.inputs.check_columns(list(inputs), "a batch")  # of rows that `evaluate` or `predict` is given
+        positions = self._positions(self._eval_step, self.args.eval_batch_size, len(inputs[LATENTS]))
+        self._eval_step += 1
+        return self._draw(inputs, positions, 0, "eval")
 
     def _with_dropped_prompts(self, inputs: dict[str, Tensor], draws: TrainingNoise) -> dict[str, Tensor]:
         if not self.args.prompt_dropout:

@@ -185,10 +185,9 @@ class OneMoreStepTrainer(OneMoreStepCardMixin, DiffusionTrainer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss of a batch, and the channel means of x0 - x0_hat and of x0, each `(batch, channels)`."""
         conditions = dict(self._prepare_inputs(inputs))
+        draws = self._draw_for_evaluation(conditions)
         latents = conditions.pop(LATENTS).float()
-        positions = self._positions(self._eval_step, self.args.eval_batch_size, len(latents))
-        self._eval_step += 1
-        batch = self.noised_batch(latents, self._draw({LATENTS: latents}, positions, 0, "eval"))
+        batch = self.noised_batch(latents, draws)
         with torch.no_grad(), self.compute_loss_context_manager():
             residual = self.denoise(model, batch.sample, batch.timestep, conditions).float() - batch.target
             return residual.square().mean(), residual.flatten(2).mean(2), latents.flatten(2).mean(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -117,10 +118,17 @@ class ResidualStatistics:
             raise ValueError(
                 f"the residual statistics are of {self.channels} channels, and the latents have {normal.shape[-1]}."
             )
-        matrix = torch.tensor(self.covariance, dtype=torch.float64)
-        # The symmetric root: of all roots the one that does not depend on how a library orders eigenvectors.
-        values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-        root = (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
         mean = torch.tensor(self.mean, dtype=torch.float32, device=normal.device)
+        root = _symmetric_root(tuple(map(tuple, self.covariance)))
         residuals: Tensor = mean + normal.float() @ root.to(normal.device, torch.float32)
         return residuals
+
+
+# By its numbers: a module's statistics are read out of its config again at every call.
+@functools.lru_cache(maxsize=16)
+def _symmetric_root(covariance: tuple[tuple[float, ...], ...]) -> Tensor:
+    matrix = torch.tensor(covariance, dtype=torch.float64)
+    # The symmetric root: of all roots the one that does not depend on how a library orders eigenvectors.
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    root: Tensor = (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
+    return root

@@ -16,7 +16,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from diffusers import StableDiffusionPipeline
+
+    from hfnoise.latents.hf_time_free_unet import TimeFreeUNet2DConditionModel
 
 PROMPTS = ("dark", "grey", "bright")
 MEANS = (-0.7, 0.0, 0.7)
@@ -78,6 +81,27 @@ def empty_states(count: int) -> Tensor:
     return torch.tensor(SHARES).expand(count, 1, -1).contiguous()
 
 
+def brightness_rows(count: int, size: int, generator: torch.Generator) -> Dataset:
+    """Return rows to train a module on: `latents`, and the `encoder_hidden_states` of their prompts.
+
+    Example:
+        >>> import torch
+        >>> from hfnoise.worlds.brightness import brightness_rows
+        >>> rows = brightness_rows(2, 8, torch.Generator().manual_seed(0))
+        >>> rows[0]["latents"].shape, rows[0]["encoder_hidden_states"].shape
+        (torch.Size([4, 8, 8]), torch.Size([1, 3]))
+    """
+    from datasets import Array2D, Array3D, Dataset, Features
+
+    prompts = draw_prompts(count, generator)
+    latents, states = draw_latents(prompts, size, generator), prompt_states(prompts)
+    # Arrays of a known shape are read much faster than lists of lists.
+    shapes = {"latents": Array3D(latents.shape[1:], "float32")}
+    shapes["encoder_hidden_states"] = Array2D(states.shape[1:], "float32")
+    columns = {"latents": latents.numpy(), "encoder_hidden_states": states.numpy()}
+    return Dataset.from_dict(columns, features=Features(shapes)).with_format("torch")
+
+
 class BayesUNet(ModelMixin, ConfigMixin):
     """E[x0 | x_t, prompt] of the world in closed form, as a UNet2DConditionModel would put it out.
 
@@ -86,6 +110,8 @@ class BayesUNet(ModelMixin, ConfigMixin):
         prediction_type (`str`, defaults to `"epsilon"`): or `"v_prediction"`.
         zero_snr (`bool`, defaults to `False`): of a base model that was trained again with zero terminal SNR
             (arXiv 2305.08891), for comparison.
+        noise_offset (`float`, defaults to `0.0`): of one that was trained again with offset noise, eps + o n with one
+            n ~ N(0, 1) for each channel, as with `--noise_offset` of diffusers' scripts; for comparison.
         time_cond_proj_dim (*optional*): diffusers asks for it.
 
     Example:
@@ -102,6 +128,7 @@ class BayesUNet(ModelMixin, ConfigMixin):
         sample_size: int = 32,
         prediction_type: str = "epsilon",
         zero_snr: bool = False,
+        noise_offset: float = 0.0,
         time_cond_proj_dim: int | None = None,
     ) -> None:
         super().__init__()
@@ -119,16 +146,22 @@ class BayesUNet(ModelMixin, ConfigMixin):
         power = float(self.alphas_cumprod[round(float(timestep))])
         a, s = math.sqrt(power), math.sqrt(1.0 - power)
         numbers = sample[0].numel()
+        # How much larger the variance of a channel's mean noise is than that of white noise.
+        excess = 1.0 + self.config.noise_offset**2 * numbers / sample.shape[1]
         # float64: a likelihood ratio of the mean of thousands of numbers.
         observed = sample.mean((1, 2, 3), dtype=torch.float64)[:, None]
         means = torch.tensor(MEANS, dtype=torch.float64)
-        variance = a * a * SPREAD**2 + s * s / numbers
+        variance = a * a * SPREAD**2 + excess * s * s / numbers
         likelihood = encoder_hidden_states[:, 0].double().log() - 0.5 * (observed - a * means) ** 2 / variance
         by_prompt = means + a * SPREAD**2 / variance * (observed - a * means)
         brightness = (torch.softmax(likelihood, 1) * by_prompt).sum(1, keepdim=True)
         gain = a * TEXTURE**2 / (a * a * TEXTURE**2 + s * s)
         shift = (brightness - gain * observed).to(sample.dtype)[..., None, None]
         x0 = gain * sample + shift
+        if excess > 1.0:
+            # What the channel means differ by is texture beneath as much noise as the brightness is.
+            less = gain - a * TEXTURE**2 / (a * a * TEXTURE**2 + excess * s * s)
+            x0 = x0 - less * (sample.mean((2, 3)) - observed.to(sample.dtype))[..., None, None]
         if self.config.prediction_type == "epsilon":
             output = (sample - a * x0) / s
         else:
@@ -157,14 +190,18 @@ class ExactMean(torch.nn.Module):
 
 
 def new_brightness_pipeline(
-    scheduler: Any = None, size: int = 32, prediction_type: str = "epsilon", zero_snr: bool = False
+    scheduler: Any = None,
+    size: int = 32,
+    prediction_type: str = "epsilon",
+    zero_snr: bool = False,
+    noise_offset: float = 0.0,
 ) -> StableDiffusionPipeline:
     """Return a stock Stable Diffusion pipeline around the exact denoiser; it has neither VAE nor text encoder.
 
     Args:
         scheduler (*optional*): with the world's [`SCHEDULE`]; DDIM as Stable Diffusion 1.5 has it by default.
         size (`int`, defaults to `32`): of the latents; the call takes 8 times that for height and width.
-        prediction_type, zero_snr: of [`BayesUNet`].
+        prediction_type, zero_snr, noise_offset: of [`BayesUNet`].
 
     Example:
         >>> from hfnoise.worlds.brightness import new_brightness_pipeline
@@ -176,13 +213,32 @@ def new_brightness_pipeline(
     if scheduler is None:
         options = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
         scheduler = DDIMScheduler(**SCHEDULE, **options, prediction_type=prediction_type)
+    unet = BayesUNet(sample_size=size, prediction_type=prediction_type, zero_snr=zero_snr, noise_offset=noise_offset)
     pipe = StableDiffusionPipeline(
-        vae=None, text_encoder=None, tokenizer=None, scheduler=scheduler, safety_checker=None, feature_extractor=None,
-        unet=BayesUNet(sample_size=size, prediction_type=prediction_type, zero_snr=zero_snr).eval(),
-        requires_safety_checker=False,
+        vae=None, text_encoder=None, tokenizer=None, unet=unet.eval(), scheduler=scheduler, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def new_brightness_module(seed: int = 0) -> TimeFreeUNet2DConditionModel:
+    """Return an untrained module of One More Step for the world, of 58 thousand parameters.
+
+    Example:
+        >>> from hfnoise.worlds.brightness import new_brightness_module
+        >>> new_brightness_module().config.cross_attention_dim
+        3
+    """
+    from hfnoise.latents.hf_time_free_unet import TimeFreeUNet2DConditionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TimeFreeUNet2DConditionModel(
+            in_channels=CHANNELS, out_channels=CHANNELS, block_out_channels=(8, 16), layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), norm_num_groups=4, attention_head_dim=4,
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=len(PROMPTS),
+        )  # fmt: skip
 
 
 def brightness_error(latents: Tensor, reference: Tensor, prompts: Tensor) -> float:

@@ -1,5 +1,7 @@
 """What DiffusionTrainer refuses, before it trains, with what is allowed instead."""
 
+import copy
+
 import datasets
 import pytest
 import torch
@@ -60,6 +62,12 @@ def test_models(tmp_path):
     adapted = new_unet()
     lora = LoraConfig(r=2, target_modules=["to_q"])
     adapted.add_adapter(lora)
+    two, thawed = copy.deepcopy(adapted), copy.deepcopy(adapted).requires_grad_(True)
+    with pytest.warns(UserWarning, match="multiple adapters"):
+        two.add_adapter(lora, adapter_name="other")
+    for name, one in two.named_parameters():
+        one.requires_grad_("lora_" in name)
+    with_bias = LoraConfig(r=2, target_modules=["to_q"], bias="all")
     vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4)
     for error, message, model, peft in (
         (TypeError, "is a StableDiffusionPipeline; give its denoiser: pipe.unet", new_digits_pipeline(width=8), None),
@@ -69,6 +77,9 @@ def test_models(tmp_path):
         (ValueError, r"no parameter of the model is trainable; call model.requires_grad_\(True\)", frozen, None),
         (ValueError, "is to be trained in torch.bfloat16.*set bf16=True", half, None),
         (ValueError, "has an adapter already", adapted, lora),
+        (ValueError, r"several adapters to train: \['default', 'other'\]", two, None),
+        (ValueError, "conv_in.weight is trainable beside the adapter.* would be lost", thawed, None),
+        (ValueError, "conv_in.bias is trainable beside the adapter", new_unet(), with_bias),
     ):
         with pytest.raises(error, match=message):
             new_trainer(tmp_path, model, trainer_options={"peft_config": peft})
@@ -184,3 +195,18 @@ def test_a_model_init(tmp_path):
     )  # fmt: skip
     trainer.train()
     assert trainer.model.is_gradient_checkpointing and isinstance(trainer._training, DiffusionTrainingArguments)
+
+
+def test_datasets_without_rows_or_of_several_splits(tmp_path):
+    splits = datasets.DatasetDict(train=make_rows())
+    for message, options in (
+        ("train_dataset has no rows", {"rows": make_rows().select([])}),
+        (r"eval_dataset\['one'\] has no rows", {"eval_rows": {"one": make_rows().select([])}}),
+        (r"train_dataset is a dictionary of \['train'\].*such as dataset\['train'\]", {"rows": splits}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            new_trainer(tmp_path, **options)
+    with pytest.raises(ValueError, match="rows of one batch have different columns"):
+        DiffusionCollator()([{"latents": torch.zeros(4), "class_labels": 1}, {"latents": torch.zeros(4)}])
+    with pytest.raises(ValueError, match="a batch has no column encoder_hidden_states"):
+        new_trainer(tmp_path).evaluate(make_rows().remove_columns("encoder_hidden_states"))

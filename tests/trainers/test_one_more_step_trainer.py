@@ -160,6 +160,8 @@ def test_what_is_refused(tmp_path):
         new_step_trainer(tmp_path, new_unet(), make_rows(timestep_cond=[[0.0]] * 16))
     with pytest.raises(ValueError, match="less than 2 rows"):
         new_step_trainer(tmp_path, eval_rows=make_rows(1))
+    with pytest.raises(ValueError, match="a batch has no column encoder_hidden_states"):
+        new_step_trainer(tmp_path).fit_residuals(make_rows().remove_columns("encoder_hidden_states"))
     with pytest.raises(ValueError, match="prompt_dropout is 0.1 and empty_prompt is missing"):
         args = OneMoreStepTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
         OneMoreStepTrainer(new_module(), args, train_dataset=make_rows())

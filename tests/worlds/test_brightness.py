@@ -5,6 +5,7 @@ import torch
 
 from hfnoise.pipelines import OneMoreStep, guide
 from hfnoise.worlds.brightness import (
+    CHANNELS,
     MEANS,
     SPREAD,
     BayesUNet,
@@ -21,27 +22,35 @@ from hfnoise.worlds.brightness import (
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
+def parts(images):
+    """The brightness, by how much the first channel is brighter, and by how much a pixel is brighter than that."""
+    whole, channels = images.mean((1, 2, 3)), images.mean((2, 3))
+    return whole, channels[:, 0] - whole, images[:, 0, 0, 0] - channels[:, 0]
+
+
 @pytest.mark.parametrize("timestep", [999, 600, 100])
-@pytest.mark.parametrize("prompted", [True, False])
-def test_the_denoiser_is_the_posterior_mean(timestep, prompted):
+@pytest.mark.parametrize(("prompted", "noise_offset"), [(True, 0.0), (False, 0.0), (True, 0.5)])
+def test_the_denoiser_is_the_posterior_mean(timestep, prompted, noise_offset):
     """Its error is orthogonal to whatever it could have known: to 1, to the input, to the prompt."""
     generator = torch.Generator().manual_seed(0)
     prompts = draw_prompts(4000, generator)
     x0 = draw_latents(prompts, 4, generator)
     noise = torch.randn(x0.shape, generator=generator)
-    unet = BayesUNet()
+    noise += noise_offset * torch.randn(len(x0), CHANNELS, 1, 1, generator=generator)
+    unet = BayesUNet(noise_offset=noise_offset)
     power = unet.alphas_cumprod[timestep].float()
     noisy = power.sqrt() * x0 + (1 - power).sqrt() * noise
     states = prompt_states(prompts) if prompted else empty_states(len(prompts))
     estimate = (noisy - (1 - power).sqrt() * unet(noisy, timestep, states).sample) / power.sqrt()
-    error = (x0 - estimate).mean((1, 2, 3))
-    known = [torch.ones_like(error), noisy.mean((1, 2, 3)), noisy.mean((1, 2, 3)) ** 3]
+    errors, (brightness, channel, pixel) = parts(x0 - estimate), parts(noisy)
+    known = [torch.ones_like(brightness), brightness, brightness**3, channel, pixel]
     known += [(prompts == number).float() for number in range(3)] if prompted else []
-    for feature in known:
-        # Four standard errors.
-        bound = 4 * float((error * feature).std()) / len(error) ** 0.5
-        assert abs(float((error * feature).mean())) <= bound
-    v = BayesUNet(prediction_type="v_prediction")(noisy, timestep, states).sample
+    for error in errors:
+        for feature in known:
+            # Four standard errors.
+            bound = 4 * float((error * feature).std()) / len(error) ** 0.5
+            assert abs(float((error * feature).mean())) <= bound
+    v = BayesUNet(prediction_type="v_prediction", noise_offset=noise_offset)(noisy, timestep, states).sample
     torch.testing.assert_close(v, power.sqrt() * (noisy - power.sqrt() * estimate) / (1 - power).sqrt()
                                - (1 - power).sqrt() * estimate, rtol=1e-3, atol=1e-4)  # fmt: skip
 
