@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
-# Public names of hfnoise that are bases of parts of a pipeline, and how diffusers saves and loads those.
-_HOW = ["save_pretrained", "from_pretrained"]
-_BASES = dict.fromkeys(["UpdateGuidance", "NPNet", "NoisePromptNet"], _HOW)
+# Public names of hfnoise that are bases of parts of a pipeline, and how diffusers saves and loads those: the
+# guiders, and of the initial noises those with weights.
+_PARTS = ("UpdateGuidance", "NPNet", "NoisePromptNet", "OneMoreStep")
+_BASES = {name: ["save_pretrained", "from_pretrained"] for name in _PARTS}
 
 
 def register_classes() -> None:

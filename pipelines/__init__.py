@@ -18,6 +18,7 @@ _MODULES = {
     "GuidanceRecorder": "guiders",
     "GuidanceReport": "guidance_report",
     "InitialNoise": "initial_noise",
+    "InitialNoiseBlock": "modular_start",
     "InitialNoiseChain": "noise_chain",
     "LinearGuidance": "guiders",
     "NPNet": "noise_nets",
@@ -36,6 +37,7 @@ _MODULES = {
     "guide": "guided",
     "guided_class": "guided",
     "start_gap": "gap",
+    "with_initial_noise": "modular_start",
 }
 
 

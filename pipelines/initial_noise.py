@@ -16,7 +16,7 @@ from hfnoise.pipelines.start_context import StartContext, parameter_names
 
 SPACES = ("unit", "scheduler")
 # Arguments of `prepare_latents` that say from where in the run it starts: there is an image beneath the noise.
-_STARTS_FROM_DATA = {"timestep", "timesteps", "latent_timestep"}
+STARTS_FROM_DATA = {"timestep", "timesteps", "latent_timestep"}
 
 
 @dataclass(frozen=True)
@@ -119,28 +119,43 @@ def check_initial_noise(pipeline_class: type, initial_noise: Any) -> InitialNois
         ...
         ValueError: StableDiffusionImg2ImgPipeline starts from an image with noise on it...
     """
+    initial_noise = as_initial_noise(initial_noise)
     if initial_noise is None:
         return None
-    if isinstance(initial_noise, (list, tuple)):
-        from hfnoise.pipelines.noise_chain import InitialNoiseChain
-
-        initial_noise = InitialNoiseChain(initial_noise) if initial_noise else None
-        return check_initial_noise(pipeline_class, initial_noise)
     name = pipeline_class.__name__.removeprefix("Guided")
-    if not isinstance(initial_noise, InitialNoise):
-        raise TypeError(
-            f"initial_noise must be an InitialNoise of hfnoise or a list of such, got {type(initial_noise).__name__}. "
-            "A tensor is given to the call, as latents=."
-        )
     known = parameter_names(pipeline_class, "prepare_latents")
     if not known:
         raise ValueError(f"{name} prepares no latents: there is no start to refine.")
-    if known & _STARTS_FROM_DATA and "is_strength_max" not in known:
+    if known & STARTS_FROM_DATA and "is_strength_max" not in known:
         raise ValueError(
             f"{name} starts from an image with noise on it, not from noise: there is nothing to repair. Use it "
             "without (initial_noise=[]); text-to-image and inpainting at strength=1 take it."
         )
     initial_noise.check_pipeline(pipeline_class)
+    return initial_noise
+
+
+def as_initial_noise(initial_noise: Any) -> InitialNoise | None:
+    """Return what is given, a list as a chain; `None` for an empty one.
+
+    Raises:
+        TypeError: if it is no [`InitialNoise`].
+
+    Example:
+        >>> from hfnoise.pipelines import BrightnessOffset
+        >>> from hfnoise.pipelines.initial_noise import as_initial_noise
+        >>> as_initial_noise([BrightnessOffset(0.5, direction=[1.0])])
+        InitialNoiseChain([BrightnessOffset(0.5, direction=(1.0,))])
+    """
+    if isinstance(initial_noise, (list, tuple)):
+        from hfnoise.pipelines.noise_chain import InitialNoiseChain
+
+        return InitialNoiseChain(initial_noise) if initial_noise else None
+    if not (initial_noise is None or isinstance(initial_noise, InitialNoise)):
+        raise TypeError(
+            f"initial_noise must be an InitialNoise of hfnoise or a list of such, got {type(initial_noise).__name__}. "
+            "A tensor is given to the call, as latents=."
+        )
     return initial_noise
 
 
@@ -171,12 +186,12 @@ def refined_start(
         latents = prepared[0] if isinstance(prepared, tuple) else prepared
         if not isinstance(latents, torch.Tensor):
             raise TypeError(f"{type(pipe).__name__} prepares {type(latents).__name__}, and no tensor of latents.")
-        _check_starts_from_noise(pipe, _arguments(pipe, "prepare_latents", args, kwargs))
+        check_starts_from_noise(pipe, _arguments(pipe, "prepare_latents", args, kwargs))
         # In some pipelines the first encoding is the prompt's, and later ones are of other things.
         context = StartContext(
             pipe, arguments, len(latents), latents.device, latents.dtype, encoded[0] if encoded else None, encode
         )
-        return _replaced(prepared, latents, initial_noise, context)
+        return refined_latents(prepared, latents, initial_noise, context)
 
     pipe.__dict__["prepare_latents"] = refined
     if encode is not None:
@@ -190,7 +205,19 @@ def refined_start(
         pipe.__dict__.update(own)
 
 
-def _replaced(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise, context: StartContext) -> Any:
+def refined_latents(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise, context: StartContext) -> Any:
+    """Return what a pipeline prepared, refined; the very same object if nothing is changed.
+
+    Args:
+        prepared (`torch.Tensor` or `tuple`): latents in the scheduler's scale, alone or first of a tuple, in which the
+            unit noise that they were made of may come again.
+        latents (`torch.Tensor`): those of `prepared`.
+        initial_noise ([`InitialNoise`]): of the slot.
+        context ([`StartContext`]): of the call.
+
+    Raises:
+        ValueError: if the start has another shape, or the latents are in another scale than the scheduler's.
+    """
     sigma = getattr(context.scheduler, "init_noise_sigma", 1.0)
     # float32: half of a large sigma's digits would be lost on the way there and back.
     own = latents.float() / sigma
@@ -252,7 +279,13 @@ def _is_noise(part: Any, latents: torch.Tensor, sigma: Any) -> bool:
     return alike and torch.equal(part * sigma, latents)
 
 
-def _check_starts_from_noise(pipe: Any, given: Mapping[str, Any]) -> None:
+def check_starts_from_noise(pipe: Any, given: Mapping[str, Any]) -> None:
+    """Raise ValueError if arguments of `prepare_latents` say that there is an image beneath the noise.
+
+    Example:
+        >>> from hfnoise.pipelines.initial_noise import check_starts_from_noise
+        >>> check_starts_from_noise(None, {"is_strength_max": True})
+    """
     if given.get("is_strength_max") is False or given.get("add_noise") is False:
         raise ValueError(
             f"{type(pipe).__name__.removeprefix('Guided')} starts from an image with noise on it where strength is "

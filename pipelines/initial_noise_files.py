@@ -98,9 +98,10 @@ def save_initial_noise(
     members, saved = _members(initial_noise), saved_members(initial_noise)
     left_out = [type(member).__name__ for member in members if not _is_saved(member)]
     if left_out:
-        rest = f" Saved without it: {', '.join(type(member).__name__ for member in saved)}." if saved else ""
+        rest = f" Saved without: {', '.join(type(member).__name__ for member in saved)}." if saved else ""
+        verb = "is" if len(left_out) == 1 else "are"
         warnings.warn(
-            f"{' and '.join(left_out)} is not saved with the pipeline: give initial_noise= again when it is "
+            f"{' and '.join(left_out)} {verb} not saved with the pipeline: give initial_noise= again when it is "
             f"loaded.{rest}",
             stacklevel=stacklevel + 1,
         )
@@ -139,7 +140,7 @@ def read_initial_noise(file: str, place: str, load: Callable[[str], InitialNoise
         raise unusable(place, error) from error
     if left_out:
         warnings.warn(
-            f"the initial noise of this pipeline had {' and '.join(left_out)} too, which is not saved in {place}: "
+            f"the initial noise of this pipeline had {' and '.join(left_out)} too, not saved in {place}: "
             "give initial_noise=[...] with all members, in their order.",
             stacklevel=6,
         )

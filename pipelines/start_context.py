@@ -26,6 +26,7 @@ class StartContext:
         device (`torch.device`), dtype (`torch.dtype`): of the latents.
         encoded (`tuple`, *optional*): what `encode_prompt` returned in this call; `None` if it was not called.
         encode (`Callable`, *optional*): the pipeline's own `encode_prompt`.
+        draws_residuals (`bool`, defaults to `False`): whether a member of the chain is a terminal prior.
 
     Example:
         >>> import torch
@@ -42,6 +43,7 @@ class StartContext:
     dtype: torch.dtype = torch.float32
     encoded: tuple[Any, ...] | None = None
     encode: Any = field(default=None, repr=False)
+    draws_residuals: bool = False
 
     @property
     def name(self) -> str:

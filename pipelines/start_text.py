@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hfnoise.latents.hf_time_free_unet import text_widths
 from hfnoise.pipelines.start_context import StartContext, repeated_words
 
 if TYPE_CHECKING:
@@ -116,18 +117,15 @@ def check_width(
         text_encoder (*optional*): that encoded them, if not the pipeline's.
         reader, remedy (`str`): how the network is called, and what to do.
     """
-    config = getattr(module, "config", None)
-    names = ("encoder_hid_dim", "cross_attention_dim")
-    name = next((name for name in names if getattr(config, name, None)), names[-1])
-    width = getattr(config, name, None)
-    widths: set[Any] = {width} if not isinstance(width, (list, tuple)) else set(width)
-    if width is None or states.shape[-1] in widths:
+    widths = text_widths(module)
+    if not widths or states.shape[-1] in widths:
         return
     if text_encoder is not None:
         source, remedy = f"its text encoder {type(text_encoder).__name__}", "Give the one that it was trained with."
     else:
         source = f"the text states of {context.name}"
+    option = "encoder_hid_dim" if getattr(module.config, "encoder_hid_dim", None) else "cross_attention_dim"
     wanted = " or ".join(map(str, sorted(widths)))
     raise ValueError(
-        f"{reader} takes text states {wanted} wide ({name}), and {source} are {states.shape[-1]} wide. {remedy}"
+        f"{reader} takes text states {wanted} wide ({option}), and {source} are {states.shape[-1]} wide. {remedy}"
     )

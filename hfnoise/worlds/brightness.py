@@ -2,7 +2,8 @@
 
 The denoiser computes the posterior mean in closed form, so that nothing that is seen in its samples comes from
 training: where they start is the only thing that can be wrong. The world is synthetic, of 4-channel latents:
-x0 = b + 0.1 texture, with b | prompt ~ N(mean of the prompt, 0.2^2) and a white texture of mean 0.
+x0 = b + 0.1 texture, with b | prompt ~ N(mean of the prompt, 0.2^2) and a white texture of mean 0. If asked for, light
+falls from one side too: + g ramp, with g ~ N(0, slope^2) and a horizontal ramp of mean square 1.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ SHARES = (0.45, 0.1, 0.45)
 SPREAD = 0.2
 TEXTURE = 0.1
 CHANNELS = 4
+# To train a module of One More Step on: it knows no size, so small latents do, and larger ones are drawn.
+ROWS, TEST_ROWS, TRAIN_SIZE = 4096, 256, 16
 # The noise schedule of Stable Diffusion.
 SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -43,8 +46,26 @@ def draw_prompts(count: int, generator: torch.Generator) -> Tensor:
     return torch.multinomial(torch.tensor(SHARES), count, replacement=True, generator=generator)
 
 
-def draw_latents(prompts: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def ramp(size: int) -> Tensor:
+    """Return a straight line from edge to edge, of mean 0 and mean square 1, of shape `(size,)`, in float32.
+
+    Example:
+        >>> from hfnoise.worlds.brightness import ramp
+        >>> ramp(2)
+        tensor([-1.,  1.])
+    """
+    line = torch.linspace(-1.0, 1.0, size)
+    return line / line.square().mean().sqrt()
+
+
+def draw_latents(prompts: Tensor, size: int, generator: torch.Generator, slope: float = 0.0) -> Tensor:
     """Return one image of the world for each prompt, of shape `(prompts, 4, size, size)`.
+
+    Args:
+        prompts (`torch.Tensor` of shape `(prompts,)`): numbers of [`PROMPTS`].
+        size (`int`): of the latents.
+        generator (`torch.Generator`): of the draws.
+        slope (`float`, defaults to `0.0`): spread of the light from one side.
 
     Example:
         >>> import torch
@@ -55,7 +76,10 @@ def draw_latents(prompts: Tensor, size: int, generator: torch.Generator) -> Tens
     brightness = torch.tensor(MEANS)[prompts] + SPREAD * torch.randn(len(prompts), generator=generator)
     texture = torch.randn(len(prompts), CHANNELS, size, size, generator=generator)
     texture -= texture.mean((1, 2, 3), keepdim=True)
-    return brightness[:, None, None, None] + TEXTURE * texture
+    latents = brightness[:, None, None, None] + TEXTURE * texture
+    if slope:
+        latents += slope * torch.randn(len(prompts), 1, 1, 1, generator=generator) * ramp(size)
+    return latents
 
 
 def prompt_states(prompts: Tensor) -> Tensor:
@@ -81,23 +105,29 @@ def empty_states(count: int) -> Tensor:
     return torch.tensor(SHARES).expand(count, 1, -1).contiguous()
 
 
-def brightness_rows(count: int, size: int, generator: torch.Generator) -> Dataset:
-    """Return rows to train a module on: `latents`, and the `encoder_hidden_states` of their prompts.
+def brightness_rows(count: int, generator: torch.Generator, size: int = TRAIN_SIZE) -> Dataset:
+    """Return rows for [`~hfnoise.OneMoreStepTrainer`]: latents with the states of their prompts.
+
+    Args:
+        count (`int`): of rows.
+        generator (`torch.Generator`): of what is drawn.
+        size (`int`, defaults to `16`): of the latents.
 
     Example:
         >>> import torch
         >>> from hfnoise.worlds.brightness import brightness_rows
-        >>> rows = brightness_rows(2, 8, torch.Generator().manual_seed(0))
-        >>> rows[0]["latents"].shape, rows[0]["encoder_hidden_states"].shape
-        (torch.Size([4, 8, 8]), torch.Size([1, 3]))
+        >>> brightness_rows(2, torch.Generator().manual_seed(0), size=8)[0]["latents"].shape
+        torch.Size([4, 8, 8])
     """
     from datasets import Array2D, Array3D, Dataset, Features
 
     prompts = draw_prompts(count, generator)
     latents, states = draw_latents(prompts, size, generator), prompt_states(prompts)
     # Arrays of a known shape are read much faster than lists of lists.
-    shapes = {"latents": Array3D(latents.shape[1:], "float32")}
-    shapes["encoder_hidden_states"] = Array2D(states.shape[1:], "float32")
+    shapes = {
+        "latents": Array3D(tuple(latents.shape[1:]), "float32"),
+        "encoder_hidden_states": Array2D(tuple(states.shape[1:]), "float32"),
+    }
     columns = {"latents": latents.numpy(), "encoder_hidden_states": states.numpy()}
     return Dataset.from_dict(columns, features=Features(shapes)).with_format("torch")
 
@@ -112,6 +142,7 @@ class BayesUNet(ModelMixin, ConfigMixin):
             (arXiv 2305.08891), for comparison.
         noise_offset (`float`, defaults to `0.0`): of one that was trained again with offset noise, eps + o n with one
             n ~ N(0, 1) for each channel, as with `--noise_offset` of diffusers' scripts; for comparison.
+        slope (`float`, defaults to `0.0`): of the images, as in [`draw_latents`].
         time_cond_proj_dim (*optional*): diffusers asks for it.
 
     Example:
@@ -130,6 +161,7 @@ class BayesUNet(ModelMixin, ConfigMixin):
         zero_snr: bool = False,
         noise_offset: float = 0.0,
         time_cond_proj_dim: int | None = None,
+        slope: float = 0.0,
     ) -> None:
         super().__init__()
         powers = DDIMScheduler(**SCHEDULE, rescale_betas_zero_snr=zero_snr).alphas_cumprod
@@ -162,6 +194,13 @@ class BayesUNet(ModelMixin, ConfigMixin):
             # What the channel means differ by is texture beneath as much noise as the brightness is.
             less = gain - a * TEXTURE**2 / (a * a * TEXTURE**2 + excess * s * s)
             x0 = x0 - less * (sample.mean((2, 3)) - observed.to(sample.dtype))[..., None, None]
+        if self.config.slope:
+            line = ramp(sample.shape[-1])
+            seen = (sample * line).mean((1, 2, 3), dtype=torch.float64)[:, None, None, None]
+            # Along the ramp there is what the texture has of it too.
+            variance = self.config.slope**2 + TEXTURE**2 / numbers
+            slope_gain = a * variance / (a * a * variance + s * s / numbers)
+            x0 = x0 + ((slope_gain - gain) * seen).to(sample.dtype) * line
         if self.config.prediction_type == "epsilon":
             output = (sample - a * x0) / s
         else:
@@ -195,13 +234,14 @@ def new_brightness_pipeline(
     prediction_type: str = "epsilon",
     zero_snr: bool = False,
     noise_offset: float = 0.0,
+    slope: float = 0.0,
 ) -> StableDiffusionPipeline:
     """Return a stock Stable Diffusion pipeline around the exact denoiser; it has neither VAE nor text encoder.
 
     Args:
         scheduler (*optional*): with the world's [`SCHEDULE`]; DDIM as Stable Diffusion 1.5 has it by default.
         size (`int`, defaults to `32`): of the latents; the call takes 8 times that for height and width.
-        prediction_type, zero_snr, noise_offset: of [`BayesUNet`].
+        prediction_type, zero_snr, noise_offset, slope: of [`BayesUNet`].
 
     Example:
         >>> from hfnoise.worlds.brightness import new_brightness_pipeline
@@ -213,7 +253,9 @@ def new_brightness_pipeline(
     if scheduler is None:
         options = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
         scheduler = DDIMScheduler(**SCHEDULE, **options, prediction_type=prediction_type)
-    unet = BayesUNet(sample_size=size, prediction_type=prediction_type, zero_snr=zero_snr, noise_offset=noise_offset)
+    unet = BayesUNet(
+        sample_size=size, prediction_type=prediction_type, zero_snr=zero_snr, noise_offset=noise_offset, slope=slope
+    )
     pipe = StableDiffusionPipeline(
         vae=None, text_encoder=None, tokenizer=None, unet=unet.eval(), scheduler=scheduler, safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,

@@ -108,7 +108,7 @@ def test_a_sample_does_not_depend_on_its_batch():
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_half_precision(dtype):
     """Whatever is half, the arithmetic is not: the error is that of rounding the weights and the noise once."""
     net, (noise, states) = new_net(), inputs()

@@ -52,8 +52,15 @@ def write(path, state):
     return path
 
 
-@pytest.mark.parametrize("names", [dict, old_names], ids=["new timm", "old timm"])
-@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize(
+    ("ending", "names"),
+    [
+        ("pth", old_names),
+        ("safetensors", dict),
+        pytest.param("pth", dict, marks=pytest.mark.slow),
+        pytest.param("safetensors", old_names, marks=pytest.mark.slow),
+    ],
+)
 def test_official_checkpoint(tmp_path, ending, names):
     path = write(tmp_path / f"npnet.{ending}", names({**official_state(), **EXTRA}))
     net = NPNetModel.from_single_file(path, num_tokens=5, scale=0.5)
@@ -78,6 +85,7 @@ def test_conversion(tmp_path):
         convert_npnet_checkpoint(path, path)
 
 
+@pytest.mark.slow
 def test_attention_can_be_left_out(tmp_path):
     without = {name: value for name, value in official_state().items() if ".attention." not in name}
     given = load_npnet_checkpoint(write(tmp_path / "a.pth", official_state()), num_tokens=5, svd_attention=False)

@@ -53,15 +53,15 @@ def sd_call(count=1, first=0):
     return {**FAMILIES["sd-ddim"].call(count, first), "num_inference_steps": 2}
 
 
-@pytest.mark.parametrize("new", NETS)
+SLOW = ("sd-euler", "sd-inpaint-9", "sd-controlnet", "lcm", "kolors", "sd3", "pixart-sigma", "sana")
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("name", "new"),
     [
-        "sdxl",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("sd-euler", "sd-inpaint-9", "sd-controlnet", "lcm", "kolors", "sd3", "pixart-sigma", "sana")
-        ),
+        ("sdxl", new_npnet),
+        pytest.param("sdxl", new_prompt_net, marks=pytest.mark.slow),
+        *(pytest.param(name, new, marks=pytest.mark.slow) for name in SLOW for new in NETS),
     ],
 )
 def test_pipelines(name, new):
