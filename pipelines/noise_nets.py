@@ -13,7 +13,7 @@ from hfnoise.latents.hf_prompt_net import NoisePromptModel
 from hfnoise.pipelines.initial_noise import InitialNoise, StartState
 from hfnoise.pipelines.one_more_step import placed
 from hfnoise.pipelines.start_context import StartContext
-from hfnoise.pipelines.start_text import check_width, encoded_states
+from hfnoise.pipelines.start_text import check_width, encoded_states, encodes_prompts
 
 __all__ = [
     "ModelMixin",
@@ -34,7 +34,7 @@ class NoiseNet(InitialNoise):
 
     def check_pipeline(self, pipeline_class: type) -> None:
         """Raise ValueError if a pipeline never encodes a prompt."""
-        if not hasattr(pipeline_class, "encode_prompt"):
+        if not encodes_prompts(pipeline_class):
             raise ValueError(
                 f"{pipeline_class.__name__.removeprefix('Guided')} has no encode_prompt, and {type(self).__name__} "
                 "refines noise for a prompt. Use a text-to-image pipeline, or an initial noise that needs no prompt."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import ModularPipeline
 from torch import Tensor
 
 from hfnoise.latents.hf_time_free_unet import text_widths
@@ -83,6 +84,19 @@ class StartText:
         encoder = placed(self.step.text_encoder, self.context.device)
         with torch.no_grad():
             return encoder(tokens.input_ids.to(self.context.device))[0]
+
+
+def encodes_prompts(pipeline_class: type) -> bool:
+    """Return whether a pipeline may encode a prompt where it can be seen; a modular one shows that in the call.
+
+    Example:
+        >>> from diffusers import DDPMPipeline
+        >>> from hfnoise.pipelines.start_text import encodes_prompts
+        >>> encodes_prompts(DDPMPipeline)
+        False
+    """
+    # A modular pipeline has a block for it, or not.
+    return hasattr(pipeline_class, "encode_prompt") or issubclass(pipeline_class, ModularPipeline)
 
 
 def encoded_states(context: StartContext, remedy: str) -> Tensor:

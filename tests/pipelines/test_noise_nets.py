@@ -12,6 +12,7 @@ from hfnoise.pipelines.start_context import StartContext
 from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
 from hfnoise.worlds.tiny_pipelines.unets import WIDTH
 from tests.latents.npnet_states import TINY, perturbed
+from tests.pipelines.modular_sdxl import call, classic_sdxl, modular_sdxl
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
 
@@ -182,6 +183,28 @@ def test_part_of_a_pipeline_of_somebody_else(tmp_path, new):
     again = WithNet.from_pretrained(tmp_path)
     assert again.config["net"] == ("hfnoise", type(net).__name__) and type(again.net) is type(net)
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in again.net.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("new", NETS)
+def test_modular_pipelines(tmp_path, new):
+    """The classic start, and a component that is saved by the name of its class."""
+    blocks = diffusers.StableDiffusionXLAutoBlocks()
+    classic, net = classic_sdxl(), new()
+    pipe = modular_sdxl(classic, hfnoise.with_initial_noise(blocks))
+    starts = []
+    for one in (classic, pipe):
+        hook = one.unet.register_forward_pre_hook(lambda module, args: starts.append(args[0][:2]))
+        with guide(one, initial_noise=net):
+            one(**call(["the digit one", "the digit two"], steps=1, generator=torch.Generator().manual_seed(0)))
+        hook.remove()
+    assert torch.equal(starts[0], starts[1])
+    pipe.update_components(initial_noise=net)
+    pipe.save_pretrained(str(tmp_path), overwrite_modular_index=True)
+    again = hfnoise.with_initial_noise(blocks).init_pipeline(str(tmp_path))
+    again.load_components()
+    assert type(again.initial_noise) is type(net)
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in again.initial_noise.state_dict().items())
 
 
 def test_refused(sd):
