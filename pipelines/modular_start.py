@@ -15,7 +15,7 @@ from hfnoise.pipelines.initial_noise import (
     InitialNoise,
     as_initial_noise,
     check_starts_from_noise,
-    refined_latents,
+    replaced_latents,
 )
 from hfnoise.pipelines.start_context import StartContext
 
@@ -100,10 +100,10 @@ class InitialNoiseBlock(ModularPipelineBlocks):
         latents = state.get("latents")
         if "noise" in self.intermediate_output_names:  # inpainting keeps it
             prepared = (latents, state.get("noise"))
-            latents, noise = refined_latents(prepared, latents, initial_noise, context)
+            latents, noise = replaced_latents(prepared, latents, initial_noise, context)
             state.set("noise", noise)
         else:
-            latents = refined_latents(latents, latents, initial_noise, context)
+            latents = replaced_latents(latents, latents, initial_noise, context)
         state.set("latents", latents)
         return components, state
 
