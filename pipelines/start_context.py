@@ -99,6 +99,15 @@ class StartContext:
         return found if isinstance(found, Tensor) and found.dim() == 3 else None
 
     @property
+    def prompt_mask(self) -> Tensor | None:
+        """Of shape `(batch, tokens)`, 0 where a state is of padding; `None` if the pipeline did not say so."""
+        states = self.prompt_embeds
+        if states is None or self.encoded is None:
+            return None
+        parts = (part for part in self.encoded[1:] if isinstance(part, Tensor) and part.shape == states.shape[:2])
+        return next((part for part in parts if _is_mask(part)), None)
+
+    @property
     def negative_prompt_embeds(self) -> Tensor | None:
         """Text states of the negative prompt; `None` without guidance, or if they are not told apart."""
         states = self.prompt_embeds
@@ -149,6 +158,11 @@ class StartContext:
 
     def _per_sample(self, words: Any, name: str) -> list[str] | None:
         return repeated_words(words, self.batch, name)
+
+
+def _is_mask(part: Tensor) -> bool:
+    # Pooled states are numbers of any size; some pipelines cast masks to their dtype.
+    return bool(((part == 0) | (part == 1)).all() and part.bool().any(1).all())
 
 
 def repeated_words(words: str | Sequence[str] | None, batch: int, name: str) -> list[str] | None:
