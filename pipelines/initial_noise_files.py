@@ -20,7 +20,17 @@ from hfnoise.pipelines.noise_chain import InitialNoiseChain
 NOISE_FOLDER = "initial_noise"
 NOISE_FILE = "initial_noise_config.json"
 # Public name in hfnoise -> sub-folder of its weights, if it has any. Nothing else is saved or loaded.
-INITIAL_NOISES: dict[str, str | None] = {"BrightnessOffset": None, "OneMoreStep": "oms_module", "TerminalPrior": None}
+INITIAL_NOISES: dict[str, str | None] = {
+    "BrightnessOffset": None,
+    "ConditioningNoise": None,
+    "NPNet": "npnet",
+    "NoiseLevelGuidance": None,
+    "NoisePromptNet": "npnet",
+    "OneMoreStep": "oms_module",
+    "ReDenoise": None,
+    "SeedVariation": None,
+    "TerminalPrior": None,
+}
 
 _NEWER = "If a newer hfnoise saved it: pip install -U hfnoise."
 
@@ -31,7 +41,7 @@ def weight_folders() -> list[str]:
     Example:
         >>> from hfnoise.pipelines.initial_noise_files import weight_folders
         >>> weight_folders()
-        ['oms_module']
+        ['npnet', 'oms_module']
     """
     return sorted({folder for folder in INITIAL_NOISES.values() if folder is not None})
 

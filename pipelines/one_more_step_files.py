@@ -69,8 +69,6 @@ def load_one_more_step(
     hub = {name: value for name, value in kwargs.items() if name not in _MODEL_OPTIONS}
     if subfolder is None and read_json(repository, "oms_text_encoder/config.json", **hub) is not None:
         text = {name: given.pop(name, None) for name in _TEXT_PARTS}
-        if (dtype := kwargs.pop("dtype", None)) is not None:
-            kwargs["torch_dtype"] = dtype
         found = load_oms_components(repository, **text, **kwargs)
         return step_class(found.module, text_encoder=found.text_encoder, tokenizer=found.tokenizer, **given)
     if subfolder is None:

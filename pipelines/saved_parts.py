@@ -102,7 +102,7 @@ def stale_patterns(folder: str, variant: str | None) -> list[str]:
     Example:
         >>> from hfnoise.pipelines.saved_parts import stale_patterns
         >>> stale_patterns(".", None)
-        ['guider/*', 'initial_noise/*', 'oms_module/*']
+        ['guider/*', 'initial_noise/*', 'npnet/*', 'oms_module/*']
     """
     marked = f".{variant}" if variant else ""
     weights = [f"*model{marked}.safetensors", f"*model{marked}.bin", f"*model{marked}-*-of-*", f"*.index{marked}.json"]

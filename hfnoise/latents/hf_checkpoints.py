@@ -110,7 +110,8 @@ def load_module(
     places = [subfolder] if subfolder is not None else ["", MODULE_FOLDER]
     for place in places:
         config = read_json(path, f"{place}/config.json".lstrip("/"), **kwargs)
-        if config is not None and ("block_out_channels" in config or "Model" in str(config.get("_class_name"))):
+        # An autoencoder has the first too, and reads no text.
+        if config is not None and {"block_out_channels", "cross_attention_dim"} <= set(config):
             break
     else:
         wanted = " or ".join(f"{place}/config.json".lstrip("/") for place in places)
@@ -144,7 +145,8 @@ def convert_oms_checkpoint(
 
     The stock form is a `UNet2DConditionModel`, which diffusers loads without hfnoise and without trusted remote code:
     all that has to do with the time is zero in it. The way back adds what a fixed timestep 0 contributes to the biases
-    of the convolutions, so that any stock UNet without class labels can be converted.
+    of the convolutions, so that any stock UNet without class labels can be converted. Only the network is written, not
+    the options and the text encoder that [`OneMoreStep`] saves beside it.
 
     Args:
         src (`str` or `os.PathLike`): folder or Hub repository of a module, or of a pipeline with an `oms_module`.
@@ -219,6 +221,7 @@ def load_oms_components(
     *,
     text_encoder: Any = None,
     tokenizer: Any = None,
+    dtype: torch.dtype | None = None,
     torch_dtype: torch.dtype | None = None,
     **hub_options: Any,
 ) -> OMSComponents:
@@ -233,7 +236,7 @@ def load_oms_components(
         text_encoder (*optional*): a model to take instead; or a repository or folder of a pipeline with
             `text_encoder` and `tokenizer`; or `False` for the embeddings of the pipeline.
         tokenizer (*optional*): a tokenizer to take instead, or its repository.
-        torch_dtype (`torch.dtype`, *optional*): of both networks.
+        dtype, torch_dtype (`torch.dtype`, *optional*): of both networks; the second is the old name.
         hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, ... of `repo`.
 
     Raises:
@@ -245,8 +248,8 @@ def load_oms_components(
         >>> checkpoints.OMSComponents(module=None).text_encoder is None
         True
     """
-    dtype = {} if torch_dtype is None else {"torch_dtype": torch_dtype}
-    module = load_module(repo, MODULE_FOLDER, variant=variant, **dtype, **hub_options)
+    dtype = torch_dtype if dtype is None else dtype
+    module = load_module(repo, MODULE_FOLDER, variant=variant, dtype=dtype, **hub_options)
     if text_encoder is False:
         return OMSComponents(module)
     if text_encoder is not None and not isinstance(text_encoder, (str, PathLike)):
@@ -266,7 +269,7 @@ def load_oms_components(
     elsewhere = os.fspath(place) != os.fspath(repo)
     own = {name: value for name, value in hub_options.items() if not (elsewhere and name == "revision")}
     try:
-        encoder = _text_encoder(place, folder, torch_dtype, own)
+        encoder = _text_encoder(place, folder, dtype, own)
         read = _tokenizer(tokenizer, places[1], own)
     except (OSError, ValueError) as error:
         raise OSError(
@@ -296,11 +299,12 @@ def _redirected(
     return config["_name_or_path"], config.get("subfolder")
 
 
-def _text_encoder(place: Any, folder: str | None, torch_dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
+def _text_encoder(place: Any, folder: str | None, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
+    """Return a text encoder of CLIP of a sub-folder, in evaluation mode; `dtype=None` is the saved one's."""
     from transformers import CLIPTextModel
 
-    dtype = {} if torch_dtype is None else {"dtype": torch_dtype}
-    return CLIPTextModel.from_pretrained(place, subfolder=folder or "", **dtype, **options).eval()
+    given = {} if dtype is None else {"dtype": dtype}
+    return CLIPTextModel.from_pretrained(place, subfolder=folder or "", **given, **options).eval()
 
 
 def _tokenizer(given: Any, place: tuple[Any, str | None] | None, options: dict[str, Any]) -> Any:
