@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from hfnoise.pipelines.generate_config import GenerateConfig
 
 # On the command line -> the folder below model_cards.
-EMBEDDED = {"digits": "digits-sd", "digits-weak": "digits-sd-weak", "coloured-digits": "coloured-digits-sd"}
+EMBEDDED = {
+    "digits": "digits-sd",
+    "digits-weak": "digits-sd-weak",
+    "coloured-digits": "coloured-digits-sd",
+    "shaded-digits": "shaded-digits-sd",
+}
 _PREFIX = "hfnoise:"
 # diffusers 0.42 calls the Hub's library with what it no longer knows.
 _OLD_HUB_ARGUMENT = "The `local_dir_use_symlinks` argument is deprecated"
