@@ -216,7 +216,7 @@ def picture(pipe: Any, test: LabelledImages, seed: int, steps: int, path: Path) 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark from a command line; exit code 1 if an acceptance bound is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=150, help="of each background and start; default: %(default)s")
+    parser.add_argument("--images", type=int, default=64, help="of each background and start; default: %(default)s")
     parser.add_argument("--steps", type=int, default=20, help="of DDIM; default: %(default)s")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0], help="of guidance; default: 1 2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
