@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hfnoise.trainers.diffusion_arguments import DiffusionTrainingArguments
 
 # What is said about noise levels, or changes the noise: the module is only ever shown white noise.
-_WITHOUT_MEANING = {
+WITHOUT_NOISE_LEVELS = {
     "snr_gamma": None,
     "loss_weighting": "uniform",
     "loss_weighting_kwargs": None,
@@ -51,7 +51,9 @@ class OneMoreStepTrainingArguments(DiffusionTrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name, value in _WITHOUT_MEANING.items() if getattr(self, name) != value}
+        given = {
+            name: getattr(self, name) for name, value in WITHOUT_NOISE_LEVELS.items() if getattr(self, name) != value
+        }
         if given:
             raise ValueError(
                 f"{given}: One More Step has no noise levels to choose or to weigh, and its module is only ever shown "
