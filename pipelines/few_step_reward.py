@@ -63,7 +63,9 @@ def few_step_reward(
 
     def reward(noise: Tensor, columns: dict[str, Tensor]) -> Tensor:
         chosen = [prompts[index] for index in columns[PROMPT_INDEX].tolist()]
-        dtype = next(getattr(side, name).dtype for name in ("unet", "transformer") if getattr(side, name, None) is not None)
+        dtype = next(
+            getattr(side, name).dtype for name in ("unet", "transformer") if getattr(side, name, None) is not None
+        )
         images = run(side, prompt=chosen, latents=noise.to(dtype), output_type="pt", **call).images
         return verified(verifier, images, chosen)
 

@@ -193,9 +193,7 @@ def _is_quiet(pipe: Any) -> bool:
     return bool(getattr(pipe, "_progress_bar_config", {}).get("disable"))
 
 
-def _check(
-    pipe: Any, prompts: Any, verifier: Any, refiner: Any, call: dict[str, Any], *counts: int
-) -> None:
+def _check(pipe: Any, prompts: Any, verifier: Any, refiner: Any, call: dict[str, Any], *counts: int) -> None:
     if isinstance(prompts, str) or not prompts or not all(isinstance(one, str) for one in prompts):
         raise ValueError(f"prompts must be a list of texts, with at least one; got {prompts!r:.100}.")
     if len(set(prompts)) < len(prompts):

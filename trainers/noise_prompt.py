@@ -77,7 +77,8 @@ class NoisePromptTrainer(NoisePromptCardMixin, DiffusionTrainer):
             raise TypeError(f"args is a {type(training).__name__}; give NoisePromptTrainingArguments.")
         if kwargs.get("scheduler") is not None or kwargs.get("loss_weighting") is not None:
             raise TypeError(
-                "scheduler and loss_weighting are about noise levels, and the network sees noise alone. Leave them out."
+                "scheduler and loss_weighting are about noise levels, and the network sees noise alone. Leave them "
+                "out."
             )
         if (training.loss == "reward") != callable(reward):
             raise TypeError(
@@ -104,7 +105,10 @@ class NoisePromptTrainer(NoisePromptCardMixin, DiffusionTrainer):
         weighted = self.args.min_margin is not None or self.args.margin_temperature is not None
         required = {STATES} | ({DELTA} if pairs else set()) | ({MARGIN} if weighted else set())
         return DenoiserInputs(
-            type(network).__name__, "noise", frozenset({STATES, MASK, DELTA, MARGIN, PROMPT_INDEX}), frozenset(required)
+            type(network).__name__,
+            "noise",
+            frozenset({STATES, MASK, DELTA, MARGIN, PROMPT_INDEX}),
+            frozenset(required),
         )
 
     def set_schedule(self, scheduler: Any, loss_weighting: Any) -> None:
@@ -188,4 +192,3 @@ def _explained(prediction: EvalPrediction) -> dict[str, float]:
         for values in (prediction.predictions, prediction.label_ids)
     )
     return {"delta_r2": 1.0 - left / energy if energy > 0 else float("nan")}
-

@@ -46,8 +46,8 @@ class NoisePromptCardMixin(DiffusionCardMixin):
 
     def _use_note(self) -> str:
         return (
-            "It serves models whose text states and latents are those that it was trained on. Refinement acts like more "
-            "guidance: images follow the prompt better and differ less from each other."
+            "It serves models whose text states and latents are those that it was trained on. Refinement acts like "
+            "more guidance: images follow the prompt better and differ less from each other."
         )
 
     def _metric_rows(self) -> list[tuple[str, str]]:

@@ -34,7 +34,8 @@ class NoisePairRows(Dataset):
     Example:
         >>> import datasets, torch
         >>> from hfnoise.trainers.noise_prompt_rows import NoisePairRows
-        >>> pairs = datasets.Dataset.from_dict({"prompt": ["a"], "seed": [7], "delta": torch.zeros(1, 4, 8, 8).tolist()})
+        >>> delta = torch.zeros(1, 4, 8, 8).tolist()
+        >>> pairs = datasets.Dataset.from_dict({"prompt": ["a"], "seed": [7], "delta": delta})
         >>> rows = NoisePairRows(pairs, {"a": {"prompt_embeds": torch.zeros(5, 6)}})
         >>> torch.equal(rows[0]["latents"], torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(7)))
         True
@@ -101,7 +102,9 @@ class NoisePairRows(Dataset):
         chosen = [index * len(self) // count for index in range(count)]
         rows = [self[index] for index in chosen]
         prompts = [self.pairs[index]["prompt"] for index in chosen]
-        return diagnose_pairs(torch.stack([row[LATENTS] for row in rows]), torch.stack([row[DELTA] for row in rows]), prompts)
+        return diagnose_pairs(
+            torch.stack([row[LATENTS] for row in rows]), torch.stack([row[DELTA] for row in rows]), prompts
+        )
 
 
 class PromptRows(Dataset):

@@ -42,9 +42,9 @@ class PairDiagnosis:
 
     def __str__(self) -> str:
         return (
-            f"{self.pairs} pairs of {self.prompts} prompts; the change is {self.relative_size:.3f} of the noise; of its "
-            f"energy the prompt explains {self.prompt_share:.3f}, low frequencies hold {self.low_frequency_share:.3f}, "
-            f"singular values can express {self.singular_value_share:.3f}"
+            f"{self.pairs} pairs of {self.prompts} prompts; the change is {self.relative_size:.3f} of the noise; of "
+            f"its energy the prompt explains {self.prompt_share:.3f}, low frequencies hold "
+            f"{self.low_frequency_share:.3f}, singular values can express {self.singular_value_share:.3f}"
         )
 
 
@@ -68,8 +68,8 @@ def diagnose_pairs(noise: Tensor, delta: Tensor, prompts: Sequence[object]) -> P
     """
     if noise.shape != delta.shape or noise.dim() != 4 or len(prompts) != len(noise):
         raise ValueError(
-            f"noise and delta must be (pairs, channels, height, width) with a prompt a pair, got {tuple(noise.shape)}, "
-            f"{tuple(delta.shape)} and {len(prompts)} prompts."
+            "noise and delta must be (pairs, channels, height, width) with a prompt a pair, got "
+            f"{tuple(noise.shape)}, {tuple(delta.shape)} and {len(prompts)} prompts."
         )
     noise, delta = noise.double(), delta.double()
     energy = float(delta.square().sum())
