@@ -133,3 +133,23 @@ APG_BIBTEX = """\
     year      = {2025},
     url       = {https://arxiv.org/abs/2410.02416},
 }"""
+
+ONE_MORE_STEP_BIBTEX = """\
+@inproceedings{hu2024one,
+    title     = {{One More Step: A Versatile Plug-and-Play Module for Rectifying Diffusion Schedule Flaws and
+                 Enhancing Low-Frequency Controls}},
+    author    = {Minghui Hu and Jianbin Zheng and Chuanxia Zheng and Chaoyue Wang and Dacheng Tao and Tat-Jen Cham},
+    booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+    pages     = {7331--7340},
+    year      = {2024},
+    url       = {https://arxiv.org/abs/2311.15744},
+}"""
+
+GOLDEN_NOISE_BIBTEX = """\
+@inproceedings{zhou2025golden,
+    title     = {{Golden Noise for Diffusion Models: A Learning Framework}},
+    author    = {Zikai Zhou and Shitong Shao and Lichen Bai and Shufei Zhang and Zhiqiang Xu and Bo Han and Zeke Xie},
+    booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision},
+    year      = {2025},
+    url       = {https://arxiv.org/abs/2411.09502},
+}"""

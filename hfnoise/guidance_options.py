@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hfnoise.latents_options import START_OPTIONS
 from hfnoise.options import Option
 
 _SPACE = Option(
@@ -113,5 +114,11 @@ GUIDER_OPTIONS: dict[str, tuple[Option, ...]] = {
     "projected": PROJECTED_GUIDANCE_OPTIONS,
 }
 ALL_GENERATE_OPTIONS: tuple[Option, ...] = tuple(
-    dict.fromkeys([*GENERATE_OPTIONS, *(option for options in GUIDER_OPTIONS.values() for option in options)])
+    dict.fromkeys(
+        [
+            *GENERATE_OPTIONS,
+            *(option for options in GUIDER_OPTIONS.values() for option in options),
+            *START_OPTIONS,
+        ]
+    )
 )

@@ -19,9 +19,13 @@ _MODULES = {
     "GuidanceRecorder": "guiders",
     "GuidanceReport": "guidance_report",
     "InitialNoise": "initial_noise",
+    "InitialNoiseBlock": "modular_start",
     "InitialNoiseChain": "noise_chain",
     "LatentSpace": "latent_space",
     "LinearGuidance": "guiders",
+    "NPNet": "noise_nets",
+    "NoiseNet": "noise_nets",
+    "NoisePromptNet": "noise_nets",
     "NoiseLevelGuidance": "noise_level",
     "OneMoreStep": "one_more_step",
     "OneMoreStepPipeline": "one_more_step_preset",
@@ -40,6 +44,7 @@ _MODULES = {
     "guide": "guided",
     "guided_class": "guided",
     "start_gap": "gap",
+    "with_initial_noise": "modular_start",
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hfnoise.pipelines.initial_noise import InitialNoise, StartState
+from hfnoise.pipelines.initial_noise import InitialNoise, StartState, refined_state
 from hfnoise.pipelines.start_context import StartContext
 from hfnoise.pipelines.start_estimate import StartEstimate, start_from
 
@@ -74,7 +74,7 @@ class InitialNoiseChain(InitialNoise):
         state = StartState(unit_noise)
         evaluations = 0
         for member in self.members[: len(self.members) - len(estimates)]:
-            state = member.refine(state.latents, context)
+            state = refined_state(member, state.latents, context)
             if state.space != member.space:
                 raise ValueError(
                     f"{type(member).__name__} returned a start in the space {state.space!r} and says space = "

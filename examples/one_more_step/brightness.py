@@ -9,49 +9,29 @@ distance of the brightness of samples from that of real images is printed, for o
 """
 
 import torch
-from datasets import Array2D, Array3D, Dataset, Features
 
-from hfnoise import (
-    OneMoreStep,
-    OneMoreStepTrainer,
-    OneMoreStepTrainingArguments,
-    TimeFreeUNet2DConditionModel,
-    guide,
-)
+from hfnoise import OneMoreStep, OneMoreStepTrainer, OneMoreStepTrainingArguments, guide
 from hfnoise.worlds.brightness import (
+    ROWS,
     SPREAD,
+    TEST_ROWS,
     brightness_error,
+    brightness_rows,
     draw_latents,
     draw_prompts,
     empty_states,
+    new_brightness_module,
     new_brightness_pipeline,
     prompt_states,
 )
 
-# A module knows no size: it is trained on small latents and used on large ones.
-ROWS, TRAIN_SIZE, STEPS = 4096, 16, 300
+STEPS = 300
 IMAGES, SIZE, SAMPLING_STEPS = 600, 32, 50
 FOLDER = "brightness_oms_module"
 
 
-def make_rows(count, generator):
-    """Return latents with the states of their prompts."""
-    prompts = draw_prompts(count, generator)
-    latents = draw_latents(prompts, TRAIN_SIZE, generator)
-    columns = {"latents": latents.numpy(), "encoder_hidden_states": prompt_states(prompts).numpy()}
-    # Arrays of a known shape are read much faster than lists of lists.
-    shapes = {"latents": Array3D(latents.shape[1:], "float32"), "encoder_hidden_states": Array2D((1, 3), "float32")}
-    return Dataset.from_dict(columns, features=Features(shapes)).with_format("torch")
-
-
 def train():
     """Return the trainer of a module that it has written, with its terminal prior, to a folder."""
-    torch.manual_seed(0)
-    module = TimeFreeUNet2DConditionModel(
-        in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=3, attention_head_dim=4,
-    )  # fmt: skip
     args = OneMoreStepTrainingArguments(
         output_dir=FOLDER, max_steps=STEPS, per_device_train_batch_size=16, per_device_eval_batch_size=128,
         learning_rate=4e-3, lr_scheduler_type="cosine", warmup_steps=STEPS // 10, logging_steps=STEPS // 3,
@@ -60,10 +40,10 @@ def train():
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     trainer = OneMoreStepTrainer(
-        module,
+        new_brightness_module(),
         args,
-        train_dataset=make_rows(ROWS, generator),
-        eval_dataset=make_rows(256, generator),
+        train_dataset=brightness_rows(ROWS, generator),
+        eval_dataset=brightness_rows(TEST_ROWS, generator),
         empty_prompt={"encoder_hidden_states": empty_states(1)},
     )
     trainer.train()
