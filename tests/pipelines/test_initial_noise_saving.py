@@ -13,6 +13,7 @@ from hfnoise.pipelines import BrightnessOffset, InitialNoise, OneMoreStep, initi
 from hfnoise.pipelines.guidance_card import guidance_card
 from hfnoise.worlds.digits_pipeline import new_digits_pipeline
 from tests.pipelines.saved_noises import DIRECTION, LISTED, Mirrored, everything, guided, images, names, own_text, step
+from tests.pipelines.test_noise_nets import NETS
 
 
 class Dimmer(BrightnessOffset):
@@ -84,6 +85,23 @@ def test_table_is_of_public_classes():
     for name, folder in initial_noise_files.INITIAL_NOISES.items():
         member = getattr(hfnoise, name)
         assert issubclass(member, InitialNoise) and member.__name__ == name and member.subfolder == folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("new_net", NETS)
+def test_every_class_of_the_table(tmp_path, new_net):
+    others = [hfnoise.ConditioningNoise(0.5), hfnoise.SeedVariation(0.3, seed=1), hfnoise.ReDenoise(2)]
+    chain = [*others, hfnoise.NoiseLevelGuidance(1), new_net(encoder_hid_dim=64), *everything()]
+    shared = {"NPNet", "NoisePromptNet"} - {type(member).__name__ for member in chain}
+    assert {type(member).__name__ for member in chain} == set(initial_noise_files.INITIAL_NOISES) - shared
+    pipe = guided(chain)
+    made = images(pipe)
+    pipe.save_pretrained(tmp_path)
+    again = hfnoise.AutoGuidedPipeline.from_pretrained(tmp_path, dtype=torch.float32)
+    assert [type(member) for member in again.initial_noise.members] == [type(member) for member in chain]
+    assert torch.equal(images(again), made)
+    bare = hfnoise.AutoGuidedPipeline.from_pretrained(tmp_path, dtype={"npnet": torch.bfloat16})
+    assert bare.initial_noise.members[4].dtype == torch.bfloat16
 
 
 @pytest.mark.slow
