@@ -110,6 +110,7 @@ def test_members_in_an_order_that_makes_no_start(listed, monkeypatch):
         hfnoise.AutoGuidedPipeline.from_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_options_of_one_more_step_are_checked(listed, weights):
     folder = listed(member(_class_name="OneMoreStep", subfolder="oms_module"), weights=weights)
     file = folder / "oms_module" / "one_more_step.json"

@@ -129,6 +129,7 @@ def test_two_members_of_one_folder_are_refused_before_anything_is_written(tmp_pa
     assert not (tmp_path / "digits").exists()
 
 
+@pytest.mark.slow
 def test_members_of_your_own_are_told_and_nothing_else_is_lost(tmp_path):
     pipe = guided([Mirrored(), Dimmer(0.5), BrightnessOffset(0.3)])
     with pytest.warns(
