@@ -227,7 +227,7 @@ def refined_start(
         context = StartContext(
             pipe, arguments, len(latents), latents.device, latents.dtype, states, encode, generators, given
         )
-        return refined_latents(prepared, latents, initial_noise, context)
+        return replaced_latents(prepared, latents, initial_noise, context)
 
     pipe.__dict__["prepare_latents"] = refined
     if encode is not None:
@@ -241,7 +241,7 @@ def refined_start(
         pipe.__dict__.update(own)
 
 
-def refined_latents(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise, context: StartContext) -> Any:
+def replaced_latents(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise, context: StartContext) -> Any:
     """Return what a pipeline prepared, refined; the very same object if nothing is changed.
 
     Args:

@@ -18,9 +18,6 @@ from hfnoise.pipelines.saved_parts import PipelineRepository, part_dtype
 # All but the revision: it is another repository.
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 
-# Those of loading a pipeline that are meant for a module of another repository too: not its revision.
-_SHARED_OPTIONS = ("variant", "dtype", "torch_dtype", "token", "cache_dir", "local_files_only")
-
 
 class OneMoreStepPipeline(AutoGuidedPipeline):
     """[`AutoGuidedPipeline`] with [`OneMoreStep`]: images as dark and as bright as the prompt says.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ class TerminalPrior(StartEstimate):
 
     Ours, beyond the paper: with [`OneMoreStep`] alone all images of a prompt start from about the same brightness, so
     that they scatter too little. A module whose training measured the statistics has them in its config, and
-    [`OneMoreStep`] uses them by itself; this member is for statistics of your own, behind a [`OneMoreStep`] or alone.
-    They serve images of every size. With more frequencies the same generator gives the same channel means.
+    [`OneMoreStep`] uses them by itself; this member is for statistics of your own, alone or behind a [`OneMoreStep`],
+    which then leaves its module's aside. They serve images of every size. With more frequencies the same generator
+    gives the same channel means.
 
     Args:
         statistics ([`hfnoise.latents.ResidualStatistics`] or its dictionary): of x0 - x0_hat, in latents.
@@ -35,6 +36,8 @@ class TerminalPrior(StartEstimate):
         >>> TerminalPrior(ResidualStatistics([0.0], [[0.04]])).is_off
         False
     """
+
+    draws_residuals: ClassVar[bool] = True
 
     def __init__(self, statistics: ResidualStatistics | Mapping[str, Any], scale: float = 1.0) -> None:
         if isinstance(statistics, Mapping):

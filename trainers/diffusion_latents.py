@@ -12,9 +12,8 @@ from datasets.fingerprint import generate_random_fingerprint
 from torch import Tensor
 
 from hfnoise.trainers.diffusion_noise import draw_training_noise
-from hfnoise.trainers.diffusion_rows import LATENTS
+from hfnoise.trainers.diffusion_rows import LATENTS, STATES
 
-PROMPT = "encoder_hidden_states"
 POOLED = "pooled_projections"
 TEXT_EMBEDS = "added_cond_kwargs.text_embeds"
 TIME_IDS = "added_cond_kwargs.time_ids"
@@ -163,9 +162,9 @@ def encode_prompts(pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     given |= {"device": pipe._execution_device, "prompt_2": None, "prompt_3": None}
     outputs = pipe.encode_prompt(**{name: value for name, value in given.items() if name in known})
     takes = inspect.signature(type(denoiser).forward).parameters
-    if not isinstance(outputs, tuple) or PROMPT not in takes:
+    if not isinstance(outputs, tuple) or STATES not in takes:
         raise ValueError(f"{type(pipe).__name__} encodes prompts in a form of its own; {_OWN_COLUMNS}")
-    columns = {PROMPT: outputs[0]}
+    columns = {STATES: outputs[0]}
     if len(outputs) == 4 and POOLED in takes:
         columns[POOLED] = outputs[2]
     elif len(outputs) == 4 and denoiser.config.get("addition_embed_type") == "text_time":

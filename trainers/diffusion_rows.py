@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from hfnoise.latents.hf_time_free_unet import text_widths
+
 LATENTS = "latents"
+STATES = "encoder_hidden_states"
 # How diffusers' denoisers call what they denoise; the time is `timestep` in all of them.
 _INPUT_NAMES = ("sample", "hidden_states")
 _TIME_NAME = "timestep"
@@ -181,6 +185,8 @@ def check_rows(dataset: Any, where: str, inputs: DenoiserInputs, model: Any) -> 
         raise ValueError(f"{where} has no rows. Look at what filtered them out, or at its split.")
     row = dataset[0]
     inputs.check_columns(list(row), where)
+    if isinstance(model, UNet2DConditionModel) and STATES in row:
+        _check_states(tuple(torch.as_tensor(row[STATES]).shape), where, inputs.name, text_widths(model))
     shape = tuple(torch.as_tensor(row[LATENTS]).shape)
     channels = getattr(model.config, "in_channels", None)
     # Fewer dimensions are those of packed latents.
@@ -189,6 +195,16 @@ def check_rows(dataset: Any, where: str, inputs: DenoiserInputs, model: Any) -> 
             f"the latents of {where} have the shape {shape}, and {inputs.name} takes {channels} channels first. "
             "Encode with the autoencoder of the same pipeline."
         )
+
+
+def _check_states(shape: tuple[int, ...], where: str, name: str, widths: frozenset[int]) -> None:
+    if len(shape) == 2 and (not widths or shape[-1] in widths):
+        return
+    wanted = " or ".join(map(str, sorted(widths)))
+    raise ValueError(
+        f"the {STATES} of {where} have the shape {shape}, and {name} takes (tokens, {wanted or 'width'}), by its "
+        "cross_attention_dim. Encode the prompts with the text encoder of the same pipeline, one row each."
+    )
 
 
 def flow_time_scale(model: Any) -> float:

@@ -20,11 +20,10 @@ from hfnoise.latents.hf_time_free_unet import module_residuals, set_module_resid
 from hfnoise.trainers.diffusion import DiffusionTrainer, NoisedBatch
 from hfnoise.trainers.diffusion_model import TrackedConfig
 from hfnoise.trainers.diffusion_noise import TrainingNoise
-from hfnoise.trainers.diffusion_rows import LATENTS, DenoiserInputs
+from hfnoise.trainers.diffusion_rows import LATENTS, STATES, DenoiserInputs
 from hfnoise.trainers.one_more_step_arguments import OneMoreStepTrainingArguments
 from hfnoise.trainers.one_more_step_card import OneMoreStepCardMixin
 
-STATES = "encoder_hidden_states"
 # What rows for SDXL have besides (pooled states, sizes): it is for the base model, and no module has been given it.
 _BESIDE = "added_cond_kwargs"
 # Of a stock UNet that would be asked for more than noise and prompt.

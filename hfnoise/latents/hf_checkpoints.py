@@ -269,7 +269,7 @@ def load_oms_components(
     elsewhere = os.fspath(place) != os.fspath(repo)
     own = {name: value for name, value in hub_options.items() if not (elsewhere and name == "revision")}
     try:
-        encoder = load_text_encoder(place, folder, dtype, own)
+        encoder = _text_encoder(place, folder, dtype, own)
         read = _tokenizer(tokenizer, places[1], own)
     except (OSError, ValueError) as error:
         raise OSError(
@@ -299,7 +299,7 @@ def _redirected(
     return config["_name_or_path"], config.get("subfolder")
 
 
-def load_text_encoder(place: Any, folder: str | None, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
+def _text_encoder(place: Any, folder: str | None, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
     """Return a text encoder of CLIP of a sub-folder, in evaluation mode; `dtype=None` is the saved one's."""
     from transformers import CLIPTextModel
 

@@ -132,6 +132,25 @@ def module_output(module: nn.Module, sample: Tensor, encoder_hidden_states: Tens
     return output
 
 
+def text_widths(module: Any) -> frozenset[int]:
+    """Return how wide the text states may be that a UNet reads; empty if its config does not say.
+
+    Example:
+        >>> from diffusers import UNet2DConditionModel
+        >>> from hfnoise.latents.hf_time_free_unet import text_widths
+        >>> unet = UNet2DConditionModel(
+        ...     block_out_channels=(8,), down_block_types=["CrossAttnDownBlock2D"], norm_num_groups=4,
+        ...     up_block_types=["CrossAttnUpBlock2D"], layers_per_block=1, cross_attention_dim=6, attention_head_dim=4)
+        >>> sorted(text_widths(unet))
+        [6]
+    """
+    config = getattr(module, "config", None)
+    width = getattr(config, "encoder_hid_dim", None) or getattr(config, "cross_attention_dim", None)
+    if width is None:
+        return frozenset()
+    return frozenset(width if isinstance(width, (list, tuple)) else [width])
+
+
 # In a stock module's config the name begins with an underscore: diffusers keeps such entries without a warning.
 _STOCK_ENTRY = "_residuals"
 

@@ -111,6 +111,12 @@ def test_settings_that_contradict_the_rest(tmp_path):
     sharded.fsdp = "full_shard"
     with pytest.raises(ValueError, match="FSDP hold a model in pieces.*distributed data parallel"):
         DiffusionTrainer(new_unet(), sharded, scheduler=new_scheduler(), train_dataset=make_rows())
+    for message, options in (
+        ("loss_weighting is 'min_snr'; give a LossWeighting", {"loss_weighting": "min_snr"}),
+        (r"empty_prompt is a Tensor; give columns by name: encode_prompts", {"empty_prompt": torch.zeros(1, 3, 8)}),
+    ):
+        with pytest.raises(TypeError, match=message):
+            new_trainer(tmp_path, prompt_dropout=float("empty_prompt" in options), trainer_options=options)
     with pytest.raises(TypeError, match="scheduler is missing"):
         DiffusionTrainer(new_unet(), arguments(tmp_path), train_dataset=make_rows())
     with pytest.raises(TypeError, match="args is a TrainingArguments; give DiffusionTrainingArguments"):
@@ -132,9 +138,17 @@ def test_zero_terminal_snr_trains_with_min_snr(tmp_path):
         (lambda: make_rows().remove_columns("latents"), "train_dataset has no column latents, which UNet2DCondition"),
         (lambda: make_rows().remove_columns("encoder_hidden_states"), "no column encoder_hidden_states"),
         (lambda: make_rows(text=["a"] * 16), r"has columns \['text'\].*remove_columns\(\['text'\]\)"),
+        (
+            lambda: make_rows(encoder_hidden_states=torch.zeros(16, 3, 16).numpy()),
+            r"states of train_dataset have the shape \(3, 16\), and UNet2DConditionModel takes \(tokens, 8",
+        ),
+        (
+            lambda: make_rows(encoder_hidden_states=torch.zeros(16, 1, 3, 8).numpy()),
+            r"of train_dataset have the shape \(1, 3, 8\).* one row each",
+        ),
         (lambda: make_rows(latents=torch.zeros(16, 3, 8, 8).numpy()), r"shape \(3, 8, 8\).* takes 4 channels first"),
     ],
-    ids=["latents", "prompts", "captions", "channels"],
+    ids=["latents", "prompts", "captions", "width", "states", "channels"],
 )
 def test_datasets(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
