@@ -12,14 +12,20 @@ from importlib import import_module
 from typing import Any
 
 import hfnoise
+from hfnoise.commands import COMMANDS
 from hfnoise.errors import UsageError
 from hfnoise.guidance_options import GENERATE_OPTIONS
-from hfnoise.methods import COMMANDS, METHODS, Method
+from hfnoise.latents_options import IMAGE_DATA_OPTIONS, MODULE_OPTIONS, START_OPTIONS
+from hfnoise.methods import METHODS, Method
 from hfnoise.options import DP_OPTIONS, FEDSVD_DATA_OPTIONS, QAT_DATA_OPTIONS, Option
 
 _INDENTED: Any = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
-# Options that the command line adds to those of the configuration classes: how rows are read.
-_DATA_OPTIONS = {"fedsvd": FEDSVD_DATA_OPTIONS, "qat": QAT_DATA_OPTIONS}
+# Options that the command line adds to those of the configuration classes, by method and heading.
+_MORE_OPTIONS: dict[str, dict[str, tuple[Option, ...]]] = {
+    "fedsvd": {"Data": FEDSVD_DATA_OPTIONS},
+    "qat": {"Data": QAT_DATA_OPTIONS},
+    "one-more-step": {"Pipeline and images": IMAGE_DATA_OPTIONS, "Module": MODULE_OPTIONS},
+}
 _USAGE = "usage: hfnoise <command> [options]     (hfnoise <command> --help says more)"
 
 
@@ -110,7 +116,6 @@ def _table() -> str:
 
 
 def _method_help(method: Method) -> str:
-    stock = method.stock.split()[0].strip(",;")
     if method.guider:
         return _guider_help(method)
     names = ", ".join(dict.fromkeys([method.config, method.trainer, *method.exports]))
@@ -122,8 +127,8 @@ def _method_help(method: Method) -> str:
         "Options of hfnoise:",
     ]
     lines += _option_lines(method.options)
-    if method.name in _DATA_OPTIONS:
-        lines += ["", "Data:", *_option_lines(_DATA_OPTIONS[method.name])]
+    for heading, options in _MORE_OPTIONS.get(method.name, {}).items():
+        lines += ["", f"{heading}:", *_option_lines(options)]
     if method.name == "fedsvd":
         shown = [option for option in DP_OPTIONS if option.name in ("target_epsilon", "noise_multiplier", "clip_norm")]
         lines += ["", "Privacy of each client, none without one of the first two (more: `hfnoise dp-sft --help`):"]
@@ -136,11 +141,15 @@ def _method_help(method: Method) -> str:
     ]
     if method.family == "preference":
         lines.append("  --inject_flip_rate RATE   flip this share of the labels first, to try a method out")
-    lines += [
-        "",
-        f"Every option of {stock} works as well, and --model_name_or_path, --dataset_name,",
-        f"--use_peft, --load_in_4bit, ...; `hfnoise {method.name} --help-all` lists them all (slow: it imports TRL).",
-    ]
+    if method.family == "latents":
+        more = "Every option of transformers.TrainingArguments works as well (--max_steps, --push_to_hub, ...);"
+    else:
+        stock = method.stock.split()[0].strip(",;")
+        more = (
+            f"Every option of {stock} works as well, and --model_name_or_path, --dataset_name,\n"
+            "--use_peft, --load_in_4bit, ...;"
+        )
+    lines += ["", f"{more} `hfnoise {method.name} --help-all` lists them all (slow: it imports TRL)."]
     return "\n".join(lines)
 
 
@@ -155,6 +164,9 @@ def _guider_help(method: Method) -> str:
         "",
         "What is drawn:",
         *_option_lines([option for option in GENERATE_OPTIONS if option.name != "guider"]),
+        "",
+        "Where sampling starts:",
+        *_option_lines(START_OPTIONS),
         "",
         "  --config FILE             YAML file of options; the command line wins over it",
         "",

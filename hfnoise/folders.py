@@ -1,8 +1,12 @@
-"""Whether a folder can be written to, found out before anything is trained."""
+"""Whether a folder can be written to, found out before anything is trained; and folders that are whole or not."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hfnoise.errors import UsageError
@@ -51,3 +55,33 @@ def output_folder(output_dir: str | Path) -> Path:
     except ValueError as error:
         raise UsageError(str(error)) from error
     return Path(output_dir)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Give an empty folder beside `out`, which becomes `out` if the block ends well and vanishes if not.
+
+    Args:
+        out (`Path`): must not exist, or be an empty folder.
+
+    Raises:
+        OSError: if `out` holds something by then.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hfnoise.folders import new_folder
+        >>> with new_folder(Path("made")) as folder:
+        ...     _ = (folder / "file").write_text("whole")
+        >>> Path("made/file").read_text()
+        'whole'
+    """
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    try:
+        yield made
+        made.chmod(0o755)  # a temporary folder is its owner's only
+        os.replace(made, out)  # onto an empty folder, or none
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise

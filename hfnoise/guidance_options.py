@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hfnoise.latents_options import START_OPTIONS
 from hfnoise.options import Option
 
 _SPACE = Option(
@@ -64,7 +65,8 @@ GENERATE_OPTIONS = (
         "model_name_or_path",
         "str",
         None,
-        "A Hub id, a folder of a diffusers pipeline, or an embedded one: digits, digits-weak, coloured-digits.",
+        "A Hub id, a folder of a diffusers pipeline, or an embedded one: digits, digits-weak, coloured-digits, "
+        "shaded-digits.",
     ),
     Option("revision", "str", None, "Branch, tag or commit on the Hub."),
     Option("prompt", "list of str", None, "What to draw; several of them, or the option several times."),
@@ -113,5 +115,11 @@ GUIDER_OPTIONS: dict[str, tuple[Option, ...]] = {
     "projected": PROJECTED_GUIDANCE_OPTIONS,
 }
 ALL_GENERATE_OPTIONS: tuple[Option, ...] = tuple(
-    dict.fromkeys([*GENERATE_OPTIONS, *(option for options in GUIDER_OPTIONS.values() for option in options)])
+    dict.fromkeys(
+        [
+            *GENERATE_OPTIONS,
+            *(option for options in GUIDER_OPTIONS.values() for option in options),
+            *START_OPTIONS,
+        ]
+    )
 )

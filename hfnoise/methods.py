@@ -15,10 +15,12 @@ from hfnoise.citations import (
     DP_SGD_BIBTEX,
     DR_DPO_BIBTEX,
     FEDSVD_BIBTEX,
+    ONE_MORE_STEP_BIBTEX,
     QUEST_BIBTEX,
     ROBUST_DPO_BIBTEX,
 )
 from hfnoise.guidance_options import ADAPTIVE_GUIDANCE_OPTIONS, PROJECTED_GUIDANCE_OPTIONS
+from hfnoise.latents_options import ONE_MORE_STEP_OPTIONS
 from hfnoise.options import (
     BVPO_OPTIONS,
     DP_OPTIONS,
@@ -73,15 +75,6 @@ class Method:
     def main_class(self) -> str:
         """The class that users write."""
         return self.trainer or self.guider
-
-
-@dataclass(frozen=True)
-class Command:
-    """A sub-command that is not a method: `launch` is `module:function`, given the list of arguments."""
-
-    name: str
-    launch: str
-    help: str
 
 
 METHODS: tuple[Method, ...] = (
@@ -245,6 +238,22 @@ METHODS: tuple[Method, ...] = (
         tags=("hfnoise", "apg", "classifier-free-guidance"),
         bibtex=APG_BIBTEX,
     ),
+    Method(
+        name="one-more-step",
+        family="latents",
+        title="One More Step: images as dark and as bright as the prompt says, the base model as it is",
+        paper="2311.15744",
+        module="hfnoise.trainers.one_more_step",
+        exports=("OneMoreStepTrainer", "OneMoreStepTrainingArguments"),
+        config="OneMoreStepTrainingArguments",
+        trainer="OneMoreStepTrainer",
+        launch="hfnoise.trainers.launch_one_more_step:train_module",
+        options=ONE_MORE_STEP_OPTIONS,
+        stock="a base model that was trained again: with offset noise, or with zero terminal SNR",
+        state="ready",
+        tags=("hfnoise", "one-more-step", "diffusers", "diffusers-training"),
+        bibtex=ONE_MORE_STEP_BIBTEX,
+    ),
 )
 
 # Public names that belong to no single method: name -> module.
@@ -252,6 +261,7 @@ SHARED_EXPORTS: dict[str, str] = {
     "AutoGuidedPipeline": "hfnoise.pipelines.auto_guided",
     "AutoGuider": "hfnoise.pipelines.guiders",
     "BrightnessOffset": "hfnoise.pipelines.brightness_offset",
+    "ConditioningNoise": "hfnoise.pipelines.conditioning_noise",
     "GenerateConfig": "hfnoise.pipelines.generate_config",
     "GuidanceRecorder": "hfnoise.pipelines.guiders",
     "GuidanceReport": "hfnoise.pipelines.guidance_report",
@@ -259,8 +269,13 @@ SHARED_EXPORTS: dict[str, str] = {
     "InitialNoiseBlock": "hfnoise.pipelines.modular_start",
     "InitialNoiseChain": "hfnoise.pipelines.noise_chain",
     "LinearGuidance": "hfnoise.pipelines.guiders",
+    "NPNet": "hfnoise.pipelines.noise_nets",
+    "NoisePromptNet": "hfnoise.pipelines.noise_nets",
+    "NoiseLevelGuidance": "hfnoise.pipelines.noise_level",
     "OneMoreStep": "hfnoise.pipelines.one_more_step",
     "OneMoreStepPipeline": "hfnoise.pipelines.one_more_step_preset",
+    "ReDenoise": "hfnoise.pipelines.redenoise",
+    "SeedVariation": "hfnoise.pipelines.seed_variation",
     "TerminalPrior": "hfnoise.pipelines.terminal_prior",
     "TimeFreeUNet2DConditionModel": "hfnoise.latents.hf_time_free_unet",
     "UpdateGuidance": "hfnoise.pipelines.guiders",
@@ -270,8 +285,11 @@ SHARED_EXPORTS: dict[str, str] = {
     "DiffusionTrainer": "hfnoise.trainers.diffusion",
     "DiffusionTrainingArguments": "hfnoise.trainers.diffusion_arguments",
     "LossWeighting": "hfnoise.latents",
-    "OneMoreStepTrainer": "hfnoise.trainers.one_more_step",
-    "OneMoreStepTrainingArguments": "hfnoise.trainers.one_more_step_arguments",
+    "ResidualStatistics": "hfnoise.latents",
+    "convert_oms_checkpoint": "hfnoise.latents.hf_checkpoints",
+    "encode_prompts": "hfnoise.trainers.diffusion_latents",
+    "load_oms_components": "hfnoise.latents.hf_checkpoints",
+    "precompute_latents": "hfnoise.trainers.diffusion_latents",
     "ClientDropout": "hfnoise.trainers.federated",
     "FedSVDClient": "hfnoise.trainers.federated",
     "FedSVDConfig": "hfnoise.trainers.federated_config",
@@ -307,24 +325,6 @@ SHARED_EXPORTS: dict[str, str] = {
     "register_pair_loss": "hfnoise.preference",
     "score_dataset": "hfnoise.trainers.score_pairs",
 }
-
-COMMANDS: tuple[Command, ...] = (
-    Command(
-        "generate", "hfnoise.pipelines.generate:main", "images or videos, guided, with a report of what was saved"
-    ),
-    Command("audit-labels", "hfnoise.trainers.audit_labels:main", "estimate the flip rate of a preference dataset"),
-    Command("score-pairs", "hfnoise.trainers.score_pairs:main", "CHES: which pairs DPO would displace likelihood on"),
-    Command(
-        "make-trace-pairs", "hfnoise.trainers.trace_pairs_run:main", "sample preference pairs with reasoning traces"
-    ),
-    Command("demo", "hfnoise.worlds.demo:main", "noisy labels on the embedded world: table, plot, saved model"),
-    Command(
-        "dp-budget", "hfnoise.privacy.budget:main", "noise, epsilon and steps of a private run, before it is started"
-    ),
-    Command("pack", "hfnoise.quantization.hf_pack:pack_main", "checkpoint folder -> packed at 1 to 8 bits a weight"),
-    Command("unpack", "hfnoise.quantization.hf_pack:unpack_main", "packed checkpoint folder -> floats for stock code"),
-    Command("bench", "hfnoise.benchmarks.preference_noise:main", "the preference-noise benchmark"),
-)
 
 
 @cache

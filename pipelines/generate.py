@@ -16,9 +16,11 @@ from hfnoise.command_options import ask_for, option_names, read_yaml, refuse_unk
 from hfnoise.errors import UsageError
 from hfnoise.folders import output_folder
 from hfnoise.guidance_options import ALL_GENERATE_OPTIONS, GUIDER_OPTIONS
+from hfnoise.latents_options import START_OPTIONS
 from hfnoise.pipelines.generate_config import AUTO, SAVED_GUIDER, GenerateConfig
 
 if TYPE_CHECKING:
+    from hfnoise.pipelines.generate_noise import CountedStart
     from hfnoise.pipelines.guidance_report import GuidanceReport
 
 logger = logging.getLogger(__name__)
@@ -119,11 +121,13 @@ def _parser(prog: str) -> _Parser:
     of_guider = {option.name: name for name, options in GUIDER_OPTIONS.items() for option in options}
     groups: dict[str, Any] = {}
     for option in ALL_GENERATE_OPTIONS:
-        owner = of_guider.get(option.name, "")
+        owner = f"of the guider {of_guider[option.name]}" if option.name in of_guider else ""
         if option.name == "space":
-            owner = "adaptive or projected"
+            owner = "of the guider adaptive or projected"
+        if option in START_OPTIONS:
+            owner = "where sampling starts"
         if owner not in groups:
-            groups[owner] = parser.add_argument_group(f"of the guider {owner}") if owner else parser
+            groups[owner] = parser.add_argument_group(owner) if owner else parser
         several = option.type == "list of str"
         more: dict[str, Any] = {"nargs": "+", "action": "extend"} if several else {}
         kind, name = _KINDS.get(option.type, (str, "TEXT"))
@@ -135,14 +139,16 @@ def _parser(prog: str) -> _Parser:
 
 def _run(config: GenerateConfig) -> int:
     folder = output_folder(config.output_dir)
+    from hfnoise.pipelines.generate_noise import make_initial_noise
     from hfnoise.pipelines.pipeline_loading import (
         check_call,
         find_device,
+        find_dtype,
         find_pipeline_class,
         load_pipeline,
         load_saved_guider,
     )
-    from hfnoise.pipelines.pipeline_loading import resolve_pipeline as resolve
+    from hfnoise.worlds.pipeline_names import resolve_pipeline as resolve
 
     try:
         guider = config.make_guider()
@@ -154,11 +160,12 @@ def _run(config: GenerateConfig) -> int:
     if config.guider == SAVED_GUIDER:
         guider = load_saved_guider(name, config)
     check_call(pipeline_class, config, guider)
+    start = make_initial_noise(pipeline_class, name, config, find_dtype(config))
     show_bars = _obey_progress_switch()
     pipe = load_pipeline(pipeline_class, name, config)
     pipe.set_progress_bar_config(disable=not show_bars)
-    samples, report = draw(pipe, config, guider, folder)
-    _write(folder, config, samples, guider, report)
+    samples, report = draw(pipe, config, guider, folder, start)
+    _write(folder, config, samples, guider, report, start)
     return 0
 
 
@@ -173,7 +180,7 @@ def _obey_progress_switch() -> bool:
 
 
 def draw(
-    pipe: Any, config: GenerateConfig, guider: Any, folder: Path | None = None
+    pipe: Any, config: GenerateConfig, guider: Any, folder: Path | None = None, start: Any = None
 ) -> tuple[list[dict[str, Any]], GuidanceReport | None]:
     """Return what a pipeline draws, a dictionary for each sample, and the report of the guider over all batches.
 
@@ -183,6 +190,7 @@ def draw(
         guider: of hfnoise, or `None`.
         folder (`Path`, *optional*): each batch is saved there when it is drawn, so that a run which is cut off leaves
             what it has; what an earlier run left there is removed first.
+        start ([`InitialNoise`], *optional*): what the pipeline starts from.
 
     Returns:
         `tuple`: samples with `prompt`, `seed`, `output` (an image, or a list of the images of a video), `stop_step`
@@ -203,7 +211,7 @@ def draw(
     ]
     options = _call_options(pipe, config, guider)
     reports = []
-    with nullcontext() if guider is None else guide(pipe, guider):
+    with nullcontext() if guider is None and start is None else guide(pipe, guider, initial_noise=start):
         for start in range(0, len(samples), config.batch_size):
             batch = samples[start : start + config.batch_size]
             # Noise is drawn on the CPU, so that it is the same on every device.
@@ -252,7 +260,12 @@ def _call_options(pipe: Any, config: GenerateConfig, guider: Any) -> dict[str, A
 
 
 def _write(
-    folder: Path, config: GenerateConfig, samples: list[dict[str, Any]], guider: Any, report: GuidanceReport | None
+    folder: Path,
+    config: GenerateConfig,
+    samples: list[dict[str, Any]],
+    guider: Any,
+    report: GuidanceReport | None,
+    start: CountedStart | None,
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -270,6 +283,8 @@ def _write(
     save_grid([sample.pop("output") for sample in samples], folder / "grid.png", columns)
     record = {
         "command": config.command, "versions": _versions(), "guider": None if guider is None else guider_entry(guider),
+        "initial_noise": None if start is None else repr(start.noise),
+        "start_evaluations": None if start is None else start.evaluations,
         "summary": None if report is None else str(report), "samples": samples,
     }  # fmt: skip
     (folder / "generation.json").write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
@@ -281,6 +296,8 @@ def _write(
         report.plot(folder / "guidance_report.png", config.threshold if "adaptive" in config.guiders else None)
         written = "images, grid.png, guidance_report.png and .json, and generation.json"
         console.print(str(report), highlight=False, soft_wrap=True)
+    if start is not None:
+        console.print(str(start), highlight=False, soft_wrap=True)
     console.print(f"{written} (with the command) are in {folder}", highlight=False, soft_wrap=True)
 
 

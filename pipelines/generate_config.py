@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hfnoise.guidance_options import ALL_GENERATE_OPTIONS, GUIDER_OPTIONS
+from hfnoise.latents_options import INITIAL_NOISE_OPTIONS
 from hfnoise.options import option_default, option_help
 
 NO_GUIDER = "none"
+INITIAL_NOISES = ("saved", "none")
 SAVED_GUIDER = "saved"
 AUTO = "auto"
 DTYPES = ("float32", "float16", "bfloat16")
@@ -47,6 +49,11 @@ class GenerateConfig:
         threshold, space, min_steps, patience: of [`AdaptiveGuidance`].
         eta, norm_threshold (`float` or `"auto"`, *optional*), momentum, space: of [`ProjectedGuidance`].
         policy, coefficients: of [`LinearGuidance`]; the second is a file.
+        initial_noise (`str`, *optional*): `"saved"` or `"none"`; by default the saved one, if there is one.
+        oms_module (`str`, *optional*), oms_variant (`str`, *optional*), oms_eta (`float`, *optional*),
+            oms_guidance_scale (`float`, *optional*), oms_scale (`float`, *optional*): of [`OneMoreStep`]; the last
+            three also of a saved one.
+        brightness (`float`, *optional*): of [`BrightnessOffset`].
 
     Raises:
         ValueError, TypeError: if an option is out of range or of the wrong type, or belongs to a guider that is not
@@ -85,6 +92,13 @@ class GenerateConfig:
     eta: float = _field("eta")
     norm_threshold: float | str | None = _field("norm_threshold")
     momentum: float | None = _field("momentum")
+    initial_noise: str | None = _field("initial_noise")
+    oms_module: str | None = _field("oms_module")
+    oms_variant: str | None = _field("oms_variant")
+    oms_eta: float | None = _field("oms_eta")
+    oms_guidance_scale: float | None = _field("oms_guidance_scale")
+    oms_scale: float | None = _field("oms_scale")
+    brightness: float | None = _field("brightness")
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt, str):
@@ -107,6 +121,7 @@ class GenerateConfig:
         if self.dtype not in (None, *DTYPES):
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
         self._check_guiders()
+        self._check_start()
         self.prompts()
 
     @property
@@ -132,6 +147,22 @@ class GenerateConfig:
                         f"{option.name} is of the guider {guider!r}, and the guider is {self.guider!r}: leave it out, "
                         f"or ask for that guider too."
                     )
+
+    def _check_start(self) -> None:
+        if self.initial_noise not in (None, *INITIAL_NOISES):
+            raise ValueError(f"initial_noise must be {' or '.join(INITIAL_NOISES)}, got {self.initial_noise!r}.")
+        if self.oms_variant is not None and self.oms_module is None:
+            raise ValueError(f"oms_variant is {self.oms_variant!r}, of an oms_module that is not given.")
+        for name, options in INITIAL_NOISE_OPTIONS.items():
+            given = [option.name for option in options[1:] if getattr(self, option.name) is not None]
+            if given and getattr(self, name) is None and self.initial_noise == "none":
+                raise ValueError(f"{given[0]} is of {name}, which is not given, and initial_noise is 'none'.")
+        limits = {"oms_eta": (0.0, 1.0), "oms_guidance_scale": (0.0, math.inf), "oms_scale": (0.0, math.inf)}
+        for name, (low, high) in {**limits, "brightness": (-1.0, 1.0)}.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                wanted = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+                raise ValueError(f"{name} must be {wanted}, got {value}.")
 
     def prompts(self) -> list[str]:
         """Return the prompts.

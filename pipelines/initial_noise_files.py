@@ -20,7 +20,17 @@ from hfnoise.pipelines.noise_chain import InitialNoiseChain
 NOISE_FOLDER = "initial_noise"
 NOISE_FILE = "initial_noise_config.json"
 # Public name in hfnoise -> sub-folder of its weights, if it has any. Nothing else is saved or loaded.
-INITIAL_NOISES: dict[str, str | None] = {"BrightnessOffset": None, "OneMoreStep": "oms_module", "TerminalPrior": None}
+INITIAL_NOISES: dict[str, str | None] = {
+    "BrightnessOffset": None,
+    "ConditioningNoise": None,
+    "NPNet": "npnet",
+    "NoiseLevelGuidance": None,
+    "NoisePromptNet": "npnet",
+    "OneMoreStep": "oms_module",
+    "ReDenoise": None,
+    "SeedVariation": None,
+    "TerminalPrior": None,
+}
 
 _NEWER = "If a newer hfnoise saved it: pip install -U hfnoise."
 
@@ -31,7 +41,7 @@ def weight_folders() -> list[str]:
     Example:
         >>> from hfnoise.pipelines.initial_noise_files import weight_folders
         >>> weight_folders()
-        ['oms_module']
+        ['npnet', 'oms_module']
     """
     return sorted({folder for folder in INITIAL_NOISES.values() if folder is not None})
 
@@ -92,9 +102,10 @@ def save_initial_noise(
     members, saved = _members(initial_noise), saved_members(initial_noise)
     left_out = [type(member).__name__ for member in members if not _is_saved(member)]
     if left_out:
-        rest = f" Saved without it: {', '.join(type(member).__name__ for member in saved)}." if saved else ""
+        rest = f" Saved without: {', '.join(type(member).__name__ for member in saved)}." if saved else ""
+        verb = "is" if len(left_out) == 1 else "are"
         warnings.warn(
-            f"{' and '.join(left_out)} is not saved with the pipeline: give initial_noise= again when it is "
+            f"{' and '.join(left_out)} {verb} not saved with the pipeline: give initial_noise= again when it is "
             f"loaded.{rest}",
             stacklevel=stacklevel + 1,
         )
@@ -133,7 +144,7 @@ def read_initial_noise(file: str, place: str, load: Callable[[str], InitialNoise
         raise unusable(place, error) from error
     if left_out:
         warnings.warn(
-            f"the initial noise of this pipeline had {' and '.join(left_out)} too, which is not saved in {place}: "
+            f"the initial noise of this pipeline had {' and '.join(left_out)} too, not saved in {place}: "
             "give initial_noise=[...] with all members, in their order.",
             stacklevel=6,
         )

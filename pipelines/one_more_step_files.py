@@ -28,6 +28,8 @@ _MODEL_OPTIONS = ("variant", "dtype", "torch_dtype", "use_safetensors")
 def one_more_step_options(step: Any) -> dict[str, Any]:
     """Return the options of a [`OneMoreStep`], as JSON has them; see its `to_config`."""
     options = {name: getattr(step, name) for name in _OPTIONS}
+    # Numbers may come from numpy or torch.
+    options = {name: value.item() if hasattr(value, "item") else value for name, value in options.items()}
     prior = options["terminal_prior"]
     if isinstance(prior, TerminalPrior):
         options["terminal_prior"] = {"scale": prior.scale, **prior.statistics.to_config()}
@@ -75,7 +77,7 @@ def load_one_more_step(
     name = f"{subfolder}/{OPTIONS_FILE}".lstrip("/")
     options = _read_options(read_json(repository, name, **hub) or {}, name)
     if options.pop("text_encoder", False) and given.get("text_encoder") is None:
-        given |= _text_parts(repository, subfolder, kwargs, hub)
+        given |= _text_parts(repository, subfolder, module.dtype, kwargs.get("variant"), hub)
     if embeddings := options.pop("embeddings", []):
         options |= _embeddings(repository, f"{subfolder}/{EMBEDDINGS_FILE}".lstrip("/"), embeddings, hub)
     return _made(step_class, module, options, given, name)
@@ -115,13 +117,14 @@ def _embeddings(repository: Any, place: str, names: list[str], hub: dict[str, An
     return found
 
 
-def _text_parts(repository: Any, subfolder: str, kwargs: dict[str, Any], hub: dict[str, Any]) -> dict[str, Any]:
+def _text_parts(
+    repository: Any, subfolder: str, dtype: Any, variant: str | None, hub: dict[str, Any]
+) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
-    given = kwargs.get("dtype") if kwargs.get("dtype") is not None else kwargs.get("torch_dtype")
-    options = {} if given is None else {"dtype": given}
+    # transformers would take that of the config, which the variant that was saved last has written.
+    options = {"dtype": dtype}
     place, tokens = (f"{subfolder}/{name}".lstrip("/") for name in _TEXT_PARTS)
-    variant = kwargs.get("variant")
     names = (f"{place}/model.{variant}.safetensors", f"{place}/model.safetensors.index.{variant}.json")
     # One that was saved before variants were has none.
     if variant and any(find_file(repository, name, **hub) is not None for name in names):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -18,64 +17,20 @@ from hfnoise.pipelines.guided import guided_class
 from hfnoise.pipelines.guider_checks import check_guider
 from hfnoise.pipelines.guiders import AutoGuider
 from hfnoise.pipelines.pipeline_layouts import layout_of
+from hfnoise.worlds.pipeline_names import EMBEDDED
 
 if TYPE_CHECKING:
     from hfnoise.pipelines.generate_config import GenerateConfig
 
-# On the command line -> the folder below model_cards.
-EMBEDDED = {"digits": "digits-sd", "digits-weak": "digits-sd-weak", "coloured-digits": "coloured-digits-sd"}
-_PREFIX = "hfnoise:"
 # diffusers 0.42 calls the Hub's library with what it no longer knows.
 _OLD_HUB_ARGUMENT = "The `local_dir_use_symlinks` argument is deprecated"
-
-
-def resolve_pipeline(name: str) -> str:
-    """Return what `from_pretrained` takes: for the name of an embedded pipeline its folder.
-
-    Args:
-        name (`str`): a Hub id, a folder, or one of `EMBEDDED`, with `hfnoise:` in front or not.
-
-    Raises:
-        UsageError: if a path is meant and there is no pipeline.
-
-    Example:
-        >>> from hfnoise.pipelines.pipeline_loading import resolve_pipeline
-        >>> resolve_pipeline("stabilityai/stable-diffusion-xl-base-1.0")
-        'stabilityai/stable-diffusion-xl-base-1.0'
-    """
-    short = name.removeprefix(_PREFIX)
-    path = Path(name).expanduser()
-    if short in EMBEDDED and not path.exists():
-        return _embedded_folder(EMBEDDED[short])
-    if name.startswith(_PREFIX):
-        raise UsageError(f"there is no embedded pipeline {name!r}; there are {', '.join(EMBEDDED)}.")
-    if path.exists():
-        if not (path / "model_index.json").is_file():
-            raise UsageError(
-                f"{name!r} holds no model_index.json: it is no folder of a diffusers pipeline. Load single files with "
-                "from_single_file in Python, and save_pretrained what you get."
-            )
-        return str(path)
-    # The Hub would be asked first, and would be said not to have it.
-    if name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1:
-        raise UsageError(f"no such folder: {str(path.absolute())!r}, given as --model_name_or_path {name}.")
-    return name
-
-
-def _embedded_folder(name: str) -> str:
-    from hfnoise.worlds.digits_checkpoints import checkpoint_path
-
-    try:
-        return checkpoint_path(name)
-    except FileNotFoundError as error:
-        raise UsageError(str(error)) from None
 
 
 def find_pipeline_class(name: str, revision: str | None = None) -> Any:
     """Return the class of a pipeline, from its `model_index.json` alone.
 
     Args:
-        name (`str`): as [`resolve_pipeline`] returned it.
+        name (`str`): as [`~hfnoise.worlds.pipeline_names.resolve_pipeline`] returned it.
         revision (`str`, *optional*): on the Hub.
 
     Raises:
@@ -141,7 +96,7 @@ def load_saved_guider(name: str, config: GenerateConfig) -> Any:
     """Return the guider that was saved with a pipeline, with the guidance scale of the configuration if it has one.
 
     Args:
-        name (`str`): as [`resolve_pipeline`] returned it.
+        name (`str`): as [`~hfnoise.worlds.pipeline_names.resolve_pipeline`] returned it.
         config ([`GenerateConfig`]): for `revision` and `guidance_scale`.
 
     Raises:
@@ -164,19 +119,31 @@ def load_pipeline(pipeline_class: Any, name: str, config: GenerateConfig) -> Any
 
     Args:
         pipeline_class (`type`): see [`find_pipeline_class`].
-        name (`str`): as [`resolve_pipeline`] returned it.
+        name (`str`): as [`~hfnoise.worlds.pipeline_names.resolve_pipeline`] returned it.
         config ([`GenerateConfig`]): for `revision`, `dtype` and `device`.
 
     Raises:
         UsageError: if it cannot be loaded.
     """
-    device = find_device(config.device)
-    dtype = getattr(torch, config.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
     try:
-        pipe = pipeline_class.from_pretrained(name, revision=config.revision, dtype=dtype)
+        pipe = pipeline_class.from_pretrained(name, revision=config.revision, dtype=find_dtype(config))
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
-    return pipe.to(device)
+    return pipe.to(find_device(config.device))
+
+
+def find_dtype(config: GenerateConfig) -> torch.dtype:
+    """Return the dtype of the weights: the one of the configuration, or float32 on a CPU and bfloat16 elsewhere.
+
+    Example:
+        >>> from hfnoise.pipelines.generate_config import GenerateConfig
+        >>> from hfnoise.pipelines.pipeline_loading import find_dtype
+        >>> find_dtype(GenerateConfig("digits", prompt=["seven"], device="cpu"))
+        torch.float32
+    """
+    usual = "float32" if find_device(config.device).type == "cpu" else "bfloat16"
+    found: torch.dtype = getattr(torch, config.dtype or usual)
+    return found
 
 
 def find_device(name: str | None) -> torch.device:

@@ -9,7 +9,8 @@ from importlib import import_module
 import pytest
 
 import hfnoise
-from hfnoise.methods import COMMANDS, METHODS, SHARED_EXPORTS, find_method, public_names
+from hfnoise.commands import COMMANDS, CONVERSIONS
+from hfnoise.methods import METHODS, SHARED_EXPORTS, find_method, public_names
 
 READY = [method for method in METHODS if method.state == "ready"]
 FAMILIES = {"preference", "privacy", "quantization", "guidance", "latents"}
@@ -72,7 +73,7 @@ def test_options_of_a_guider_are_its_own(method):
     assert type(config.make_guider()) is guider
 
 
-@pytest.mark.parametrize("row", [*READY, *COMMANDS], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [*READY, *COMMANDS, *CONVERSIONS], ids=lambda row: row.name)
 def test_launch_is_a_function(row):
     assert callable(resolve(row.launch))
 

@@ -72,12 +72,21 @@ def finish(trainer: Any, training: Any, script: Any) -> None:
         script (`trl.ScriptArguments`): of the command line.
     """
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    save_and_share(trainer, training, script)
+    trainer.end()
+
+
+def save_and_share(trainer: Any, training: Any, script: Any) -> None:
+    """Save what a Trainer has trained with its card, and push it if that was asked for.
+
+    Args:
+        trainer (`transformers.Trainer`), training (`TrainingArguments`), script: as in [`finish`].
+    """
     trainer.save_model(training.output_dir)
     trainer.create_model_card(model_name=Path(training.output_dir).name, dataset_name=hub_dataset(script))
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=hub_dataset(script))
     logger.info("model and card saved to %s", training.output_dir)
-    trainer.end()
 
 
 def build(trainer_class: Any, script: Any, training: Any, model: Any, data: tuple[Any, Any], **more: Any) -> Any:

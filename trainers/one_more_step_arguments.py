@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hfnoise.latents.residuals import check_frequencies
+from hfnoise.latents_options import ONE_MORE_STEP_OPTIONS
+from hfnoise.options import option_default, option_help
 from hfnoise.trainers.diffusion_arguments import DiffusionTrainingArguments
 
 # What is said about noise levels, or changes the noise: the module is only ever shown white noise.
@@ -16,6 +19,11 @@ _WITHOUT_MEANING = {
     "input_perturbation": 0.0,
     "timestep_sampling": "uniform",
 }
+
+
+def _field(name: str) -> Any:
+    help = option_help(ONE_MORE_STEP_OPTIONS, name)
+    return field(default=option_default(ONE_MORE_STEP_OPTIONS, name), metadata={"help": help})
 
 
 @dataclass
@@ -46,16 +54,12 @@ class OneMoreStepTrainingArguments(DiffusionTrainingArguments):
         0.1
     """
 
-    learning_rate: float = field(default=1e-4, metadata={"help": "Of AdamW."})
-    weight_decay: float = field(default=1e-2, metadata={"help": "Of AdamW."})
-    prompt_dropout: float = field(default=0.1, metadata={"help": "Share of examples with the empty prompt."})
-    ema_decay: float | None = field(default=0.999, metadata={"help": "Decay of an average of the weights."})
-    residual_samples: int = field(
-        default=4096, metadata={"help": "Rows that the terminal prior is fitted on; 0 for no prior."}
-    )
-    residual_frequencies: int = field(
-        default=1, metadata={"help": "Along each side, that the terminal prior has; 1 is the channel means only."}
-    )
+    learning_rate: float = _field("learning_rate")
+    weight_decay: float = _field("weight_decay")
+    prompt_dropout: float = _field("prompt_dropout")
+    ema_decay: float | None = _field("ema_decay")
+    residual_samples: int = _field("residual_samples")
+    residual_frequencies: int = _field("residual_frequencies")
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name, value in _WITHOUT_MEANING.items() if getattr(self, name) != value}

@@ -12,7 +12,9 @@ import torch
 
 from hfnoise import OneMoreStep, OneMoreStepTrainer, OneMoreStepTrainingArguments, guide
 from hfnoise.worlds.brightness import (
+    ROWS,
     SPREAD,
+    TEST_ROWS,
     brightness_error,
     brightness_rows,
     draw_latents,
@@ -23,8 +25,7 @@ from hfnoise.worlds.brightness import (
     prompt_states,
 )
 
-# A module knows no size: it is trained on small latents and used on large ones.
-ROWS, TRAIN_SIZE, STEPS = 4096, 16, 300
+STEPS = 300
 IMAGES, SIZE, SAMPLING_STEPS = 600, 32, 50
 FOLDER = "brightness_oms_module"
 
@@ -41,8 +42,8 @@ def train():
     trainer = OneMoreStepTrainer(
         new_brightness_module(),
         args,
-        train_dataset=brightness_rows(ROWS, TRAIN_SIZE, generator),
-        eval_dataset=brightness_rows(256, TRAIN_SIZE, generator),
+        train_dataset=brightness_rows(ROWS, generator),
+        eval_dataset=brightness_rows(TEST_ROWS, generator),
         empty_prompt={"encoder_hidden_states": empty_states(1)},
     )
     trainer.train()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch
 from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from hfnoise.errors import UsageError
-from hfnoise.folders import output_folder
+from hfnoise.folders import new_folder, output_folder
 from hfnoise.quantization.hf_card import quantization_card
 from hfnoise.quantization.hf_config import QuestConfig
 from hfnoise.quantization.hf_export import dequantize, export_packed, quantized_layers
@@ -95,7 +93,7 @@ def pack_main(arguments: Sequence[str] | None = None) -> int:
         else:
             model = export_packed(_load(folder, settings))
     report = quantization_report(model)
-    with _new_folder(out) as made:
+    with new_folder(out) as made:
         model.save_pretrained(made)
         _carry_along(folder, made)
         quantization = next(iter(quantized_layers(model).values()))[1]
@@ -150,7 +148,7 @@ def unpack_main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"activations are not quantised any more: logits of random tokens differ by {difference['relative']:.1%}"
         )
-    with _new_folder(out) as made:
+    with new_folder(out) as made:
         model.save_pretrained(made)
         _carry_along(folder, made)
         card = quantization_card(
@@ -238,21 +236,6 @@ def _usage_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(str(error).replace("weight_only=True", "--weight_only")) from error
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """Give an empty folder beside `out`, which becomes `out` if the block ends well and vanishes if not."""
-    out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
-        yield made
-        made.chmod(0o755)  # a temporary folder is its owner's only
-        os.replace(made, out)  # onto an empty folder, or none
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
 
 
 def _carry_along(folder: Path, made: Path) -> None:

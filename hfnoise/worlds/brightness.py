@@ -28,6 +28,8 @@ SHARES = (0.45, 0.1, 0.45)
 SPREAD = 0.2
 TEXTURE = 0.1
 CHANNELS = 4
+# To train a module of One More Step on: it knows no size, so small latents do, and larger ones are drawn.
+ROWS, TEST_ROWS, TRAIN_SIZE = 4096, 256, 16
 # The noise schedule of Stable Diffusion.
 SCHEDULE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -103,23 +105,29 @@ def empty_states(count: int) -> Tensor:
     return torch.tensor(SHARES).expand(count, 1, -1).contiguous()
 
 
-def brightness_rows(count: int, size: int, generator: torch.Generator) -> Dataset:
-    """Return rows to train a module on: `latents`, and the `encoder_hidden_states` of their prompts.
+def brightness_rows(count: int, generator: torch.Generator, size: int = TRAIN_SIZE) -> Dataset:
+    """Return rows for [`~hfnoise.OneMoreStepTrainer`]: latents with the states of their prompts.
+
+    Args:
+        count (`int`): of rows.
+        generator (`torch.Generator`): of what is drawn.
+        size (`int`, defaults to `16`): of the latents.
 
     Example:
         >>> import torch
         >>> from hfnoise.worlds.brightness import brightness_rows
-        >>> rows = brightness_rows(2, 8, torch.Generator().manual_seed(0))
-        >>> rows[0]["latents"].shape, rows[0]["encoder_hidden_states"].shape
-        (torch.Size([4, 8, 8]), torch.Size([1, 3]))
+        >>> brightness_rows(2, torch.Generator().manual_seed(0), size=8)[0]["latents"].shape
+        torch.Size([4, 8, 8])
     """
     from datasets import Array2D, Array3D, Dataset, Features
 
     prompts = draw_prompts(count, generator)
     latents, states = draw_latents(prompts, size, generator), prompt_states(prompts)
     # Arrays of a known shape are read much faster than lists of lists.
-    shapes = {"latents": Array3D(latents.shape[1:], "float32")}
-    shapes["encoder_hidden_states"] = Array2D(states.shape[1:], "float32")
+    shapes = {
+        "latents": Array3D(tuple(latents.shape[1:]), "float32"),
+        "encoder_hidden_states": Array2D(tuple(states.shape[1:]), "float32"),
+    }
     columns = {"latents": latents.numpy(), "encoder_hidden_states": states.numpy()}
     return Dataset.from_dict(columns, features=Features(shapes)).with_format("torch")
 

@@ -71,7 +71,7 @@ def test_the_root_is_computed_once(monkeypatch):
     assert torch.equal(draw(prior, 3, 2, 8, 8), first)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (32, 32), (8, 24)])
+@pytest.mark.parametrize("size", [(16, 16), pytest.param((32, 32), marks=pytest.mark.slow), (8, 24)])
 def test_what_was_fitted_at_one_size_is_drawn_at_every_other(size):
     """The variance of the mean and that of the field, in every pixel, are those of theory."""
     fitted = ResidualStatistics.fit(draw(TerminalPrior(LIT), 4000, 2, 16, 16), frequencies=2)

@@ -340,15 +340,16 @@ def test_videos_are_written(tmp_path):
     assert (tmp_path / "0000-seed0.mp4").stat().st_size > 0
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-weak", "coloured-digits", "hfnoise:digits"])
+@pytest.mark.parametrize("name", ["digits", "digits-weak", "coloured-digits", "shaded-digits", "hfnoise:digits"])
 def test_embedded_pipelines(name):
-    from hfnoise.pipelines.pipeline_loading import resolve_pipeline
+    from hfnoise.worlds.pipeline_names import resolve_pipeline
 
     assert (Path(resolve_pipeline(name)) / "model_index.json").is_file()
 
 
 def test_a_name_of_the_hub_is_left_alone():
-    from hfnoise.pipelines.pipeline_loading import find_pipeline_class, resolve_pipeline
+    from hfnoise.pipelines.pipeline_loading import find_pipeline_class
+    from hfnoise.worlds.pipeline_names import resolve_pipeline
 
     name = "someone/no-such-pipeline"
     assert resolve_pipeline(name) == name

@@ -90,7 +90,7 @@ def test_off_is_stock_to_the_bit(modular):
         ),
         pytest.param(lambda: OneMoreStep(new_module(), guidance_scale=None), {}, marks=pytest.mark.slow),
         pytest.param(lambda: OneMoreStep(new_module(), prompt="the digit seven"), {}, marks=pytest.mark.slow),
-        (lambda: [Mirrored(), BrightnessOffset(0.5), PRIOR], {"generator": [3]}),
+        pytest.param(lambda: [Mirrored(), BrightnessOffset(0.5), PRIOR], {"generator": [3]}, marks=pytest.mark.slow),
         pytest.param(lambda: PRIOR, {"latents": torch.full((1, 4, 8, 8), 7.0)}, marks=pytest.mark.slow),
     ],
     ids=["prompts", "images", "generators", "scale-of-the-call", "own-prompt", "chain", "latents"],
@@ -108,6 +108,7 @@ def test_it_is_the_classic_pipeline(classic, modular, make, more):
     assert not torch.allclose(latents[1], run(modular, **{**more, **again}), rtol=0.01)
 
 
+@pytest.mark.slow
 def test_the_start_of_several_images_of_several_prompts(classic, modular):
     """Of the start only: stock diffusers 0.42.1 gives the modular UNet the pooled states in another order then."""
     starts = []
@@ -143,6 +144,7 @@ def test_what_a_member_is_told(classic, modular):
     assert found.name == "StableDiffusionXLModularPipeline"
 
 
+@pytest.mark.slow
 def test_with_a_guider(modular):
     before = modular.guider
     stock, step = run(modular), OneMoreStep(new_module())

@@ -321,9 +321,7 @@ def test_embeddings_are_saved(tmp_path):
     given = OneMoreStep.from_pretrained(tmp_path, prompt_embeds=2 * states)
     assert torch.equal(given.prompt_embeds, 2 * states)
     (tmp_path / "prompt_embeds.safetensors").unlink()
-    with pytest.raises(
-        ValueError, match="prompt_embeds.safetensors must hold negative_prompt_embeds, prompt_embeds, and"
-    ):
+    with pytest.raises(ValueError, match="prompt_embeds.safetensors must hold negative_prompt_embeds"):
         OneMoreStep.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="one_more_step.json is neither a folder nor the name of a repository"):
         OneMoreStep.from_pretrained(tmp_path / "one_more_step.json")

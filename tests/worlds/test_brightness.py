@@ -8,6 +8,7 @@ from hfnoise.worlds.brightness import (
     CHANNELS,
     MEANS,
     SPREAD,
+    TEXTURE,
     BayesUNet,
     ExactMean,
     brightness_error,
@@ -16,6 +17,7 @@ from hfnoise.worlds.brightness import (
     empty_states,
     new_brightness_pipeline,
     prompt_states,
+    ramp,
     theory,
 )
 
@@ -84,3 +86,32 @@ def test_the_error_is_a_wasserstein_distance():
     parts = [(prompts == number).numpy() for number in prompts.unique()]
     truth = sum(part.mean() * wasserstein_distance(a[part], b[part]) for part in parts)
     assert brightness_error(first, second, prompts) == pytest.approx(truth, rel=1e-5)
+
+
+@pytest.mark.parametrize("timestep", [999, 300])
+def test_the_denoiser_knows_of_light_from_one_side(timestep):
+    """Against the posterior of the whole Gaussian, by its covariance."""
+    size, slope = 2, 0.4
+    numbers = CHANNELS * size * size
+    ones = torch.ones(numbers, dtype=torch.float64)
+    line = ramp(size).double().expand(CHANNELS, size, size).flatten()
+    texture = TEXTURE**2 * (torch.eye(numbers, dtype=torch.float64) - torch.outer(ones, ones) / numbers)
+    covariance = SPREAD**2 * torch.outer(ones, ones) + slope**2 * torch.outer(line, line) + texture
+    unet = BayesUNet(slope=slope)
+    power = float(unet.alphas_cumprod[timestep])
+    sample = torch.randn(3, CHANNELS, size, size, generator=torch.Generator().manual_seed(0))
+    noisy = power * covariance + (1.0 - power) * torch.eye(numbers, dtype=torch.float64)
+    # The grey prompt, whose mean is 0.
+    truth = power**0.5 * sample.double().flatten(1) @ torch.linalg.solve(noisy, covariance)
+    eps = unet(sample, timestep, prompt_states(torch.ones(3, dtype=torch.long))).sample
+    x0 = (sample - (1.0 - power) ** 0.5 * eps) / power**0.5
+    torch.testing.assert_close(x0.flatten(1), truth.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_slope_is_drawn():
+    prompts = torch.ones(2000, dtype=torch.long)
+    flat, lit = (draw_latents(prompts, 8, torch.Generator().manual_seed(0), slope) for slope in (0.0, 0.4))
+    slopes = ((lit - flat) * ramp(8)).mean((1, 2, 3))
+    # Four standard errors of a spread of 2000.
+    assert float(slopes.std()) == pytest.approx(0.4, rel=4 / (2 * 2000) ** 0.5)
+    torch.testing.assert_close(lit - flat, (slopes[:, None, None, None] * ramp(8)).expand_as(lit))

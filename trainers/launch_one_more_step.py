@@ -1,0 +1,176 @@
+"""What `hfnoise one-more-step` runs: OneMoreStepTrainer on images with captions, from YAML and command line."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hfnoise.errors import UsageError
+from hfnoise.folders import check_writable
+from hfnoise.trainers.command_line import NoiseParser, given_names, parse, take_option
+from hfnoise.trainers.launch import launch_with_accelerate, save_and_share
+
+if TYPE_CHECKING:
+    from hfnoise.trainers.encoded_images import EncodedImages
+    from hfnoise.trainers.image_arguments import OneMoreStepScriptArguments
+
+logger = logging.getLogger(__name__)
+
+_NEEDED = {
+    "model_name_or_path": "a Hub id, a folder, or digits",
+    "dataset_name": "a Hub id, a local file or folder, or hfnoise:digits",
+}
+# The published base modules: https://huggingface.co/h1t/oms_b_openclip_15_21.
+_PUBLISHED_WIDTHS = (160, 320, 640)
+_HEAD_WIDTH = 32
+# diffusers' own number of groups, where the widths allow it.
+_MOST_GROUPS = 32
+
+
+def train_module(arguments: Sequence[str]) -> int:
+    """Train a module of One More Step from a command line and return the exit code.
+
+    Args:
+        arguments (`Sequence[str]`): name of the method, then its options: those of
+            [`~hfnoise.OneMoreStepTrainingArguments`] and
+            [`~hfnoise.trainers.image_arguments.OneMoreStepScriptArguments`].
+
+    Raises:
+        UsageError: for options, images, a pipeline or a module that cannot be trained; before anything is trained.
+    """
+    name, *options = arguments
+    accelerate_config, options = take_option(options, "--accelerate_config")
+    if accelerate_config is not None:
+        return launch_with_accelerate(accelerate_config, [name, *options])
+    from hfnoise.trainers.image_arguments import OneMoreStepScriptArguments
+    from hfnoise.trainers.one_more_step_arguments import OneMoreStepTrainingArguments
+
+    types = (OneMoreStepScriptArguments, OneMoreStepTrainingArguments)
+    if "--help-all" in options:
+        NoiseParser(dataclass_types=list(types), prog=f"hfnoise {name}").print_help()
+        return 0
+    needed = {} if "world" in given_names(options) else _NEEDED
+    script, training = parse(f"hfnoise {name}", types, options, needed)
+    try:
+        trainer = _trainer(script, training)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise UsageError(str(error)) from error
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    metrics = _evaluated(trainer)
+    save_and_share(trainer, training, script)
+    if trainer.is_world_process_zero():
+        _print_outcome(script, training, metrics)
+    trainer.end()
+    return 0
+
+
+def _trainer(script: OneMoreStepScriptArguments, training: Any) -> Any:
+    from transformers import set_seed
+
+    from hfnoise.trainers.one_more_step import STATES, OneMoreStepTrainer
+
+    check_writable(training.output_dir)
+    data = _brightness(training.seed) if script.world else _encoded(script, training)
+    row = data.train[0]
+    channels, width = row["latents"].shape[0], row[STATES].shape[-1]
+    set_seed(training.seed)
+    module = new_module(script, channels, width)
+    found = module.config.cross_attention_dim
+    if found != width:
+        raise ValueError(
+            f"the module {script.module_name_or_path!r} takes text states {found} wide (cross_attention_dim), and "
+            f"those of {script.model_name_or_path or script.world!r} are {width} wide. Train it with the text "
+            "encoder that it reads, or make a new one: leave --module_name_or_path out."
+        )
+    return OneMoreStepTrainer(
+        module, training, train_dataset=data.train, eval_dataset=data.evaluation, empty_prompt=data.empty_prompt
+    )
+
+
+def _encoded(script: OneMoreStepScriptArguments, training: Any) -> EncodedImages:
+    from hfnoise.trainers.encoded_images import encode_images, load_training_pipeline
+
+    return encode_images(script, training, load_training_pipeline(script, training.device, denoiser=False))
+
+
+def _brightness(seed: int) -> EncodedImages:
+    import torch
+
+    from hfnoise.trainers.encoded_images import EncodedImages
+    from hfnoise.worlds import brightness
+
+    generator = torch.Generator().manual_seed(seed)
+    rows = [brightness.brightness_rows(count, generator) for count in (brightness.ROWS, brightness.TEST_ROWS)]
+    return EncodedImages(rows[0], rows[1], {"encoder_hidden_states": brightness.empty_states(1)})
+
+
+def new_module(script: OneMoreStepScriptArguments, channels: int, width: int) -> Any:
+    """Return the module to train: a new one of the sizes that are asked for, or the one that is gone on with.
+
+    The first level has no attention, as in the published modules.
+
+    Args:
+        script ([`~hfnoise.trainers.image_arguments.OneMoreStepScriptArguments`]): of the command line.
+        channels (`int`): of the latents.
+        width (`int`): of the text states.
+
+    Raises:
+        ValueError: for sizes that do not go together.
+
+    Example:
+        >>> from hfnoise.trainers.image_arguments import OneMoreStepScriptArguments
+        >>> from hfnoise.trainers.launch_one_more_step import new_module
+        >>> script = OneMoreStepScriptArguments(world="brightness", block_out_channels=[8, 16])
+        >>> new_module(script, channels=4, width=3).config.down_block_types
+        ('DownBlock2D', 'CrossAttnDownBlock2D')
+    """
+    import torch
+
+    from hfnoise.latents.hf_checkpoints import load_module
+    from hfnoise.latents.hf_time_free_unet import TimeFreeUNet2DConditionModel
+
+    if script.module_name_or_path:
+        variant = script.module_variant
+        module: Any = load_module(script.module_name_or_path, variant=variant, torch_dtype=torch.float32)
+        return module
+    widths = tuple(script.block_out_channels or _PUBLISHED_WIDTHS)
+    levels = len(widths) - 1
+    heads = script.attention_head_dim or [max(1, one // _HEAD_WIDTH) for one in widths]
+    # A number is for all levels.
+    depths = script.transformer_layers_per_block or [1]
+    return TimeFreeUNet2DConditionModel(
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=widths,
+        layers_per_block=script.layers_per_block or 2,
+        transformer_layers_per_block=depths[0] if len(depths) == 1 else tuple(depths),
+        attention_head_dim=heads[0] if len(heads) == 1 else tuple(heads),
+        norm_num_groups=script.norm_num_groups or math.gcd(_MOST_GROUPS, *widths),
+        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * levels),
+        up_block_types=(*["CrossAttnUpBlock2D"] * levels, "UpBlock2D"),
+        cross_attention_dim=width,
+    )
+
+
+def _evaluated(trainer: Any) -> dict[str, float]:
+    """Return the metrics of the trained module, measured unless the last step was evaluated."""
+    if trainer.eval_dataset is None:
+        return {}
+    last = next((one for one in reversed(trainer.state.log_history) if "eval_loss" in one), {})
+    found: dict[str, float] = last if last.get("step") == trainer.state.global_step else trainer.evaluate()
+    return found
+
+
+def _print_outcome(script: OneMoreStepScriptArguments, training: Any, metrics: dict[str, float]) -> None:
+    explained = metrics.get("eval_low_frequency_r2")
+    if explained is not None:
+        print(f"low-frequency R2: {explained:.3f} of the variance of the brightness is explained by the prompts")
+    folder = training.output_dir
+    print(f"module, terminal prior and card are in {folder}; in Python: OneMoreStep.from_pretrained({str(folder)!r})")
+    if script.model_name_or_path:
+        print(
+            f"use it: hfnoise generate --model_name_or_path {script.model_name_or_path} --oms_module {folder} "
+            '--prompt "..."'
+        )
