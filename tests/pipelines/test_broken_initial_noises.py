@@ -110,14 +110,13 @@ def test_members_in_an_order_that_makes_no_start(listed, monkeypatch):
         hfnoise.AutoGuidedPipeline.from_pretrained(folder)
 
 
-@pytest.mark.slow
 def test_options_of_one_more_step_are_checked(listed, weights):
     folder = listed(member(_class_name="OneMoreStep", subfolder="oms_module"), weights=weights)
     file = folder / "oms_module" / "one_more_step.json"
     options = json.loads(file.read_text())
     for change, problem in (
         ({"eta": 3}, r"eta must be in \[0, 1\]"),
-        ({"eta": "high"}, "got 'high'"),
+        ({"eta": "high"}, r"eta must be in \[0, 1\], got 'high'"),
         ({"terminal_prior": {"mean": [0.0]}}, "have the entries 'mean' and 'covariance'"),
     ):
         file.write_text(json.dumps(options | change))
