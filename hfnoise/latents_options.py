@@ -19,6 +19,12 @@ ONE_MORE_STEP_OPTIONS = (
         4096,
         "Rows that the terminal prior is fitted on after training, at least 2; 0 for no prior.",
     ),
+    Option(
+        "residual_frequencies",
+        "int",
+        1,
+        "Along each side, that the terminal prior has; 1 is the channel means only.",
+    ),
     Option("learning_rate", "float", 1e-4, "Of AdamW; the recipe is ours, since none was published."),
     Option("weight_decay", "float", 1e-2, "Of AdamW."),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from os import PathLike
 from typing import Any
 
@@ -16,9 +17,12 @@ from hfnoise.pipelines.guider_options import described
 from hfnoise.pipelines.initial_noise import InitialNoise
 from hfnoise.pipelines.saved_parts import PipelineRepository
 
+# For a custom pipeline of ours, while diffusers makes it: it is not told from where.
+NOISE_AT_HAND: ContextVar[InitialNoise | None] = ContextVar("NOISE_AT_HAND", default=None)
+
 
 class AutoGuidedPipeline:
-    """Loads any pipeline of diffusers as its guided class, with the guider that was saved with it.
+    """Loads any pipeline of diffusers as its guided class, with the guider and initial noise that were saved with it.
 
     It is not made itself: what `from_pretrained` and `from_pipe` return is a `GuidedStableDiffusionPipeline` or the
     like, by the class that `model_index.json` names. For another task with the same components use the class of that
@@ -44,12 +48,15 @@ class AutoGuidedPipeline:
             pretrained_model_name_or_path (`str` or `os.PathLike`): of a stock pipeline too.
             guider ([`AdaptiveGuidance`], [`ProjectedGuidance`] or [`LinearGuidance`], *optional*): instead of the
                 saved one, which is then not read. To do without: `pipe.guider = None` afterwards.
-            initial_noise ([`InitialNoise`], *optional*): instead of the saved one.
+            initial_noise ([`InitialNoise`] or a list of such, *optional*): instead of the saved one, which is then
+                not read; `[]` to do without.
             kwargs: as in `DiffusionPipeline.from_pretrained`, `custom_pipeline` too; `revision`, `token`, `cache_dir`
-                and so on hold for the guider as well. Everything is of one commit.
+                and so on hold for the guider and the initial noise as well. Everything is of one commit. Weights of
+                the initial noise are loaded in `dtype`, of which a dictionary names them by sub-folder
+                (`{"oms_module": torch.float32, "default": torch.float16}`), and of the `variant` where they have it.
 
         Raises:
-            ValueError: if diffusers has no such class; if the saved guider cannot be used.
+            ValueError: if diffusers has no such class; if the saved guider or initial noise cannot be used.
             TypeError: if the guider is none for this pipeline, or none for this preset.
 
         Example:
@@ -69,10 +76,18 @@ class AutoGuidedPipeline:
             # Before gigabytes are loaded; a class whose code is in a repository is known only then.
             guided: Any = guided_class(stock_class_named(name, repository.path))
             parts = cls._choose(guided, repository, guider, initial_noise)
-        pipe = DiffusionPipeline.from_pretrained(repository.path, **kwargs)
+        elif initial_noise is None:
+            initial_noise = repository.initial_noise()
+        at_hand = NOISE_AT_HAND.set(None if parts else initial_noise)
+        try:
+            pipe = DiffusionPipeline.from_pretrained(repository.path, **kwargs)
+        finally:
+            NOISE_AT_HAND.reset(at_hand)
         loaded: Any = type(pipe)
         made: Any = guided_class(loaded)
-        parts = parts or cls._choose(made, repository, guider, initial_noise)
+        if parts is None:
+            own = getattr(pipe, "initial_noise", None)  # of what was given to the custom pipeline
+            parts = cls._choose(made, repository, guider, initial_noise if own is None else own)
         return made.from_pipe(pipe, guider=parts[0], initial_noise=parts[1])
 
     @classmethod
@@ -88,7 +103,7 @@ class AutoGuidedPipeline:
 
         Args:
             pipeline: of diffusers, guided or not.
-            guider, initial_noise: the slots; those of `pipeline` by default.
+            guider, initial_noise: the slots; those of `pipeline` by default. `initial_noise=[]` is none.
             kwargs: components to replace, and `dtype`, as in `DiffusionPipeline.from_pipe`.
 
         Raises:

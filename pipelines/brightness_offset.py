@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ class BrightnessOffset(StartEstimate):
             is in them; measured once on the VAE of the pipeline by default, with a white and a grey image.
 
     Raises:
-        ValueError: if the value is out of range.
+        ValueError: if the value is out of range, or the direction is no list of numbers.
 
     Example:
         >>> from hfnoise.pipelines import BrightnessOffset
@@ -41,13 +42,17 @@ class BrightnessOffset(StartEstimate):
     def __init__(self, value: float, direction: Sequence[float] | None = None) -> None:
         check_brightness(value)
         self.value = value
-        self.direction = None if direction is None else tuple(float(entry) for entry in direction)
+        self.direction = None if direction is None else _numbers(direction)
         self._measured: tuple[Any, Tensor] | None = None
 
     @property
     def is_off(self) -> bool:
         """Whether it changes nothing."""
         return self.value == 0.0
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the options; a direction that was measured is measured again on the VAE that is loaded."""
+        return {"value": float(self.value), "direction": None if self.direction is None else list(self.direction)}
 
     def estimate(self, noise: Tensor, context: StartContext) -> Estimate:
         """Return the latents of a flat image, minus those of mid-grey."""
@@ -62,11 +67,27 @@ class BrightnessOffset(StartEstimate):
                 "latents. Give BrightnessOffset(value, direction=[one number a channel])."
             )
         if self._measured is None or self._measured[0] is not vae:
-            self._measured = (vae, brightness_direction(vae))
+            direction = brightness_direction(vae)
+            if not bool(torch.isfinite(direction).all()):
+                raise ValueError(
+                    f"the VAE of {context.name} encodes white and grey to NaN or infinity in {vae.dtype}. Load it in "
+                    "float32 or bfloat16, or give BrightnessOffset(value, direction=[one number a channel])."
+                )
+            self._measured = (vae, direction)
         return self._measured[1]
 
     def __repr__(self) -> str:
         return f"BrightnessOffset({self.value}, direction={self.direction})"
+
+
+def _numbers(direction: Sequence[float]) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(entry) for entry in direction)
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"direction must be one finite number a channel of the latents, got {direction!r}.")
+    return numbers
 
 
 def brightness_direction(vae: Any) -> Tensor:

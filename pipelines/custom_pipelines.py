@@ -7,12 +7,14 @@ those of all pipelines, and what is made of them is the guided class of the one 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from diffusers import DiffusionPipeline
 
 from hfnoise.pipelines.adaptive_guidance import AdaptiveGuidancePipeline
-from hfnoise.pipelines.auto_guided import AutoGuidedPipeline, stock_class_named
+from hfnoise.pipelines.auto_guided import NOISE_AT_HAND, AutoGuidedPipeline, stock_class_named
+from hfnoise.pipelines.one_more_step_preset import OneMoreStepPipeline
 from hfnoise.pipelines.projected_guidance import ProjectedGuidancePipeline
 
 # Of every pipeline that can be guided; a test compares.
@@ -27,17 +29,20 @@ COMPONENTS = """
 
 
 class CustomPipeline(DiffusionPipeline):
-    """Becomes the guided class of the model that diffusers loads it for, with the guider of a preset.
+    """Becomes the guided class of the model that diffusers loads it for, with the guider or initial noise of a preset.
 
-    A guider that was saved in the repository is not seen here, since diffusers does not say where it loads from: give
-    `guider=` to `from_pretrained`, or load with [`AutoGuidedPipeline`].
+    What was saved in the repository is not seen here, since diffusers does not say where it loads from: give `guider=`
+    or `initial_noise=` to `from_pretrained`, or load with [`AutoGuidedPipeline`].
     """
 
     preset: ClassVar[type[AutoGuidedPipeline]]
     # So that diffusers passes None for those that the model has not.
     _optional_components = COMPONENTS
 
-    def __new__(cls, *, index: dict[str, Any] | None = None, guider: Any = None, **components: Any) -> Any:
+    # Of `from_pipe` of the preset.
+    slots: ClassVar[tuple[str, ...]] = ("guider", "initial_noise")
+
+    def __new__(cls, *, index: dict[str, Any] | None = None, **given: Any) -> Any:
         if index is None:
             raise TypeError(
                 f"{cls.__name__} is for DiffusionPipeline.from_pretrained(repository, custom_pipeline=...); use "
@@ -46,8 +51,11 @@ class CustomPipeline(DiffusionPipeline):
         stock = _stock_class(index)
         expected = inspect.signature(stock.__init__).parameters
         settings = {name: value for name, value in index.items() if name in expected and not isinstance(value, list)}
-        given = {name: value for name, value in components.items() if name in expected}
-        return cls.preset.from_pipe(stock(**settings, **given), guider=guider)
+        slots = {name: given.pop(name) for name in cls.slots if given.get(name) is not None}
+        if not set(slots) - {"guider"} and NOISE_AT_HAND.get() is not None:
+            slots["initial_noise"] = NOISE_AT_HAND.get()
+        components = {name: value for name, value in given.items() if name in expected}
+        return cls.preset.from_pipe(stock(**settings, **components), **slots)
 
     @classmethod
     def extract_init_dict(
@@ -60,18 +68,25 @@ class CustomPipeline(DiffusionPipeline):
         return {**components, "index": {**config_dict, **settings}}, kwargs, {}
 
 
-def _make_signature(self: Any, *, index: Any = None, guider: Any = None) -> None: ...
-
-
 _KINDS = inspect.Parameter
-_make_signature.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [
-        _KINDS("self", _KINDS.POSITIONAL_OR_KEYWORD),
-        *(_KINDS(name, _KINDS.KEYWORD_ONLY) for name in COMPONENTS),
-        *(_KINDS(name, _KINDS.KEYWORD_ONLY, default=None) for name in ("index", "guider")),
-    ]
-)
-CustomPipeline.__init__ = _make_signature  # type: ignore[method-assign]
+
+
+def _init_of(options: Sequence[str]) -> Any:
+    """Return a constructor that takes all components and these, and does nothing: diffusers reads its signature."""
+
+    def __init__(self: Any, **given: Any) -> None: ...
+
+    __init__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            _KINDS("self", _KINDS.POSITIONAL_OR_KEYWORD),
+            *(_KINDS(name, _KINDS.KEYWORD_ONLY) for name in COMPONENTS),
+            *(_KINDS(name, _KINDS.KEYWORD_ONLY, default=None) for name in ("index", *options)),
+        ]
+    )
+    return __init__
+
+
+CustomPipeline.__init__ = _init_of(CustomPipeline.slots)  # type: ignore[method-assign]
 
 
 class AdaptiveGuidanceCustomPipeline(CustomPipeline):
@@ -84,6 +99,14 @@ class ProjectedGuidanceCustomPipeline(CustomPipeline):
     """[`ProjectedGuidancePipeline`] for `custom_pipeline=`."""
 
     preset = ProjectedGuidancePipeline
+
+
+class OneMoreStepCustomPipeline(CustomPipeline):
+    """[`OneMoreStepPipeline`] for `custom_pipeline=`, with its `oms_module` too."""
+
+    preset = OneMoreStepPipeline
+    slots = (*CustomPipeline.slots, "oms_module")
+    __init__ = _init_of(slots)
 
 
 def _stock_class(index: dict[str, Any]) -> type[DiffusionPipeline]:

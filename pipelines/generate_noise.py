@@ -40,7 +40,7 @@ def make_initial_noise(
         UsageError: if a member cannot be loaded, or not serve in the pipeline, or `initial_noise` is `"saved"` and
             nothing is, or an option is for a member that is not there.
     """
-    found = {key: _MAKERS[key](config, dtype) for key in INITIAL_NOISE_OPTIONS if getattr(config, key) is not None}
+    found = {key: _MAKERS[key][1](config, dtype) for key in INITIAL_NOISE_OPTIONS if getattr(config, key) is not None}
     if config.initial_noise != NO_NOISE:
         found |= _saved(name, config, dtype, taken=list(found))
     for key, options in INITIAL_NOISE_OPTIONS.items():
@@ -50,7 +50,8 @@ def make_initial_noise(
             raise UsageError(
                 f"--{next(iter(given))} is of --{key}, which is not given, and {name!r} has none of its own."
             )
-    members = [found[key] for key in INITIAL_NOISE_OPTIONS if key in found]
+    # What makes a state of the scheduler comes after what makes noise.
+    members = sorted(found.values(), key=lambda member: member.space != "unit")
     if not members:
         return None
     try:
@@ -86,6 +87,10 @@ class CountedStart(InitialNoise):
     def check_pipeline(self, pipeline_class: type) -> None:
         """Raise ValueError if the noise cannot serve in a pipeline class."""
         self.noise.check_pipeline(pipeline_class)
+
+    def condition(self, context: StartContext) -> tuple[Any, ...]:
+        """Return the text states that the noise wants."""
+        return self.noise.condition(context)
 
     def refine(self, unit_noise: torch.Tensor, context: StartContext) -> StartState:
         """Return what the noise returns; `evaluations` says what it cost per sample."""
@@ -128,31 +133,36 @@ def _brightness(config: GenerateConfig, dtype: torch.dtype) -> BrightnessOffset:
     return BrightnessOffset(config.brightness)
 
 
-# What makes the member of an option, and which options change one that a repository holds.
-_MAKERS: dict[str, Callable[[Any, torch.dtype], InitialNoise]] = {
-    "oms_module": _one_more_step,
-    "brightness": _brightness,
+# What makes the member of an option, and of which class that is.
+_MAKERS: dict[str, tuple[type[InitialNoise], Callable[[Any, torch.dtype], InitialNoise]]] = {
+    "oms_module": (OneMoreStep, _one_more_step),
+    "brightness": (BrightnessOffset, _brightness),
 }
+# Which options change a member that a repository holds.
 _CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {"oms_module": _one_more_step_options}
 
 
 def _saved(name: str, config: GenerateConfig, dtype: torch.dtype, taken: list[str]) -> dict[str, InitialNoise]:
-    """Return the initial noise of a repository by its sub-folder, unless its place is taken."""
+    """Return the members of the initial noise of a repository, unless their places are taken."""
     given = {} if config.revision is None else {"revision": config.revision}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
-        repository, _ = PipelineRepository.open(name, given)
-    folder = repository.initial_noise_folder()
-    if folder is None and config.initial_noise == SAVED_NOISE:
-        raise UsageError(f"--initial_noise saved: {name!r} has no initial noise saved with it.")
-    if folder is None or folder in taken:
-        return {}
+        repository, _ = PipelineRepository.open(name, {**given, "dtype": dtype})
     try:
-        noise: Any = repository.initial_noise(torch_dtype=dtype)
+        noise = repository.initial_noise()
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
-            f"the initial noise in {folder} of {name!r} cannot be used: {error} --initial_noise none leaves it out."
+            f"the initial noise of {name!r} cannot be used: {error} --initial_noise none leaves it out."
         ) from error
-    for option, value in (_CHANGES[folder](config) if folder in _CHANGES else {}).items():
-        setattr(noise, option, value)
-    return {folder: noise}
+    if noise is None and config.initial_noise == SAVED_NOISE:
+        raise UsageError(f"--initial_noise saved: {name!r} has no initial noise saved with it.")
+    members = noise.members if isinstance(noise, InitialNoiseChain) else () if noise is None else (noise,)
+    found: dict[str, InitialNoise] = {}
+    for place, member in enumerate(members):
+        key = next((key for key, (kind, _) in _MAKERS.items() if isinstance(member, kind)), f"member {place}")
+        if key not in taken:
+            found[key if key not in found else f"{key} {place}"] = member
+    for key in _CHANGES.keys() & found.keys():
+        for option, value in _CHANGES[key](config).items():
+            setattr(found[key], option, value)
+    return found

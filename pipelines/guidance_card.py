@@ -1,4 +1,4 @@
-"""The card of a guided pipeline: its guider with all options, what the last run saved, how to load it."""
+"""The card of a guided pipeline: guider and initial noise with all options, what the last run saved, how to load."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from hfnoise.cards import hub_name, render_card, versions_by_library
-from hfnoise.citations import ADAPTIVE_GUIDANCE_BIBTEX, APG_BIBTEX
+from hfnoise.citations import ADAPTIVE_GUIDANCE_BIBTEX, APG_BIBTEX, GOLDEN_NOISE_BIBTEX, ONE_MORE_STEP_BIBTEX
 from hfnoise.pipelines.guider_base import UpdateGuidance
+from hfnoise.pipelines.initial_noise import InitialNoise
+from hfnoise.pipelines.initial_noise_files import INITIAL_NOISES, NOISE_FOLDER, saved_members
+from hfnoise.pipelines.saved_parts import GUIDER_FOLDER
 
 # Class -> tag on the Hub, identifier of the paper, citation. Linear estimates are of the paper of Adaptive Guidance.
 _METHODS = {
     "AdaptiveGuidance": ("adaptive-guidance", "2312.12487", ADAPTIVE_GUIDANCE_BIBTEX),
     "LinearGuidance": ("linear-guidance", "2312.12487", ADAPTIVE_GUIDANCE_BIBTEX),
     "ProjectedGuidance": ("apg", "2410.02416", APG_BIBTEX),
+    "NPNet": ("golden-noise", "2411.09502", GOLDEN_NOISE_BIBTEX),
+    "NoisePromptNet": ("golden-noise", "2411.09502", GOLDEN_NOISE_BIBTEX),
+    "OneMoreStep": ("one-more-step", "2311.15744", ONE_MORE_STEP_BIBTEX),
 }
+# Of the two slots, in the first sentence.
+_VERBS = ("guided by", "started by")
 _SECTION = re.compile(r"<!-- hfnoise:guidance -->.*?<!-- /hfnoise:guidance -->\n?", re.DOTALL)
 
 
@@ -31,7 +39,8 @@ def pipeline_card(pipe: Any, repo_id: str, token: str | None = None) -> ModelCar
         repo_id (`str`): where it goes.
         token (`str`, *optional*): of the Hub.
     """
-    ours = guidance_card(pipe, repo_id) if isinstance(pipe.guider, UpdateGuidance) else None
+    has_part = isinstance(pipe.guider, UpdateGuidance) or saved_members(pipe.initial_noise)
+    ours = guidance_card(pipe, repo_id) if has_part else None
     try:
         existing = ModelCard.load(repo_id, token=token)
     except (EntryNotFoundError, RepositoryNotFoundError):
@@ -53,47 +62,79 @@ def pipeline_card(pipe: Any, repo_id: str, token: str | None = None) -> ModelCar
 
 
 def guidance_card(pipe: Any, repo_id: str) -> ModelCard:
-    """Return a new card of a guided pipeline with a guider of ours.
+    """Return a new card of a guided pipeline with a guider of ours, or an initial noise that is saved.
 
     Args:
         pipe: the pipeline.
         repo_id (`str`): its name on the Hub, as it is loaded from there.
     """
-    stages = pipe.guider.stages
-    names = [type(stage).__name__ for stage in stages]
-    methods = [_METHODS[name] for name in names if name in _METHODS]
+    stages = pipe.guider.stages if isinstance(pipe.guider, UpdateGuidance) else []
+    noises = saved_members(pipe.initial_noise)
+    parts = {"guider": _names(stages), "initial_noise": _names(noises)}
+    methods = [_METHODS[name] for names in parts.values() for name in names if name in _METHODS]
     base = hub_name(pipe.config.get("_name_or_path") or "")
     base = None if base == repo_id else base
     stock = type(pipe).__name__.removeprefix("Guided")
     data = ModelCardData(
         library_name="diffusers",
-        tags=["diffusers", "hfnoise", *(tag for tag, _, _ in methods)],
+        tags=["diffusers", "hfnoise", *dict.fromkeys(tag for tag, _, _ in methods)],
         **({"base_model": base} if base else {}),
-        hfnoise={"guider": names},
+        hfnoise={name: names for name, names in parts.items() if names},
     )
     start = f"[{base}](https://huggingface.co/{base})" if base else f"A `{stock}`"
-    papers = ", ".join(
-        f"{name} ([paper](https://huggingface.co/papers/{_METHODS[name][1]}))" if name in _METHODS else name
-        for name in names
-    )
+    done = [f"{verb} {_papers(names)}" for verb, names in zip(_VERBS, parts.values(), strict=True) if names]
+    folders = {f"`{GUIDER_FOLDER}/`": bool(stages), **_noise_folders(noises)}
+    where = " and ".join(folder for folder, is_there in folders.items() if is_there)
     return render_card(
         "guidance.md",
         data,
         model_name=repo_id.rpartition("/")[2],
-        lead=f"{start} guided by {papers} of hfnoise.",
+        lead=f"{start} {' and '.join(done)} of hfnoise.",
         option_rows=[row for stage in stages for row in _option_rows(stage)],
-        last_run=_last_run(pipe.guider),
+        noise_rows=[row for noise in noises for row in _noise_rows(noise)],
+        last_run=_last_run(pipe.guider) if stages else "",
         snippet=(
             "from hfnoise import AutoGuidedPipeline  # pip install hfnoise\n\n"
             f'pipe = AutoGuidedPipeline.from_pretrained("{repo_id}")'
         ),
         stock_note=(
-            f"diffusers alone loads this repository as its `{stock}`, with classifier-free guidance: the guider lies "
-            "in `guider/` and only hfnoise reads it."
+            f"diffusers alone loads this repository as its `{stock}`, with its own guidance and noise: what is in "
+            f"{where} only hfnoise reads."
         ),
         versions=_versions(),
         citation="\n\n".join(dict.fromkeys(citation for _, _, citation in methods)),
     )
+
+
+def _names(parts: Any) -> list[str]:
+    return [type(part).__name__ for part in parts]
+
+
+def _papers(names: list[str]) -> str:
+    return ", ".join(
+        f"{name} ([paper](https://huggingface.co/papers/{_METHODS[name][1]}))" if name in _METHODS else name
+        for name in names
+    )
+
+
+def _noise_folders(noises: list[InitialNoise]) -> dict[str, bool]:
+    own = [INITIAL_NOISES[name] for name in _names(noises)]
+    return {
+        f"`{NOISE_FOLDER}/`": len(own) > 1 or None in own,
+        **{f"`{folder}/`": True for folder in own if folder is not None},
+    }
+
+
+def _noise_rows(noise: InitialNoise) -> list[tuple[str, str, str]]:
+    name = type(noise).__name__
+    folder = INITIAL_NOISES[name] or NOISE_FOLDER
+
+    def shown(value: Any) -> str:
+        if isinstance(value, dict):  # numbers by the dozen
+            return f"in `{folder}/`"
+        return "default" if value is None else " ".join(str(value).split()).replace("|", r"\|")
+
+    return [(name, option, shown(value)) for option, value in (noise.to_config() or {}).items()]
 
 
 def _option_rows(guider: UpdateGuidance) -> list[tuple[str, str, str]]:

@@ -22,6 +22,7 @@ from hfnoise.pipelines.guider_options import described
 from hfnoise.pipelines.guider_runs import running
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise, refined_start
 from hfnoise.pipelines.interceptor import GuidedRun, outside
+from hfnoise.pipelines.modular_start import refined_modular
 from hfnoise.pipelines.pipeline_layouts import layout_of
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class GuidedPipeline(GuidedSaving):
 
         Args:
             pipeline: of diffusers.
-            guider, initial_noise: the slots; those of `pipeline` by default.
+            guider, initial_noise: the slots; those of `pipeline` by default. `initial_noise=[]` is none.
             kwargs: components to replace, and `dtype`, as in `DiffusionPipeline.from_pipe`.
         """
         if not kwargs and isinstance(pipeline, stock_class(cls)):
@@ -177,7 +178,7 @@ def guide(
     """Within the block a pipeline of yours is guided; after it, it is what it was.
 
     Args:
-        pipe: a pipeline of diffusers, classic or modular.
+        pipe: a pipeline of diffusers, classic or modular; a modular one keeps of its own what is not given.
         guider ([`AdaptiveGuidance`], [`ProjectedGuidance`] or [`LinearGuidance`], *optional*): how.
         initial_noise ([`InitialNoise`], *optional*): what it starts from.
 
@@ -194,7 +195,7 @@ def guide(
         1
     """
     if isinstance(pipe, ModularPipeline):
-        with _guided_modular(pipe, guider, initial_noise):
+        with refined_modular(pipe, initial_noise), _guided_modular(pipe, guider):
             yield pipe
         return
     if not isinstance(pipe, DiffusionPipeline):
@@ -235,12 +236,14 @@ def _bound(pipe: Any, guider: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _guided_modular(pipe: Any, guider: Any, initial_noise: Any) -> Iterator[None]:
-    """Within the block the guider is the pipeline's component of that name."""
-    if initial_noise is not None or "guider" not in pipe.component_names:
-        missing = "initial_noise" if initial_noise is not None else "a guider"
-        raise ValueError(f"{type(pipe).__name__} does not take {missing}.")
-    if guider is not None and not isinstance(guider, BaseGuidance):
+def _guided_modular(pipe: Any, guider: Any) -> Iterator[None]:
+    """Within the block the guider is the pipeline's component of that name; without one it keeps its own."""
+    if guider is None:
+        yield
+        return
+    if "guider" not in pipe.component_names:
+        raise ValueError(f"{type(pipe).__name__} does not take a guider.")
+    if not isinstance(guider, BaseGuidance):
         raise TypeError(f"guide takes a guider of hfnoise or diffusers, got {described(guider)}.")
     before, source = pipe.guider, getattr(guider, "_source", None)
     pipe.update_components(guider=guider.bind(pipe) if isinstance(guider, UpdateGuidance) else guider)

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -18,10 +17,12 @@ from huggingface_hub import create_repo, upload_folder
 from hfnoise.pipelines.guidance_card import pipeline_card
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.guider_checks import check_guider, own_scale, takes_guider
-from hfnoise.pipelines.initial_noise import InitialNoise
-from hfnoise.pipelines.saved_parts import GUIDER_FOLDER, PipelineRepository, marker_files
+from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
+from hfnoise.pipelines.initial_noise_files import check_can_be_saved, save_initial_noise
+from hfnoise.pipelines.saved_parts import GUIDER_FOLDER, PipelineRepository, remove_earlier, stale_patterns
 
 _INDEX = "model_index.json"
+_WEIGHT_OPTIONS = ("safe_serialization", "variant", "max_shard_size")
 _PUSH_OPTIONS = ("repo_id", "commit_message", "private", "create_pr", "token")
 
 
@@ -29,7 +30,8 @@ class GuidedSaving:
     """The part of [`GuidedPipeline`] that reads and writes repositories.
 
     What is saved is a stock pipeline: `model_index.json` has the class of diffusers and no entry of ours. The guider
-    lies beside it in `guider/guider_config.json`, an initial noise in a folder of its own.
+    lies beside it in `guider/guider_config.json`; the members of the initial noise in
+    `initial_noise/initial_noise_config.json`, with a sub-folder more for each that has weights, such as `oms_module/`.
     """
 
     def save_pretrained(
@@ -43,19 +45,21 @@ class GuidedSaving:
     ) -> None:
         """Save the stock pipeline, with the guider and the initial noise beside it, all of it or nothing.
 
-        Everything is written to a folder inside `save_directory` first and moved when it is complete. A guider of an
-        earlier save is removed if there is none now. The pipeline itself is not touched.
+        Everything is written to a folder inside `save_directory` first and moved when it is complete. A guider or an
+        initial noise of an earlier save is removed if there is none now. The pipeline itself is not touched. A
+        [`InitialNoise`] that is no class of hfnoise is not saved, with a warning.
 
         Args:
             save_directory (`str` or `os.PathLike`): made if need be.
-            safe_serialization, variant, max_shard_size: as in diffusers.
+            safe_serialization, variant, max_shard_size: as in diffusers; of the initial noise too.
             push_to_hub (`bool`, defaults to `False`): then push the folder, with a card, in one commit.
             kwargs: `repo_id` (the name of the folder by default), `commit_message`, `private`, `create_pr` and
                 `token` of the push; `use_flashpack` as in diffusers.
 
         Raises:
-            ValueError: if `save_directory` is a file.
+            ValueError: if `save_directory` is a file, or two members of the initial noise need the same sub-folder.
         """
+        check_can_be_saved(self.initial_noise)  # type: ignore[attr-defined]
         directory = os.fspath(save_directory)
         if os.path.isfile(directory):
             raise ValueError(f"save_directory must be a folder, and {directory} is a file.")
@@ -65,7 +69,7 @@ class GuidedSaving:
         with _staged(directory, variant) as staging:
             self._write(staging, safe_serialization, variant=variant, max_shard_size=max_shard_size, **kwargs)
         if push_to_hub:
-            self._upload(directory, **push)
+            self._upload(directory, variant=variant, **push)
 
     def push_to_hub(
         self,
@@ -80,18 +84,24 @@ class GuidedSaving:
     ) -> Any:
         """Push what `save_pretrained` writes and a card, in one commit, and return what was committed.
 
-        The card names the guider with its options and the figures of the last run. One that is on the Hub already is
-        kept, but for the part that hfnoise wrote.
+        The card names the guider and the initial noise with their options, and the figures of the last run. One that
+        is on the Hub already is kept, but for the part that hfnoise wrote.
 
         Args:
             repo_id (`str`): name on the Hub.
             commit_message, private, token, create_pr, safe_serialization, variant, subfolder: as in diffusers; in a
                 sub-folder no card is written.
+
+        Raises:
+            ValueError: if two members of the initial noise need the same sub-folder.
         """
+        check_can_be_saved(self.initial_noise)  # type: ignore[attr-defined]
         repo_id = _created({"repo_id": repo_id, "private": private, "token": token})
         with tempfile.TemporaryDirectory() as folder:
             self._write(folder, safe_serialization, variant=variant)
-            return self._upload(folder, repo_id, commit_message, token=token, create_pr=create_pr, subfolder=subfolder)
+            return self._upload(
+                folder, repo_id, commit_message, token=token, create_pr=create_pr, subfolder=subfolder, variant=variant
+            )
 
     @classmethod
     def from_pretrained(
@@ -107,12 +117,15 @@ class GuidedSaving:
             pretrained_model_name_or_path (`str` or `os.PathLike`): of a stock pipeline too.
             guider ([`AdaptiveGuidance`], [`ProjectedGuidance`] or [`LinearGuidance`], *optional*): instead of the
                 saved one, which is then not read. To do without: `pipe.guider = None` afterwards.
-            initial_noise ([`InitialNoise`], *optional*): instead of the saved one.
+            initial_noise ([`InitialNoise`] or a list of such, *optional*): instead of the saved one, which is then
+                not read; `[]` to do without.
             kwargs: as in `DiffusionPipeline.from_pretrained`; `revision`, `token`, `cache_dir` and so on hold for the
-                guider as well. Everything is of one commit.
+                guider and the initial noise as well. Everything is of one commit. Weights of the initial noise are
+                loaded in `dtype`, of which a dictionary names them by sub-folder (`{"oms_module": torch.float32,
+                "default": torch.float16}`), and of the `variant` where they have it.
 
         Raises:
-            ValueError: if the saved guider cannot be used; the message names the file.
+            ValueError: if the saved guider or initial noise cannot be used; the message names the file.
             TypeError: if `custom_pipeline` is given.
         """
         if kwargs.get("custom_pipeline") is not None:
@@ -135,14 +148,9 @@ class GuidedSaving:
                 # Stock diffusers reads this file as that of its ClassifierFreeGuidance, and would find no scale.
                 guider = guider.new(guidance_scale=own_scale(pipe, guider))
             guider.save_pretrained(os.path.join(folder, GUIDER_FOLDER))
-        noise = pipe.initial_noise
-        if noise is not None and noise.subfolder is None:
-            warnings.warn(
-                f"{type(noise).__name__} is not saved with the pipeline: give initial_noise= again when it is loaded.",
-                stacklevel=3,
-            )
-        elif noise is not None:
-            noise.save_pretrained(os.path.join(folder, noise.subfolder))
+        options = {"safe_serialization": safe_serialization, **kwargs}
+        given = {name: options[name] for name in _WEIGHT_OPTIONS if options.get(name) is not None}
+        save_initial_noise(pipe.initial_noise, folder, given, stacklevel=3)
 
     def _upload(
         self,
@@ -154,6 +162,7 @@ class GuidedSaving:
         create_pr: bool = False,
         subfolder: str | None = None,
         private: bool | None = None,
+        variant: str | None = None,
     ) -> Any:
         pipe: Any = self
         if not subfolder:
@@ -162,7 +171,7 @@ class GuidedSaving:
             repo_id=repo_id, folder_path=folder, path_in_repo=subfolder, token=token, create_pr=create_pr,
             commit_message=commit_message or f"Upload {stock_class(type(pipe)).__name__} by hfnoise",
             # Parts of an earlier push that the pipeline has no longer; what is uploaded is not deleted.
-            delete_patterns=[f"{part}/*" for part in marker_files()],
+            delete_patterns=stale_patterns(folder, variant),
         )  # fmt: skip
 
 
@@ -172,7 +181,7 @@ def read_parts(
     """Return what goes into the two slots: what is given, or else what the repository holds.
 
     Raises:
-        ValueError: if the saved guider cannot be used in this pipeline; the message names the file.
+        ValueError: if a saved part cannot be used in this pipeline; the message names the place.
     """
     if guider is None:
         guider = repository.guider()
@@ -182,7 +191,18 @@ def read_parts(
             raise ValueError(
                 f"the guider in {repository.path}/{GUIDER_FOLDER}/guider_config.json cannot be used: {error}"
             ) from error
-    return guider, repository.initial_noise() if initial_noise is None else initial_noise
+    if initial_noise is not None:
+        check_initial_noise(pipeline_class, initial_noise)
+        return guider, initial_noise
+    initial_noise = repository.initial_noise()
+    try:
+        check_initial_noise(pipeline_class, initial_noise)
+    except ValueError as error:
+        raise ValueError(
+            f"the initial noise saved in {repository.path} cannot be used: {error} Give initial_noise=[] to load "
+            "without it."
+        ) from error
+    return guider, initial_noise
 
 
 def fill_slots(pipe: Any, guider: Any, initial_noise: Any) -> Any:
@@ -242,21 +262,21 @@ def _staged(directory: str, variant: str | None) -> Iterator[str]:
 
 def _move(staging: str, directory: str, variant: str | None) -> None:
     names = sorted(os.listdir(staging), key=lambda name: name == _INDEX)  # the index last: it says all is there
-    for part, marker in marker_files().items():
-        if part not in names and os.path.isfile(os.path.join(directory, part, marker)):
-            os.remove(os.path.join(directory, part, marker))
-            if not os.listdir(os.path.join(directory, part)):
-                os.rmdir(os.path.join(directory, part))
+    remove_earlier(directory, staging)
     for name in names:
-        source, target = os.path.join(staging, name), os.path.join(directory, name)
-        if not (os.path.isdir(source) and os.path.isdir(target)):
-            os.replace(source, target)
-            continue
+        _replace(os.path.join(staging, name), os.path.join(directory, name), variant)
+
+
+def _replace(source: str, target: str, variant: str | None) -> None:
+    """Move a file, or the files of a folder, to where others of an earlier save may be."""
+    if os.path.isdir(source) and os.path.isdir(target):
         _remove_old_weights(target, os.listdir(source), variant)
-        for file in os.listdir(source):
-            if os.path.isdir(os.path.join(target, file)):
-                shutil.rmtree(os.path.join(target, file))
-            os.replace(os.path.join(source, file), os.path.join(target, file))
+        for name in os.listdir(source):
+            _replace(os.path.join(source, name), os.path.join(target, name), variant)
+        return
+    if os.path.isdir(target):
+        shutil.rmtree(target)
+    os.replace(source, target)
 
 
 def _remove_old_weights(folder: str, written: list[str], variant: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +12,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from hfnoise.pipelines.start_context import StartContext, parameter_names
+from hfnoise.pipelines.start_context import StartContext, copied_generators, parameter_names
 
 SPACES = ("unit", "scheduler")
 # Arguments of `prepare_latents` that say from where in the run it starts: there is an image beneath the noise.
-_STARTS_FROM_DATA = {"timestep", "timesteps", "latent_timestep"}
+STARTS_FROM_DATA = {"timestep", "timesteps", "latent_timestep"}
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,11 @@ class InitialNoise(ABC):
     the `"scheduler"`, after which nothing comes. A member that changes nothing returns the very tensor that it was
     given, and the run is the stock one to the bit.
 
-    One that is saved with its pipeline names the sub-folder of the repository, which must hold a `config.json`, and
-    has `save_pretrained(folder)` and the class method `from_pretrained(repository, subfolder=..., **options)`;
-    `hfnoise.pipelines.saved_parts.INITIAL_NOISES` says which class is behind which sub-folder.
+    Members of hfnoise are saved with their pipeline: those in `hfnoise.pipelines.initial_noise_files.INITIAL_NOISES`,
+    by public name. `to_config` returns their options. One with weights has a `subfolder` of the repository for itself,
+    in which `save_pretrained(folder, ...)` writes a `config.json`, and the class method
+    `from_pretrained(repository, subfolder=..., ...)`; both take the options of the pipeline that they name (`variant`,
+    `dtype`, ...), or any. A member of your own is not saved, which saving says; nothing but the table is ever loaded.
 
     Example:
         >>> from hfnoise.pipelines import InitialNoise, StartState
@@ -76,8 +79,52 @@ class InitialNoise(ABC):
             context ([`StartContext`]): prompts, their states, generators, timesteps, the pipeline.
         """
 
+    def to_config(self) -> dict[str, Any] | None:
+        """Return the options, as JSON has them; `None` if it cannot be saved."""
+        return None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> InitialNoise:
+        """Return the member of the options that `to_config` returned.
+
+        Raises:
+            ValueError: if an option is unknown or missing.
+        """
+        known = inspect.signature(cls).parameters
+        if unknown := sorted(set(config) - set(known)):
+            raise ValueError(f"{cls.__name__} has no option {', '.join(unknown)}; it has {', '.join(known)}.")
+        missing = [name for name, option in known.items() if option.default is option.empty and name not in config]
+        if missing:
+            raise ValueError(f"{cls.__name__} needs the option {', '.join(missing)}.")
+        return cls(**config)
+
     def check_pipeline(self, pipeline_class: type) -> None:  # noqa: B027
         """Raise ValueError if it cannot serve in a pipeline class; told when it is put into the slot."""
+
+    def condition(self, context: StartContext) -> tuple[Any, ...]:
+        """Return what takes the place of what `encode_prompt` returned, `context.encoded`; by default the same.
+
+        Args:
+            context ([`StartContext`]): of the call, as far as it is known before there are latents.
+        """
+        assert context.encoded is not None
+        return context.encoded
+
+    def latents(self, pipe: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the refined noise of a call, for `latents=` of the same call of this pipeline or another one.
+
+        The generator is left as the call would leave it when it has drawn its noise.
+
+        Args:
+            pipe: of diffusers; what it has in the slot `initial_noise` is left out.
+            args, kwargs: of its call.
+
+        Raises:
+            ValueError: if it makes a state of the scheduler, which `latents=` does not take.
+        """
+        from hfnoise.pipelines.call_latents import call_latents
+
+        return call_latents(pipe, self, args, kwargs)
 
 
 def check_initial_noise(pipeline_class: type, initial_noise: Any) -> InitialNoise | None:
@@ -97,28 +144,43 @@ def check_initial_noise(pipeline_class: type, initial_noise: Any) -> InitialNois
         ...
         ValueError: StableDiffusionImg2ImgPipeline starts from an image with noise on it...
     """
+    initial_noise = as_initial_noise(initial_noise)
     if initial_noise is None:
         return None
+    name = pipeline_class.__name__.removeprefix("Guided")
+    known = parameter_names(pipeline_class, "prepare_latents")
+    if not known:
+        raise ValueError(f"{name} prepares no latents: there is no start to refine.")
+    if known & STARTS_FROM_DATA and "is_strength_max" not in known:
+        raise ValueError(
+            f"{name} starts from an image with noise on it, not from noise: there is nothing to repair. Use it "
+            "without (initial_noise=[]); text-to-image and inpainting at strength=1 take it."
+        )
+    initial_noise.check_pipeline(pipeline_class)
+    return initial_noise
+
+
+def as_initial_noise(initial_noise: Any) -> InitialNoise | None:
+    """Return what is given, a list as a chain; `None` for an empty one.
+
+    Raises:
+        TypeError: if it is no [`InitialNoise`].
+
+    Example:
+        >>> from hfnoise.pipelines import BrightnessOffset
+        >>> from hfnoise.pipelines.initial_noise import as_initial_noise
+        >>> as_initial_noise([BrightnessOffset(0.5, direction=[1.0])])
+        InitialNoiseChain([BrightnessOffset(0.5, direction=(1.0,))])
+    """
     if isinstance(initial_noise, (list, tuple)):
         from hfnoise.pipelines.noise_chain import InitialNoiseChain
 
-        initial_noise = InitialNoiseChain(initial_noise) if initial_noise else None
-        return check_initial_noise(pipeline_class, initial_noise)
-    name = pipeline_class.__name__.removeprefix("Guided")
-    if not isinstance(initial_noise, InitialNoise):
+        return InitialNoiseChain(initial_noise) if initial_noise else None
+    if not (initial_noise is None or isinstance(initial_noise, InitialNoise)):
         raise TypeError(
             f"initial_noise must be an InitialNoise of hfnoise or a list of such, got {type(initial_noise).__name__}. "
             "A tensor is given to the call, as latents=."
         )
-    known = parameter_names(pipeline_class, "prepare_latents")
-    if not known:
-        raise ValueError(f"{name} prepares no latents: there is no start to refine.")
-    if known & _STARTS_FROM_DATA and "is_strength_max" not in known:
-        raise ValueError(
-            f"{name} starts from an image with noise on it, not from noise: there is nothing to repair. Use it "
-            "without initial_noise; text-to-image and inpainting at strength=1 take it."
-        )
-    initial_noise.check_pipeline(pipeline_class)
     return initial_noise
 
 
@@ -138,23 +200,34 @@ def refined_start(
     prepare: Any = pipe.prepare_latents
     encode: Any = getattr(pipe, "encode_prompt", None)
     encoded: list[tuple[Any, ...]] = []
+    generators = copied_generators(arguments.get("generator"))
 
     def remembered(*args: Any, **kwargs: Any) -> Any:
         result = encode(*args, **kwargs)
-        encoded.append(result if isinstance(result, tuple) else (result,))
-        return result
+        if encoded:
+            # In some pipelines the first encoding is the prompt's, and later ones are of other things.
+            return result
+        parts = result if isinstance(result, tuple) else (result,)
+        states = next((part for part in parts if isinstance(part, torch.Tensor)), torch.empty(0))
+        context = StartContext(pipe, arguments, len(states), states.device, states.dtype, parts, encode, generators)
+        changed = initial_noise.condition(context)
+        encoded.append(changed)
+        if changed is parts:
+            return result
+        return changed if isinstance(result, tuple) else changed[0]
 
     def refined(*args: Any, **kwargs: Any) -> Any:
         prepared = prepare(*args, **kwargs)
         latents = prepared[0] if isinstance(prepared, tuple) else prepared
         if not isinstance(latents, torch.Tensor):
             raise TypeError(f"{type(pipe).__name__} prepares {type(latents).__name__}, and no tensor of latents.")
-        _check_starts_from_noise(pipe, _arguments(pipe, "prepare_latents", args, kwargs))
-        # In some pipelines the first encoding is the prompt's, and later ones are of other things.
+        given = _arguments(pipe, "prepare_latents", args, kwargs)
+        check_starts_from_noise(pipe, given)
+        states = encoded[0] if encoded else None
         context = StartContext(
-            pipe, arguments, len(latents), latents.device, latents.dtype, encoded[0] if encoded else None, encode
+            pipe, arguments, len(latents), latents.device, latents.dtype, states, encode, generators, given
         )
-        return _replaced(prepared, latents, initial_noise, context)
+        return replaced_latents(prepared, latents, initial_noise, context)
 
     pipe.__dict__["prepare_latents"] = refined
     if encode is not None:
@@ -168,21 +241,40 @@ def refined_start(
         pipe.__dict__.update(own)
 
 
-def _replaced(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise, context: StartContext) -> Any:
+def replaced_latents(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise, context: StartContext) -> Any:
+    """Return what a pipeline prepared, refined; the very same object if nothing is changed.
+
+    Args:
+        prepared (`torch.Tensor` or `tuple`): latents in the scheduler's scale, alone or first of a tuple, in which the
+            unit noise that they were made of may come again.
+        latents (`torch.Tensor`): those of `prepared`.
+        initial_noise ([`InitialNoise`]): of the slot.
+        context ([`StartContext`]): of the call.
+
+    Raises:
+        ValueError: if the start has another shape, or the latents are in another scale than the scheduler's.
+    """
     sigma = getattr(context.scheduler, "init_noise_sigma", 1.0)
     # float32: half of a large sigma's digits would be lost on the way there and back.
-    unit = latents.float() / sigma
-    state = initial_noise.refine(unit, context)
-    if state.latents is unit:
+    own = latents.float() / sigma
+    unit = own.clone()
+    state = refined_state(initial_noise, unit, context)
+    # A member may have written into what it was given.
+    if state.latents is unit and torch.equal(unit, own):
         return prepared
     if context.arguments.get("latents") is None:
-        _check_unit(unit, context)
+        _check_unit(own, context)
     if state.latents.shape != latents.shape:
         raise ValueError(
             f"{type(initial_noise).__name__} made a start of shape {tuple(state.latents.shape)} of noise of shape "
             f"{tuple(latents.shape)}."
         )
     start = (state.latents if state.space == "scheduler" else state.latents * sigma).to(latents.dtype)
+    if not bool(torch.isfinite(start).all()):
+        raise ValueError(
+            f"{type(initial_noise).__name__} made a start with NaN or infinity in it, in {start.dtype}: the image "
+            "would be black."
+        )
     if not isinstance(prepared, tuple):
         return start
     if state.space == "unit":
@@ -191,6 +283,21 @@ def _replaced(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise,
         rest = [noise if _is_noise(part, latents, sigma) else part for part in prepared[1:]]
         return (start, *rest)
     return (start, *prepared[1:])
+
+
+def refined_state(member: InitialNoise, unit_noise: torch.Tensor, context: StartContext) -> StartState:
+    """Return what a member makes of the noise.
+
+    Raises:
+        TypeError: if it is no [`StartState`].
+    """
+    state = member.refine(unit_noise, context)
+    if not isinstance(state, StartState):
+        raise TypeError(
+            f"refine of {type(member).__name__} returned {type(state).__name__}; it returns "
+            "hfnoise.pipelines.StartState(latents)."
+        )
+    return state
 
 
 def _check_unit(unit: torch.Tensor, context: StartContext) -> None:
@@ -208,7 +315,13 @@ def _is_noise(part: Any, latents: torch.Tensor, sigma: Any) -> bool:
     return alike and torch.equal(part * sigma, latents)
 
 
-def _check_starts_from_noise(pipe: Any, given: Mapping[str, Any]) -> None:
+def check_starts_from_noise(pipe: Any, given: Mapping[str, Any]) -> None:
+    """Raise ValueError if arguments of `prepare_latents` say that there is an image beneath the noise.
+
+    Example:
+        >>> from hfnoise.pipelines.initial_noise import check_starts_from_noise
+        >>> check_starts_from_noise(None, {"is_strength_max": True})
+    """
     if given.get("is_strength_max") is False or given.get("add_noise") is False:
         raise ValueError(
             f"{type(pipe).__name__.removeprefix('Guided')} starts from an image with noise on it where strength is "
@@ -218,14 +331,20 @@ def _check_starts_from_noise(pipe: Any, given: Mapping[str, Any]) -> None:
 
 def _arguments(pipe: Any, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a method's call by name, with defaults."""
-    signatures = [inspect.signature(base.__dict__[method]) for base in type(pipe).__mro__ if method in base.__dict__]
-    # A subclass may hand on whatever it is given as *args: the names are those of its base.
-    named = (signature for signature in signatures if not _has(signature, inspect.Parameter.VAR_POSITIONAL))
-    signature = next(named, signatures[0])
+    signature = _signature(type(pipe), method)
     known = {name: value for name, value in kwargs.items() if name in signature.parameters}
     bound = signature.bind_partial(pipe, *args, **known)
     bound.apply_defaults()
     return {**bound.arguments, **kwargs}
+
+
+@functools.cache
+def _signature(pipeline_class: type, method: str) -> inspect.Signature:
+    methods = (base.__dict__[method] for base in pipeline_class.__mro__ if method in base.__dict__)
+    signatures = [inspect.signature(function) for function in methods]
+    # A subclass may hand on whatever it is given as *args: the names are those of its base.
+    named = (signature for signature in signatures if not _has(signature, inspect.Parameter.VAR_POSITIONAL))
+    return next(named, signatures[0])
 
 
 def _has(signature: inspect.Signature, kind: Any) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from hfnoise.pipelines.initial_noise import InitialNoise, StartState
+from hfnoise.pipelines.initial_noise import InitialNoise, StartState, refined_state
 from hfnoise.pipelines.start_context import StartContext
 from hfnoise.pipelines.start_estimate import StartEstimate, start_from
 
@@ -60,13 +61,20 @@ class InitialNoiseChain(InitialNoise):
         for member in self.members:
             member.check_pipeline(pipeline_class)
 
+    def condition(self, context: StartContext) -> tuple[Any, ...]:
+        """Return what the members make of the encoded prompt, one after the other."""
+        for member in self.members:
+            context = replace(context, encoded=member.condition(context))
+        assert context.encoded is not None
+        return context.encoded
+
     def refine(self, unit_noise: torch.Tensor, context: StartContext) -> StartState:
         """Return what the members make of the noise, and what all of them cost."""
         estimates = [member for member in self.members if isinstance(member, StartEstimate)]
         state = StartState(unit_noise)
         evaluations = 0
         for member in self.members[: len(self.members) - len(estimates)]:
-            state = member.refine(state.latents, context)
+            state = refined_state(member, state.latents, context)
             if state.space != member.space:
                 raise ValueError(
                     f"{type(member).__name__} returned a start in the space {state.space!r} and says space = "

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hfnoise.latents import COMPATS, ESTIMATE_TYPES, estimated_x0, guided_estimate, mixed_noise
+from hfnoise.latents import ESTIMATE_TYPES, estimated_x0, guided_estimate, mixed_noise
 from hfnoise.latents.hf_time_free_unet import module_output, module_residuals
-from hfnoise.latents.start_step import check_eta, check_guidance
-from hfnoise.pipelines.start_context import StartContext
+from hfnoise.latents.start_step import check_compat, check_guidance
+from hfnoise.pipelines.start_context import StartContext, check_words
 from hfnoise.pipelines.start_estimate import Estimate, StartEstimate
-from hfnoise.pipelines.start_text import StartText, check_width
+from hfnoise.pipelines.start_text import StartText, check_width, encodes_prompts
 from hfnoise.pipelines.terminal_prior import TerminalPrior, check_scale
 
 
@@ -44,8 +44,8 @@ class OneMoreStep(StartEstimate):
         prompt_embeds, negative_prompt_embeds (`torch.Tensor` of shape `(1 or batch, tokens, width)`, *optional*):
             instead of encoded words.
         text_encoder, tokenizer (*optional*): of the module, if it does not read the embeddings of the pipeline.
-        terminal_prior ([`TerminalPrior`], *optional*): the module's own by default, if it carries one; `False` for
-            none.
+        terminal_prior ([`TerminalPrior`], *optional*): the module's own by default, if it carries one and none
+            follows in a chain; `False` for none.
         scale (`float`, defaults to `1.0`): of the estimate; 0 is off, the stock run to the bit.
         compat (`str`, *optional*): `"official"`.
 
@@ -100,15 +100,18 @@ class OneMoreStep(StartEstimate):
 
     def _check(self) -> None:
         # Again at every call: the options are plain attributes, to be changed between calls.
-        check_eta(self.eta)
+        check_compat(self.compat, self.eta)
         check_scale(self.scale)
         check_guidance(1.0 if self.guidance_scale is None else self.guidance_scale, self.guidance_mode)
         if self.prediction_type not in ESTIMATE_TYPES:
             raise ValueError(f"prediction_type must be one of {ESTIMATE_TYPES}, got {self.prediction_type!r}.")
-        if self.compat not in COMPATS:
-            raise ValueError(f"compat must be one of {COMPATS}, got {self.compat!r}.")
-        if self.compat == "official" and self.eta not in (0.0, 1.0):
-            raise ValueError(f"compat='official' replaces all of the noise; eta={self.eta} has no part in it.")
+        for name in ("prompt", "negative_prompt"):
+            check_words(getattr(self, name), name)
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            states = getattr(self, name)
+            if states is not None and not (isinstance(states, Tensor) and states.dim() == 3):
+                found = f"a tensor of shape {tuple(states.shape)}" if isinstance(states, Tensor) else f"{states!r:.80}"
+                raise ValueError(f"{name} must be a tensor of shape (1 or batch, tokens, width), got {found}.")
 
     @classmethod
     def from_pretrained(
@@ -120,11 +123,11 @@ class OneMoreStep(StartEstimate):
             pretrained_model_name_or_path (`str` or `os.PathLike`): folder or Hub repository: of a module, of this
                 object, or of a pipeline with either in `oms_module`.
             subfolder (`str`, *optional*): found by default.
-            kwargs: `variant` (`"fp16"` for official repositories), `torch_dtype`, `revision`, `token`, ...; and
-                options that replace saved ones, such as `eta`, or `text_encoder`.
+            kwargs: `variant` (`"fp16"` for official repositories), `dtype` or `torch_dtype`, `revision`, `token`, ...;
+                and options that replace saved ones, such as `eta`, or `text_encoder`.
 
         Raises:
-            ValueError: if there is no module, or an option is unknown.
+            ValueError: if there is no module, or an option is unknown or cannot be used; the message names the file.
             OSError: if a text encoder that the repository points to is gone.
         """
         from hfnoise.pipelines.one_more_step_files import load_one_more_step
@@ -132,15 +135,25 @@ class OneMoreStep(StartEstimate):
         return load_one_more_step(cls, pretrained_model_name_or_path, subfolder, kwargs)
 
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
-        """Write the module, its options, and its text encoder and tokenizer if it has any, into one folder.
+        """Write the module, its options, and its own embeddings, text encoder and tokenizer, into one folder.
 
         Args:
             save_directory (`str` or `os.PathLike`): made if need be; with a pipeline it is `oms_module`.
-            kwargs: of the module's own `save_pretrained`.
+            kwargs: of the module's own `save_pretrained`; `variant` and `max_shard_size` of the text encoder's too.
+
+        Raises:
+            TypeError: if the module is no model of diffusers.
+            ValueError: if `save_directory` is a file.
         """
         from hfnoise.pipelines.one_more_step_files import save_one_more_step
 
         save_one_more_step(self, save_directory, kwargs)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the options that `one_more_step.json` holds, without networks and embeddings."""
+        from hfnoise.pipelines.one_more_step_files import one_more_step_options
+
+        return one_more_step_options(self)
 
     def to(self, *args: Any, **kwargs: Any) -> OneMoreStep:
         """Move or cast the networks, as `torch.nn.Module.to`; they follow the latents to another device anyway."""
@@ -160,7 +173,7 @@ class OneMoreStep(StartEstimate):
     def check_pipeline(self, pipeline_class: type) -> None:
         """Raise ValueError if a pipeline never encodes a prompt and none is given here."""
         given = self.prompt_embeds is not None or self.text_encoder is not None
-        if not given and not hasattr(pipeline_class, "encode_prompt"):
+        if not given and not encodes_prompts(pipeline_class):
             raise ValueError(
                 f"{pipeline_class.__name__.removeprefix('Guided')} has no encode_prompt to take the text from. Give "
                 "OneMoreStep text_encoder= and tokenizer=, or prompt_embeds=."
@@ -186,7 +199,8 @@ class OneMoreStep(StartEstimate):
             noise, exponent = context.normal(*noise.shape[1:]), 2.0
         elif self.eta:
             noise = mixed_noise(noise, self.eta, context.normal(*noise.shape[1:]))
-        prior = self.prior
+        instead = self.terminal_prior is None and context.draws_residuals
+        prior = None if instead else self.prior
         if prior is not None and not prior.is_off:
             x0 = x0 + prior.scale * prior.estimate(noise, context).x0
         return Estimate(x0, noise, evaluations, exponent)

@@ -7,12 +7,16 @@ from typing import Any
 
 from torch import nn
 
+from hfnoise.latents.hf_checkpoints import MODULE_FOLDER
 from hfnoise.pipelines.auto_guided import AutoGuidedPipeline
 from hfnoise.pipelines.guided import guided_class
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
 from hfnoise.pipelines.noise_chain import InitialNoiseChain
 from hfnoise.pipelines.one_more_step import OneMoreStep
-from hfnoise.pipelines.saved_parts import PipelineRepository
+from hfnoise.pipelines.saved_parts import PipelineRepository, part_dtype
+
+# All but the revision: it is another repository.
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 
 
 class OneMoreStepPipeline(AutoGuidedPipeline):
@@ -46,8 +50,8 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
             pretrained_model_name_or_path (`str` or `os.PathLike`): of a stock pipeline too.
             guider (*optional*): as in [`AutoGuidedPipeline.from_pretrained`].
             initial_noise ([`OneMoreStep`] or a list with one, *optional*): instead of the saved one.
-            oms_module (*optional*): a module, or its folder or repository, loaded with the `variant` and
-                `torch_dtype` of this call; short for `initial_noise=OneMoreStep(module)`.
+            oms_module (*optional*): a module, or its folder or repository, loaded with the `variant` and `dtype`
+                of this call, its `token`, `cache_dir` and so on; short for `initial_noise=OneMoreStep(module)`.
             kwargs: as in [`AutoGuidedPipeline.from_pretrained`].
 
         Raises:
@@ -55,7 +59,8 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
             ValueError: if there is none at all, or both `initial_noise` and `oms_module`, or the pipeline cannot take
                 it.
         """
-        options = {name: kwargs[name] for name in ("variant", "torch_dtype") if kwargs.get(name) is not None}
+        options = {name: kwargs.get(name) for name in ("variant", "use_safetensors", *_HUB_OPTIONS)}
+        options["dtype"] = part_dtype(kwargs, MODULE_FOLDER)
         noise = _given(initial_noise, oms_module, options)
         return super().from_pretrained(pretrained_model_name_or_path, guider, noise, **kwargs)
 
@@ -73,14 +78,15 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
         Args:
             pipeline: of diffusers, guided or not.
             initial_noise ([`OneMoreStep`] or a list with one, *optional*): that of `pipeline` by default.
-            oms_module (*optional*): a module, or its folder or repository, instead.
+            oms_module (*optional*): a module, or its folder or repository, instead; loaded in the dtype of the
+                pipeline.
             kwargs: as in [`AutoGuidedPipeline.from_pipe`].
 
         Raises:
             TypeError: if there is no [`OneMoreStep`] in `initial_noise`.
             ValueError: if there is none at all, or the pipeline cannot take it.
         """
-        given = _given(initial_noise, oms_module, {})
+        given = _given(initial_noise, oms_module, {"dtype": getattr(pipeline, "dtype", None)})
         noise = getattr(pipeline, "initial_noise", None) if given is None else given
         stock: Any = type(pipeline)
         noise = _checked(guided_class(stock), noise, stock.__name__)
@@ -98,7 +104,8 @@ def _given(initial_noise: Any, oms_module: Any, options: dict[str, Any]) -> Any:
     if initial_noise is not None:
         raise ValueError("give initial_noise or oms_module, which is short for initial_noise=OneMoreStep(module).")
     if isinstance(oms_module, (str, PathLike)):
-        return OneMoreStep.from_pretrained(oms_module, **options)
+        given = {name: value for name, value in options.items() if value is not None}
+        return OneMoreStep.from_pretrained(oms_module, **given)
     return oms_module if isinstance(oms_module, OneMoreStep) else OneMoreStep(oms_module)
 
 

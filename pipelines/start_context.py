@@ -26,6 +26,9 @@ class StartContext:
         device (`torch.device`), dtype (`torch.dtype`): of the latents.
         encoded (`tuple`, *optional*): what `encode_prompt` returned in this call; `None` if it was not called.
         encode (`Callable`, *optional*): the pipeline's own `encode_prompt`.
+        first_generators (*optional*): copies of the generators of the call, as they were when it began.
+        prepared (`Mapping`): the arguments of `prepare_latents`.
+        draws_residuals (`bool`, defaults to `False`): whether a member of the chain is a terminal prior.
 
     Example:
         >>> import torch
@@ -42,6 +45,9 @@ class StartContext:
     dtype: torch.dtype = torch.float32
     encoded: tuple[Any, ...] | None = None
     encode: Any = field(default=None, repr=False)
+    first_generators: Any = field(default=None, repr=False)
+    prepared: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    draws_residuals: bool = False
 
     @property
     def name(self) -> str:
@@ -91,6 +97,15 @@ class StartContext:
         """Text states of shape `(batch, tokens, width)`; `None` if the pipeline did not encode a prompt."""
         found = self.encoded[0] if self.encoded else None
         return found if isinstance(found, Tensor) and found.dim() == 3 else None
+
+    @property
+    def prompt_mask(self) -> Tensor | None:
+        """Of shape `(batch, tokens)`, 0 where a state is of padding; `None` if the pipeline did not say so."""
+        states = self.prompt_embeds
+        if states is None or self.encoded is None:
+            return None
+        parts = (part for part in self.encoded[1:] if isinstance(part, Tensor) and part.shape == states.shape[:2])
+        return next((part for part in parts if _is_mask(part)), None)
 
     @property
     def negative_prompt_embeds(self) -> Tensor | None:
@@ -145,6 +160,11 @@ class StartContext:
         return repeated_words(words, self.batch, name)
 
 
+def _is_mask(part: Tensor) -> bool:
+    # Pooled states are numbers of any size; some pipelines cast masks to their dtype.
+    return bool(((part == 0) | (part == 1)).all() and part.bool().any(1).all())
+
+
 def repeated_words(words: str | Sequence[str] | None, batch: int, name: str) -> list[str] | None:
     """Return one entry a sample, those of a prompt together, as diffusers orders its images.
 
@@ -157,14 +177,26 @@ def repeated_words(words: str | Sequence[str] | None, batch: int, name: str) -> 
         >>> repeated_words("a", 2, "prompt")
         ['a', 'a']
     """
+    check_words(words, name)
     if words is None:
         return None
     words = [words] if isinstance(words, str) else list(words)
-    if not all(isinstance(word, str) for word in words):
-        raise TypeError(f"{name} must be a string or a list of strings, got {words!r}.")
     if not words or batch % len(words):
         raise ValueError(f"{name} has {len(words)} entries, and there are {batch} samples.")
     return [word for word in words for _ in range(batch // len(words))]
+
+
+def check_words(words: Any, name: str) -> None:
+    """Raise TypeError unless it is a string, a list of such, or `None`.
+
+    Example:
+        >>> from hfnoise.pipelines.start_context import check_words
+        >>> check_words(["a", "b"], "prompt")
+    """
+    if words is None or isinstance(words, str):
+        return
+    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        raise TypeError(f"{name} must be a string or a list of strings, got {words!r:.200}.")
 
 
 def parameter_names(pipeline_class: type, method: str) -> set[str]:
@@ -178,3 +210,23 @@ def parameter_names(pipeline_class: type, method: str) -> set[str]:
     """
     methods = (base.__dict__[method] for base in pipeline_class.__mro__ if method in base.__dict__)
     return {name for function in methods for name in inspect.signature(function).parameters}
+
+
+def copied_generators(generators: Any) -> Any:
+    """Return generators in the same state: one, a list of them, or none.
+
+    Example:
+        >>> import torch
+        >>> from hfnoise.pipelines.start_context import copied_generators
+        >>> generator = torch.Generator().manual_seed(3)
+        >>> first, second = (torch.rand(1, generator=copied_generators(generator)) for _ in range(2))
+        >>> bool(first == second)
+        True
+    """
+    if isinstance(generators, (list, tuple)):
+        return [copied_generators(generator) for generator in generators]
+    if not isinstance(generators, torch.Generator):
+        return generators
+    twin = torch.Generator(generators.device)
+    twin.set_state(generators.get_state())
+    return twin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from abc import abstractmethod
@@ -49,6 +50,8 @@ class StartEstimate(InitialNoise):
 
     space: ClassVar[str] = "scheduler"
     scale: float = 1.0
+    # Of a terminal prior: in the place of one that another member would take from its module.
+    draws_residuals: ClassVar[bool] = False
 
     @abstractmethod
     def estimate(self, noise: Tensor, context: StartContext) -> Estimate:
@@ -81,6 +84,7 @@ def start_from(members: Sequence[StartEstimate], noise: Tensor, context: StartCo
         noise (`torch.Tensor`): of unit variance.
         context ([`StartContext`]): the call.
     """
+    context = dataclasses.replace(context, draws_residuals=any(member.draws_residuals for member in members))
     members = [member for member in members if not member.is_off]
     if not members:
         return StartState(noise)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from numbers import Real
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from hfnoise.latents import ResidualStatistics
@@ -13,11 +15,13 @@ from hfnoise.pipelines.start_estimate import Estimate, StartEstimate
 
 
 class TerminalPrior(StartEstimate):
-    """Adds a draw of what One More Step leaves over to its estimate: mean and covariance of the channel means.
+    """Adds a draw of what One More Step leaves over to its estimate: of the channel means, and of waves if measured.
 
     Ours, beyond the paper: with [`OneMoreStep`] alone all images of a prompt start from about the same brightness, so
     that they scatter too little. A module whose training measured the statistics has them in its config, and
-    [`OneMoreStep`] uses them by itself; this member is for statistics of your own, behind a [`OneMoreStep`] or alone.
+    [`OneMoreStep`] uses them by itself; this member is for statistics of your own, alone or behind a [`OneMoreStep`],
+    which then leaves its module's aside. They serve images of every size. With more frequencies the same generator
+    gives the same channel means.
 
     Args:
         statistics ([`hfnoise.latents.ResidualStatistics`] or its dictionary): of x0 - x0_hat, in latents.
@@ -33,6 +37,8 @@ class TerminalPrior(StartEstimate):
         False
     """
 
+    draws_residuals: ClassVar[bool] = True
+
     def __init__(self, statistics: ResidualStatistics | Mapping[str, Any], scale: float = 1.0) -> None:
         if isinstance(statistics, Mapping):
             statistics = ResidualStatistics.from_config(statistics)
@@ -42,19 +48,27 @@ class TerminalPrior(StartEstimate):
         self.statistics, self.scale = statistics, scale
 
     @classmethod
-    def fit(cls, residuals: Tensor, scale: float = 1.0) -> TerminalPrior:
-        """Return the prior of residuals x0 - x0_hat of shape `(samples, channels, ...)`."""
-        return cls(ResidualStatistics.fit(residuals), scale)
+    def fit(cls, residuals: Tensor, scale: float = 1.0, frequencies: int = 1) -> TerminalPrior:
+        """Return the prior of residuals x0 - x0_hat; arguments as of [`~hfnoise.latents.ResidualStatistics.fit`]."""
+        return cls(ResidualStatistics.fit(residuals, frequencies), scale)
 
     def estimate(self, noise: Tensor, context: StartContext) -> Estimate:
-        """Return a draw, constant over the image, from the generator of the call."""
+        """Return a draw from the generator of the call; with one frequency it is constant over the image."""
         if noise.dim() < 3:
             raise ValueError(f"latents of shape {tuple(noise.shape)} have no channels and space of their own.")
-        drawn = self.statistics.transform(context.normal(noise.shape[1]))
-        return Estimate(drawn.reshape(*drawn.shape, *[1] * (noise.dim() - 2)).expand(noise.shape), noise)
+        channels, count = noise.shape[1], self.statistics.frequencies**2
+        # The means first, and alone: they are then the same with any number of frequencies.
+        normal = context.normal(1, channels)
+        if count > 1:
+            normal = torch.cat([normal, context.normal(count - 1, channels)], 1)
+        return Estimate(self.statistics.draw(normal, noise.shape[2:]), noise)
 
     def __repr__(self) -> str:
         return f"TerminalPrior({self.statistics}, scale={self.scale})"
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the options."""
+        return {"statistics": self.statistics.to_config(), "scale": float(self.scale)}
 
 
 def check_scale(scale: float) -> None:
@@ -64,5 +78,5 @@ def check_scale(scale: float) -> None:
         >>> from hfnoise.pipelines.terminal_prior import check_scale
         >>> check_scale(1.0)
     """
-    if not 0.0 <= scale < float("inf"):
-        raise ValueError(f"scale must be at least 0, where 0 is off; got {scale}.")
+    if not isinstance(scale, Real) or not 0.0 <= scale < float("inf"):
+        raise ValueError(f"scale must be at least 0, where 0 is off; got {scale!r}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -139,11 +140,16 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
         A subclass with another objective overrides this, `noised_batch`, `identity` and `noise_rows`.
 
         Raises:
-            TypeError: for a scheduler that says nothing about training.
+            TypeError: for a scheduler that says nothing about training, or a weighting that is none.
             ValueError: if the loss has no finite weight on it, or the arguments are for another kind.
         """
         if scheduler is None:
             raise TypeError("scheduler is missing: it says which noise to train on. Give pipe.scheduler.")
+        if not (loss_weighting is None or isinstance(loss_weighting, LossWeighting)):
+            raise TypeError(
+                f"loss_weighting is {loss_weighting!r}; give a LossWeighting, such as LossWeighting.named('min_snr'), "
+                "or name it in args."
+            )
         if loss_weighting is not None and not isinstance(self.args.weighting(), UniformWeighting):
             raise ValueError("loss_weighting is given to the trainer and in args; give one of the two.")
         weighting = loss_weighting or self.args.weighting()
@@ -211,9 +217,7 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
     ) -> tuple[Tensor, None, None]:
         """Return the loss of a batch; nothing is predicted."""
         inputs = self._prepare_inputs(inputs)
-        positions = self._positions(self._eval_step, self.args.eval_batch_size, len(inputs[LATENTS]))
-        self._eval_step += 1
-        draws = self._draw(inputs, positions, 0, "eval")
+        draws = self._draw_for_evaluation(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.denoising_loss(model, inputs, draws).detach(), None, None
 
@@ -298,6 +302,12 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
         draws = draw_training_noise(self.args.seed, step, positions, tuple(latents.shape[1:]), perturbed, stream)
         return draws.to(latents.device)
 
+    def _draw_for_evaluation(self, inputs: dict[str, Tensor]) -> TrainingNoise:
+        self.inputs.check_columns(list(inputs), "a batch")  # of rows that `evaluate` or `predict` is given
+        positions = self._positions(self._eval_step, self.args.eval_batch_size, len(inputs[LATENTS]))
+        self._eval_step += 1
+        return self._draw(inputs, positions, 0, "eval")
+
     def _with_dropped_prompts(self, inputs: dict[str, Tensor], draws: TrainingNoise) -> dict[str, Tensor]:
         if not self.args.prompt_dropout:
             return inputs
@@ -317,6 +327,11 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
     def _check_empty_prompt(self, empty: dict[str, Tensor] | None) -> dict[str, Tensor]:
         if not self.args.prompt_dropout:
             return {}
+        if empty is not None and not isinstance(empty, Mapping):
+            raise TypeError(
+                f"empty_prompt is a {type(empty).__name__}; give columns by name: encode_prompts(pipe, ['']) of "
+                "hfnoise.trainers.diffusion_latents."
+            )
         if not empty:
             raise ValueError(
                 f"prompt_dropout is {self.args.prompt_dropout} and empty_prompt is missing. Give "

@@ -12,9 +12,8 @@ from datasets.fingerprint import generate_random_fingerprint
 from torch import Tensor
 
 from hfnoise.trainers.diffusion_noise import draw_training_noise
-from hfnoise.trainers.diffusion_rows import LATENTS
+from hfnoise.trainers.diffusion_rows import LATENTS, STATES
 
-PROMPT = "encoder_hidden_states"
 POOLED = "pooled_projections"
 TEXT_EMBEDS = "added_cond_kwargs.text_embeds"
 TIME_IDS = "added_cond_kwargs.time_ids"
@@ -52,8 +51,9 @@ def precompute_latents(
         `pooled_projections`, `added_cond_kwargs.text_embeds`, `added_cond_kwargs.time_ids`; float32.
 
     Raises:
-        ValueError: for a missing column, images of different sizes, an autoencoder without scaling factor, latents
-            that are not finite, or a pipeline of another form.
+        TypeError: for a dataset of another kind, and images that are paths.
+        ValueError: for a missing column, images of different sizes or another number of channels than the autoencoder
+            takes, an autoencoder without scaling factor, latents that are not finite, or a pipeline of another form.
 
     Example:
         >>> import datasets, torch
@@ -64,6 +64,13 @@ def precompute_latents(
         >>> rows[0]["latents"].shape, rows[0]["encoder_hidden_states"].shape
         (torch.Size([4, 8, 8]), torch.Size([8, 64]))
     """
+    if not isinstance(dataset, datasets.Dataset):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__}; give a datasets.Dataset: one split of a DatasetDict, a stream or "
+            "a list by Dataset.from_list(list(rows))."
+        )
+    if resolution is not None and (isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < 1):
+        raise ValueError(f"resolution is {resolution!r}; give a whole number of pixels above 0, or None.")
     missing = [name for name in (image_column, caption_column) if name and name not in dataset.column_names]
     if missing:
         raise ValueError(
@@ -88,14 +95,32 @@ def precompute_latents(
             )
         columns = {LATENTS: latents}
         if caption_column is not None:
+            gaps = [row for row, caption in zip(indices, rows[caption_column], strict=True) if caption is None]
+            if gaps:
+                raise ValueError(
+                    f"rows {gaps} have no caption in {caption_column!r}. Give them one, '' for the empty prompt, or "
+                    "filter them out."
+                )
             columns |= encode_prompts(pipe, rows[caption_column])
             if TEXT_EMBEDS in columns:
                 columns[TIME_IDS] = time_ids
         return {name: one.cpu().numpy() for name, one in columns.items()}
 
     first = encode(dataset[:1], [0])
+
+    def encode_alike(rows: dict[str, list[Any]], indices: list[int]) -> dict[str, Any]:
+        columns = encode(rows, indices)
+        # `datasets` would write other shapes without a word, and read them in that of the first row.
+        for name, one in columns.items():
+            if one.shape[1:] != first[name].shape[1:]:
+                raise ValueError(
+                    f"{name} of row {indices[0]} have the shape {one.shape[1:]}, those of row 0 "
+                    f"{first[name].shape[1:]}: images have different sizes. Set resolution to bring them to one."
+                )
+        return columns
+
     return dataset.map(
-        encode,
+        encode_alike,
         batched=True,
         with_indices=True,
         batch_size=batch_size,
@@ -137,9 +162,9 @@ def encode_prompts(pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     given |= {"device": pipe._execution_device, "prompt_2": None, "prompt_3": None}
     outputs = pipe.encode_prompt(**{name: value for name, value in given.items() if name in known})
     takes = inspect.signature(type(denoiser).forward).parameters
-    if not isinstance(outputs, tuple) or PROMPT not in takes:
+    if not isinstance(outputs, tuple) or STATES not in takes:
         raise ValueError(f"{type(pipe).__name__} encodes prompts in a form of its own; {_OWN_COLUMNS}")
-    columns = {PROMPT: outputs[0]}
+    columns = {STATES: outputs[0]}
     if len(outputs) == 4 and POOLED in takes:
         columns[POOLED] = outputs[2]
     elif len(outputs) == 4 and denoiser.config.get("addition_embed_type") == "text_time":
@@ -208,6 +233,12 @@ def _pixels(pipe: Any, images: list[Any], resolution: int | None) -> tuple[Tenso
             same = [ImageOps.fit(image, (resolution, resolution)) for image in same]
         tensors = [pipe.image_processor.preprocess(image)[0] for image in same]
     else:
+        path = next((image for image in images if isinstance(image, (str, bytes, dict))), None)
+        if path is not None:
+            raise TypeError(
+                f"an image is a {type(path).__name__}: {path!r:.80}. Have datasets open it: "
+                "dataset.cast_column(column, datasets.Image())."
+            )
         if resolution is not None:
             raise ValueError("resolution is for PIL images; bring tensors to one size before.")
         tensors = [torch.as_tensor(image, dtype=torch.float32) for image in images]
@@ -217,6 +248,9 @@ def _pixels(pipe: Any, images: list[Any], resolution: int | None) -> tuple[Tenso
     sizes = {tuple(one.shape) for one in tensors}
     if len(sizes) > 1:
         raise ValueError(f"images have different sizes: {sorted(sizes)}. Set resolution to bring them to one.")
+    channels = pipe.vae.config.get("in_channels", len(tensors[0]))
+    if len(tensors[0]) != channels:
+        raise ValueError(f"images have {len(tensors[0])} channels, and the autoencoder takes {channels}.")
     pixels = torch.stack(tensors)
     size = tuple(pixels.shape[-2:])
     return pixels, torch.tensor([[*original, 0, 0, *size] for original in originals], dtype=torch.float32)

@@ -12,7 +12,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.training_utils import cast_training_params
 
 from hfnoise.trainers.diffusion_arguments import DiffusionTrainingArguments
-from hfnoise.trainers.diffusion_saving import ADAPTER_NAME
+from hfnoise.trainers.diffusion_saving import trained_adapter
 
 
 class TrackedConfig(FrozenDict):
@@ -32,7 +32,8 @@ def prepare_denoiser(model: Any, args: DiffusionTrainingArguments, peft_config: 
 
     Raises:
         TypeError: if it is no model of diffusers.
-        ValueError: if nothing of it is trainable, or in half precision, or adapters are asked for twice.
+        ValueError: if nothing of it is trainable, or in half precision, or adapters are asked for twice, or more is
+            trainable than the one adapter that is saved.
     """
     if isinstance(model, DiffusionPipeline):
         raise TypeError(f"model is a {type(model).__name__}; give its denoiser: pipe.unet or pipe.transformer.")
@@ -45,13 +46,15 @@ def prepare_denoiser(model: Any, args: DiffusionTrainingArguments, peft_config: 
         if getattr(model, "_hf_peft_config_loaded", False):
             raise ValueError("the model has an adapter already, so peft_config would add another; give one of them.")
         model.requires_grad_(False)
-        model.add_adapter(peft_config, adapter_name=ADAPTER_NAME)
+        model.add_adapter(peft_config)
         cast_training_params(model, dtype=torch.float32)  # a frozen base may stay in half precision
     trainable = {name: one for name, one in model.named_parameters() if one.requires_grad}
     if not trainable:
         raise ValueError(
             "no parameter of the model is trainable; call model.requires_grad_(True), or give peft_config."
         )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        trained_adapter(model)  # now, and not when the trained weights are to be saved
     half = next((name for name, one in trainable.items() if one.dtype != torch.float32), None)
     if half is not None:
         raise ValueError(

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from hfnoise.latents.hf_time_free_unet import text_widths
+
 LATENTS = "latents"
+STATES = "encoder_hidden_states"
 # How diffusers' denoisers call what they denoise; the time is `timestep` in all of them.
 _INPUT_NAMES = ("sample", "hidden_states")
 _TIME_NAME = "timestep"
@@ -111,7 +115,7 @@ class DiffusionCollator:
     """Stacks rows of latents and conditions into a batch: floats in float32, whole numbers and masks as they are.
 
     Raises:
-        ValueError: if rows have different shapes, or latents that are not finite.
+        ValueError: if rows have different columns or shapes, or numbers that are not finite.
 
     Example:
         >>> import torch
@@ -121,6 +125,12 @@ class DiffusionCollator:
     """
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        columns = {tuple(sorted(row)) for row in rows}
+        if len(columns) > 1:
+            raise ValueError(
+                f"rows of one batch have different columns: {sorted(columns)}. Give every row the same: a caption "
+                "that is missing as the empty prompt."
+            )
         return {name: self._stack(name, [row[name] for row in rows]) for name in rows[0]}
 
     def _stack(self, name: str, values: list[Any]) -> Tensor:
@@ -153,8 +163,13 @@ def check_rows(dataset: Any, where: str, inputs: DenoiserInputs, model: Any) -> 
     """Look at the columns and the first row of a dataset, or of each of a dictionary of them; a stream is not read.
 
     Raises:
-        ValueError: if the denoiser does not take them.
+        ValueError: if the denoiser does not take them, or there are none.
     """
+    if isinstance(dataset, dict) and where == "train_dataset":
+        raise ValueError(
+            f"train_dataset is a dictionary of {sorted(dataset)}; a run is on one dataset. Give one of them, such as "
+            f"dataset[{next(iter(dataset), 'train')!r}], or join them: datasets.concatenate_datasets."
+        )
     if isinstance(dataset, dict):
         for name, one in dataset.items():
             check_rows(one, f"{where}[{name!r}]", inputs, model)
@@ -164,10 +179,14 @@ def check_rows(dataset: Any, where: str, inputs: DenoiserInputs, model: Any) -> 
     columns = getattr(dataset, "column_names", None)
     if columns is not None:
         inputs.check_columns(columns, where)
-    if not hasattr(dataset, "__len__") or not len(dataset):
+    if not hasattr(dataset, "__len__"):
         return
+    if not len(dataset):
+        raise ValueError(f"{where} has no rows. Look at what filtered them out, or at its split.")
     row = dataset[0]
     inputs.check_columns(list(row), where)
+    if isinstance(model, UNet2DConditionModel) and STATES in row:
+        _check_states(tuple(torch.as_tensor(row[STATES]).shape), where, inputs.name, text_widths(model))
     shape = tuple(torch.as_tensor(row[LATENTS]).shape)
     channels = getattr(model.config, "in_channels", None)
     # Fewer dimensions are those of packed latents.
@@ -176,6 +195,16 @@ def check_rows(dataset: Any, where: str, inputs: DenoiserInputs, model: Any) -> 
             f"the latents of {where} have the shape {shape}, and {inputs.name} takes {channels} channels first. "
             "Encode with the autoencoder of the same pipeline."
         )
+
+
+def _check_states(shape: tuple[int, ...], where: str, name: str, widths: frozenset[int]) -> None:
+    if len(shape) == 2 and (not widths or shape[-1] in widths):
+        return
+    wanted = " or ".join(map(str, sorted(widths)))
+    raise ValueError(
+        f"the {STATES} of {where} have the shape {shape}, and {name} takes (tokens, {wanted or 'width'}), by its "
+        "cross_attention_dim. Encode the prompts with the text encoder of the same pipeline, one row each."
+    )
 
 
 def flow_time_scale(model: Any) -> float:

@@ -17,7 +17,6 @@ from hfnoise.trainers.checkpoints import check_identity, last_complete_checkpoin
 from hfnoise.trainers.diffusion_average import WeightAverage
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-ADAPTER_NAME = "default"
 
 
 class DiffusionSavingMixin:
@@ -107,9 +106,40 @@ class DiffusionSavingMixin:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
 
+def trained_adapter(model: Any) -> str:
+    """Return the name of the adapter that is trained, of those that a model has.
+
+    Raises:
+        ValueError: if there are several, or something else is trained too, which a file of LoRA weights has no place
+            for.
+    """
+    owners = {name: _adapter_of(name) for name, one in model.named_parameters() if one.requires_grad}
+    lost = next((name for name, owner in owners.items() if owner is None), None)
+    if lost is not None:
+        raise ValueError(
+            f"{lost} is trainable beside the adapter, and a file of LoRA weights has no place for it: it would be "
+            "lost. Freeze it (model.requires_grad_(False) before add_adapter; no bias and no modules_to_save in "
+            "LoraConfig), or train the model without an adapter."
+        )
+    # Of a frozen model it is the only one.
+    found = sorted(set(owners.values()) or set(model.peft_config))  # type: ignore[type-var]
+    if len(found) > 1:
+        raise ValueError(
+            f"the model has several adapters to train: {found}. A run trains and saves one; freeze or delete the "
+            f"others: model.delete_adapters({found[1:]})."
+        )
+    return str(found[0])
+
+
+def _adapter_of(name: str) -> str | None:
+    parts = name.split(".")
+    return next((after for part, after in zip(parts, parts[1:], strict=False) if part.startswith("lora_")), None)
+
+
 def save_adapter(model: Any, folder: Path) -> None:
     """Write LoRA weights as `pipe.load_lora_weights(folder)` reads them."""
-    layers, metadata = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME), model.peft_config[ADAPTER_NAME]
+    adapter = trained_adapter(model)
+    layers, metadata = get_peft_model_state_dict(model, adapter_name=adapter), model.peft_config[adapter]
     if _prefix(model) == "unet":
         StableDiffusionLoraLoaderMixin.save_lora_weights(
             folder, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata.to_dict()
@@ -130,11 +160,11 @@ def load_weights(model: Any, folder: Path) -> None:
         file = folder / ADAPTER_FILE
         if not file.is_file():
             raise ValueError(f"{str(folder)!r} has no {ADAPTER_FILE}, and this run trains an adapter.")
-        start = _prefix(model) + "."
+        start, adapter = _prefix(model) + ".", trained_adapter(model)
         layers = {name.removeprefix(start): one for name, one in load_file(file).items()}
-        expected = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME)
+        expected = get_peft_model_state_dict(model, adapter_name=adapter)
         _check_shapes(folder, {name: one.shape for name, one in layers.items()}, expected)
-        set_peft_model_state_dict(model, layers, adapter_name=ADAPTER_NAME)
+        set_peft_model_state_dict(model, layers, adapter_name=adapter)
         return
     if not (folder / "config.json").is_file():
         raise ValueError(f"{str(folder)!r} has no config.json, so it is not a saved {type(model).__name__}.")

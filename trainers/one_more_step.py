@@ -15,15 +15,15 @@ from torch.utils.data import ConcatDataset, IterableDataset, Subset
 from transformers import EvalPrediction
 
 from hfnoise.latents import ResidualStatistics
+from hfnoise.latents.cosine_basis import cosine_amplitudes
 from hfnoise.latents.hf_time_free_unet import module_residuals, set_module_residuals
 from hfnoise.trainers.diffusion import DiffusionTrainer, NoisedBatch
 from hfnoise.trainers.diffusion_model import TrackedConfig
 from hfnoise.trainers.diffusion_noise import TrainingNoise
-from hfnoise.trainers.diffusion_rows import LATENTS, DenoiserInputs
+from hfnoise.trainers.diffusion_rows import LATENTS, STATES, DenoiserInputs
 from hfnoise.trainers.one_more_step_arguments import OneMoreStepTrainingArguments
 from hfnoise.trainers.one_more_step_card import OneMoreStepCardMixin
 
-STATES = "encoder_hidden_states"
 # What rows for SDXL have besides (pooled states, sizes): it is for the base model, and no module has been given it.
 _BESIDE = "added_cond_kwargs"
 # Of a stock UNet that would be asked for more than noise and prompt.
@@ -40,10 +40,11 @@ class OneMoreStepTrainer(OneMoreStepCardMixin, DiffusionTrainer):
     x0 - x0_hat) / Var(mean of x0), 0 for a module that says the same of all prompts; NaN where the latents of the
     evaluation set do not differ in brightness.
 
-    After training the mean and covariance of the channel means of x0 - x0_hat are measured
-    ([`~hfnoise.latents.ResidualStatistics`]; ours, beyond the paper) and go into the config of the module, with which
-    it is saved and pushed; [`OneMoreStep`] then draws from them. Checkpoints, which are written before that, carry
-    none. Noise, prompt dropout, the average of the weights and resuming are those of [`DiffusionTrainer`].
+    After training the mean and covariance of the channel means of x0 - x0_hat, and of as many of its lowest waves as
+    `residual_frequencies` says, are measured ([`~hfnoise.latents.ResidualStatistics`]; ours, beyond the paper) and go
+    into the config of the module, with which it is saved and pushed; [`OneMoreStep`] then draws from them.
+    Checkpoints, which are written before that, carry none. Noise, prompt dropout, the average of the weights and
+    resuming are those of [`DiffusionTrainer`].
 
     ```python
     trainer = OneMoreStepTrainer(module, args=args, train_dataset=rows, empty_prompt=encode_prompts(pipe, [""]))
@@ -126,6 +127,8 @@ class OneMoreStepTrainer(OneMoreStepCardMixin, DiffusionTrainer):
                 "the terminal prior is fitted on the evaluation set where there is one, which has less than 2 rows. "
                 "Give more, or residual_samples=0."
             )
+        if self.args.residual_frequencies > 1 and hasattr(measured, "__len__"):
+            self._check_size(torch.as_tensor(measured[0][LATENTS]).shape)
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint must agree on with the run that it is resumed by."""
@@ -134,6 +137,7 @@ class OneMoreStepTrainer(OneMoreStepCardMixin, DiffusionTrainer):
 
     def noised_batch(self, latents: Tensor, draws: TrainingNoise) -> NoisedBatch:
         """Return noise to be shown, and minus the latents to be answered."""
+        self._check_size(latents.shape)  # of a stream it has not been seen yet
         timestep = torch.zeros(len(latents), dtype=torch.long, device=latents.device) if self._stock else None
         return NoisedBatch(draws.noise, timestep, -latents)
 
@@ -176,22 +180,35 @@ class OneMoreStepTrainer(OneMoreStepCardMixin, DiffusionTrainer):
             output = self.predict(self._measured_rows() if dataset is None else dataset)
         finally:
             self.is_in_train = before
-        statistics = ResidualStatistics.fit(_joined(output.predictions))
+        statistics = ResidualStatistics.fit_amplitudes(_joined(output.predictions))
         self._set_residuals(statistics)
         return statistics
 
     def prediction_step(  # type: ignore[override]
         self, model: Any, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss of a batch, and the channel means of x0 - x0_hat and of x0, each `(batch, channels)`."""
+        """Return the loss of a batch, the amplitudes of x0 - x0_hat and the channel means of x0.
+
+        Returns:
+            A scalar, `(batch, channels, residual_frequencies^2)`, of which the first are the means, and `(batch,
+            channels)`.
+        """
         conditions = dict(self._prepare_inputs(inputs))
+        draws = self._draw_for_evaluation(conditions)
         latents = conditions.pop(LATENTS).float()
-        positions = self._positions(self._eval_step, self.args.eval_batch_size, len(latents))
-        self._eval_step += 1
-        batch = self.noised_batch(latents, self._draw({LATENTS: latents}, positions, 0, "eval"))
+        batch = self.noised_batch(latents, draws)
         with torch.no_grad(), self.compute_loss_context_manager():
             residual = self.denoise(model, batch.sample, batch.timestep, conditions).float() - batch.target
-            return residual.square().mean(), residual.flatten(2).mean(2), latents.flatten(2).mean(2)
+            amplitudes = cosine_amplitudes(residual, self.args.residual_frequencies, torch.float32)
+            return residual.square().mean(), amplitudes, latents.flatten(2).mean(2)
+
+    def _check_size(self, shape: torch.Size) -> None:
+        frequencies = self.args.residual_frequencies
+        if frequencies > 1 and (len(shape) < 3 or min(shape[-2:]) < frequencies):
+            raise ValueError(
+                f"residual_frequencies is {frequencies}, and latents of the shape {tuple(shape)} have fewer pixels "
+                "along a side. Give less."
+            )
 
     def _set_residuals(self, statistics: ResidualStatistics | None) -> None:
         _set_residuals_of(self._denoiser(), statistics)
@@ -227,8 +244,8 @@ def _set_residuals_of(module: Any, statistics: ResidualStatistics | None) -> Non
 def _explained(prediction: EvalPrediction) -> dict[str, float]:
     """Return the share of the variance of the channel means that the module explains, over all channels."""
     residual, brightness = (
-        float(_joined(means).double().var(0, correction=0).sum())
-        for means in (prediction.predictions, prediction.label_ids)
+        float(means.double().var(0, correction=0).sum())
+        for means in (_joined(prediction.predictions)[..., 0], _joined(prediction.label_ids))
     )
     return {"low_frequency_r2": 1.0 - residual / brightness if brightness > 0 else float("nan")}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from hfnoise.latents.residuals import check_frequencies
 from hfnoise.latents_options import ONE_MORE_STEP_OPTIONS
 from hfnoise.options import option_default, option_help
 from hfnoise.trainers.diffusion_arguments import DiffusionTrainingArguments
@@ -27,7 +28,7 @@ def _field(name: str) -> Any:
 
 @dataclass
 class OneMoreStepTrainingArguments(DiffusionTrainingArguments):
-    """Arguments of [`OneMoreStepTrainer`]: every field of [`DiffusionTrainingArguments`], and one more.
+    """Arguments of [`OneMoreStepTrainer`]: every field of [`DiffusionTrainingArguments`], and two more.
 
     The defaults of `learning_rate` (1e-4), `weight_decay` (1e-2), `prompt_dropout` (0.1) and `ema_decay` (0.999)
     differ. They are ours: the training of One More Step (arXiv 2311.15744) has not been published. An effective batch
@@ -40,6 +41,9 @@ class OneMoreStepTrainingArguments(DiffusionTrainingArguments):
         residual_samples (`int`, defaults to `4096`): rows that the terminal prior is fitted on after training, spread
             over the evaluation set, or else over the training set; 0 for no prior, else at least 2. The spread comes
             out to 1 / sqrt(2 residual_samples) of itself, 1 % at the default.
+        residual_frequencies (`int`, defaults to `1`): along each side of the image, of which the terminal prior keeps
+            mean and covariance; 1 is the channel means only, 2 adds light that falls from one side. Ours, as the
+            prior is.
 
     Raises:
         ValueError: for a value out of range, and for settings of noise levels.
@@ -55,6 +59,7 @@ class OneMoreStepTrainingArguments(DiffusionTrainingArguments):
     prompt_dropout: float = _field("prompt_dropout")
     ema_decay: float | None = _field("ema_decay")
     residual_samples: int = _field("residual_samples")
+    residual_frequencies: int = _field("residual_frequencies")
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name, value in _WITHOUT_MEANING.items() if getattr(self, name) != value}
@@ -71,5 +76,11 @@ class OneMoreStepTrainingArguments(DiffusionTrainingArguments):
         if self.residual_samples < 0 or self.residual_samples == 1:
             raise ValueError(
                 f"residual_samples is {self.residual_samples}; a covariance needs at least 2 rows, and 0 is no prior."
+            )
+        check_frequencies(self.residual_frequencies, "residual_frequencies")
+        if self.residual_frequencies > 1 and not self.residual_samples:
+            raise ValueError(
+                f"residual_frequencies is {self.residual_frequencies}, of a prior that residual_samples=0 leaves out. "
+                "Give one of them only."
             )
         super().__post_init__()

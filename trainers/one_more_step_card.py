@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hfnoise.latents import ResidualStatistics
 from hfnoise.latents.hf_time_free_unet import module_residuals
 from hfnoise.trainers.diffusion_card import DiffusionCardMixin
 
@@ -21,8 +22,12 @@ class OneMoreStepCardMixin(DiffusionCardMixin):
         residuals: Any = module_residuals(self._denoiser())  # type: ignore[attr-defined]
         if residuals is None:
             return [*rows, ("terminal prior", "none")]
-        spread = (f"{residuals.covariance[channel][channel] ** 0.5:.3g}" for channel in range(residuals.channels))
-        return [*rows, ("terminal prior: spread of the channel means", ", ".join(spread))]
+        rows.append(("terminal prior: spread of the channel means", _spread(residuals)))
+        for number, part in enumerate(residuals.spectra, 1):
+            down, across = divmod(number, residuals.frequencies)
+            waves = f"{down} half periods down and {across} across"
+            rows.append((f"terminal prior: spread of the wave of {waves}", _spread(part)))
+        return rows
 
     def _lead(self, base: str | None, adapter: bool) -> str:
         source = f", from [{base}](https://huggingface.co/{base})" if base else ""
@@ -49,3 +54,10 @@ class OneMoreStepCardMixin(DiffusionCardMixin):
         last = next((entry[name] for entry in reversed(self.state.log_history) if name in entry), None)
         shown = [] if last is None else [("low-frequency R² (share of the brightness explained)", f"{last:.4f}")]
         return super()._metric_rows() + shown
+
+
+def _spread(statistics: ResidualStatistics) -> str:
+    """Return the standard deviations of the channels."""
+    # A variance of 0 may come out a little below it.
+    variances = (max(statistics.covariance[channel][channel], 0.0) for channel in range(statistics.channels))
+    return ", ".join(f"{variance**0.5:.3g}" for variance in variances)

@@ -10,13 +10,7 @@ distance of the brightness of samples from that of real images is printed, for o
 
 import torch
 
-from hfnoise import (
-    OneMoreStep,
-    OneMoreStepTrainer,
-    OneMoreStepTrainingArguments,
-    TimeFreeUNet2DConditionModel,
-    guide,
-)
+from hfnoise import OneMoreStep, OneMoreStepTrainer, OneMoreStepTrainingArguments, guide
 from hfnoise.worlds.brightness import (
     ROWS,
     SPREAD,
@@ -26,6 +20,7 @@ from hfnoise.worlds.brightness import (
     draw_latents,
     draw_prompts,
     empty_states,
+    new_brightness_module,
     new_brightness_pipeline,
     prompt_states,
 )
@@ -37,12 +32,6 @@ FOLDER = "brightness_oms_module"
 
 def train():
     """Return the trainer of a module that it has written, with its terminal prior, to a folder."""
-    torch.manual_seed(0)
-    module = TimeFreeUNet2DConditionModel(
-        in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=3, attention_head_dim=4,
-    )  # fmt: skip
     args = OneMoreStepTrainingArguments(
         output_dir=FOLDER, max_steps=STEPS, per_device_train_batch_size=16, per_device_eval_batch_size=128,
         learning_rate=4e-3, lr_scheduler_type="cosine", warmup_steps=STEPS // 10, logging_steps=STEPS // 3,
@@ -51,7 +40,7 @@ def train():
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     trainer = OneMoreStepTrainer(
-        module,
+        new_brightness_module(),
         args,
         train_dataset=brightness_rows(ROWS, generator),
         eval_dataset=brightness_rows(TEST_ROWS, generator),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -42,5 +43,5 @@ def check_brightness(value: float) -> None:
         >>> from hfnoise.latents.brightness import check_brightness
         >>> check_brightness(-1)
     """
-    if not -1.0 <= value <= 1.0:
-        raise ValueError(f"a brightness is in [-1, 1], from black to white, with 0 for no change; got {value}.")
+    if not isinstance(value, Real) or not -1.0 <= value <= 1.0:
+        raise ValueError(f"a brightness is in [-1, 1], from black to white, with 0 for no change; got {value!r}.")

@@ -25,6 +25,37 @@ _STOCK_NAME = "UNet2DConditionModel"
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
+def find_file(repository: str | PathLike[str], name: str, **hub_options: Any) -> str | None:
+    """Return where a file of a folder or Hub repository lies on this machine; `None` if the repository has none.
+
+    Args:
+        repository (`str` or `os.PathLike`): folder or name on the Hub.
+        name (`str`): path of the file in it.
+        hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, ...
+
+    Raises:
+        OSError: if there is no such repository.
+        ValueError: if `repository` can be neither.
+
+    Example:
+        >>> from hfnoise.latents.hf_checkpoints import find_file
+        >>> find_file(".", "config.json") is None
+        True
+    """
+    path = os.fspath(repository)
+    if os.path.isdir(path):
+        file = os.path.join(path, *name.split("/"))
+        return file if os.path.isfile(file) else None
+    hub_options = {key: hub_options[key] for key in _HUB_OPTIONS if hub_options.get(key) is not None}
+    try:
+        found: str = hf_hub_download(path, name, **hub_options)
+    except EntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise ValueError(f"{path} is neither a folder nor the name of a repository on the Hub.") from error
+    return found
+
+
 def read_json(repository: str | PathLike[str], name: str, **hub_options: Any) -> dict[str, Any] | None:
     """Return a JSON file of a folder or Hub repository; `None` if it has none.
 
@@ -44,19 +75,9 @@ def read_json(repository: str | PathLike[str], name: str, **hub_options: Any) ->
         >>> read_json(".", "config.json")
         {'in_channels': 4}
     """
-    path = os.fspath(repository)
-    if os.path.isdir(path):
-        file = os.path.join(path, *name.split("/"))
-        if not os.path.isfile(file):
-            return None
-    else:
-        hub_options = {key: hub_options[key] for key in _HUB_OPTIONS if hub_options.get(key) is not None}
-        try:
-            file = hf_hub_download(path, name, **hub_options)
-        except EntryNotFoundError:
-            return None
-        except HFValidationError as error:
-            raise ValueError(f"{path} is neither a folder nor the name of a repository on the Hub.") from error
+    file = find_file(repository, name, **hub_options)
+    if file is None:
+        return None
     try:
         with open(file, encoding="utf-8") as stream:
             content = json.load(stream)
@@ -76,7 +97,7 @@ def load_module(
         repository (`str` or `os.PathLike`): of the module, or of a pipeline that has it in `oms_module`.
         subfolder (`str`, *optional*): where the module is; the repository itself or its `oms_module` by default.
         variant (`str`, *optional*): `"fp16"` for the official ones, which have no other weights.
-        kwargs: of `from_pretrained`, such as `torch_dtype` and `revision`.
+        kwargs: of `from_pretrained`, such as `dtype` (`torch_dtype` is another name of it) and `revision`.
 
     Returns:
         A `UNet2DConditionModel` if it was saved as that with all its weights (the timestep is fixed to 0), a
@@ -89,7 +110,8 @@ def load_module(
     places = [subfolder] if subfolder is not None else ["", MODULE_FOLDER]
     for place in places:
         config = read_json(path, f"{place}/config.json".lstrip("/"), **kwargs)
-        if config is not None and ("block_out_channels" in config or "Model" in str(config.get("_class_name"))):
+        # An autoencoder has the first too, and reads no text.
+        if config is not None and {"block_out_channels", "cross_attention_dim"} <= set(config):
             break
     else:
         wanted = " or ".join(f"{place}/config.json".lstrip("/") for place in places)
@@ -97,6 +119,8 @@ def load_module(
             f"{path} holds no module of One More Step: there is no {wanted} of a UNet. Give the folder that "
             "save_pretrained wrote, or say subfolder=..."
         )
+    if "torch_dtype" in kwargs:  # diffusers 0.42 warns of the name
+        kwargs["dtype"] = kwargs.pop("torch_dtype")
     # diffusers asks for None where there is no sub-folder.
     options = {"subfolder": place or None, "variant": variant, **kwargs}
     if config.get("_class_name") == _STOCK_NAME:
@@ -121,7 +145,8 @@ def convert_oms_checkpoint(
 
     The stock form is a `UNet2DConditionModel`, which diffusers loads without hfnoise and without trusted remote code:
     all that has to do with the time is zero in it. The way back adds what a fixed timestep 0 contributes to the biases
-    of the convolutions, so that any stock UNet without class labels can be converted.
+    of the convolutions, so that any stock UNet without class labels can be converted. Only the network is written, not
+    the options and the text encoder that [`OneMoreStep`] saves beside it.
 
     Args:
         src (`str` or `os.PathLike`): folder or Hub repository of a module, or of a pipeline with an `oms_module`.
@@ -196,6 +221,7 @@ def load_oms_components(
     *,
     text_encoder: Any = None,
     tokenizer: Any = None,
+    dtype: torch.dtype | None = None,
     torch_dtype: torch.dtype | None = None,
     **hub_options: Any,
 ) -> OMSComponents:
@@ -210,7 +236,7 @@ def load_oms_components(
         text_encoder (*optional*): a model to take instead; or a repository or folder of a pipeline with
             `text_encoder` and `tokenizer`; or `False` for the embeddings of the pipeline.
         tokenizer (*optional*): a tokenizer to take instead, or its repository.
-        torch_dtype (`torch.dtype`, *optional*): of both networks.
+        dtype, torch_dtype (`torch.dtype`, *optional*): of both networks; the second is the old name.
         hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, ... of `repo`.
 
     Raises:
@@ -222,8 +248,8 @@ def load_oms_components(
         >>> checkpoints.OMSComponents(module=None).text_encoder is None
         True
     """
-    dtype = {} if torch_dtype is None else {"torch_dtype": torch_dtype}
-    module = load_module(repo, MODULE_FOLDER, variant=variant, **dtype, **hub_options)
+    dtype = torch_dtype if dtype is None else dtype
+    module = load_module(repo, MODULE_FOLDER, variant=variant, dtype=dtype, **hub_options)
     if text_encoder is False:
         return OMSComponents(module)
     if text_encoder is not None and not isinstance(text_encoder, (str, PathLike)):
@@ -243,7 +269,7 @@ def load_oms_components(
     elsewhere = os.fspath(place) != os.fspath(repo)
     own = {name: value for name, value in hub_options.items() if not (elsewhere and name == "revision")}
     try:
-        encoder = _text_encoder(place, folder, torch_dtype, own)
+        encoder = _text_encoder(place, folder, dtype, own)
         read = _tokenizer(tokenizer, places[1], own)
     except (OSError, ValueError) as error:
         raise OSError(
@@ -273,11 +299,12 @@ def _redirected(
     return config["_name_or_path"], config.get("subfolder")
 
 
-def _text_encoder(place: Any, folder: str | None, torch_dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
+def _text_encoder(place: Any, folder: str | None, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
+    """Return a text encoder of CLIP of a sub-folder, in evaluation mode; `dtype=None` is the saved one's."""
     from transformers import CLIPTextModel
 
-    dtype = {} if torch_dtype is None else {"dtype": torch_dtype}
-    return CLIPTextModel.from_pretrained(place, subfolder=folder or "", **dtype, **options).eval()
+    given = {} if dtype is None else {"dtype": dtype}
+    return CLIPTextModel.from_pretrained(place, subfolder=folder or "", **given, **options).eval()
 
 
 def _tokenizer(given: Any, place: tuple[Any, str | None] | None, options: dict[str, Any]) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -130,6 +132,25 @@ def module_output(module: nn.Module, sample: Tensor, encoder_hidden_states: Tens
     return output
 
 
+def text_widths(module: Any) -> frozenset[int]:
+    """Return how wide the text states may be that a UNet reads; empty if its config does not say.
+
+    Example:
+        >>> from diffusers import UNet2DConditionModel
+        >>> from hfnoise.latents.hf_time_free_unet import text_widths
+        >>> unet = UNet2DConditionModel(
+        ...     block_out_channels=(8,), down_block_types=["CrossAttnDownBlock2D"], norm_num_groups=4,
+        ...     up_block_types=["CrossAttnUpBlock2D"], layers_per_block=1, cross_attention_dim=6, attention_head_dim=4)
+        >>> sorted(text_widths(unet))
+        [6]
+    """
+    config = getattr(module, "config", None)
+    width = getattr(config, "encoder_hid_dim", None) or getattr(config, "cross_attention_dim", None)
+    if width is None:
+        return frozenset()
+    return frozenset(width if isinstance(width, (list, tuple)) else [width])
+
+
 # In a stock module's config the name begins with an underscore: diffusers keeps such entries without a warning.
 _STOCK_ENTRY = "_residuals"
 
@@ -142,7 +163,13 @@ def module_residuals(module: Any) -> ResidualStatistics | None:
     """
     config = getattr(module, "config", None)
     entry = None if config is None else (config.get("residuals") or config.get(_STOCK_ENTRY))
-    return None if entry is None else ResidualStatistics.from_config(entry)
+    return None if entry is None else _statistics(json.dumps(entry))
+
+
+@functools.lru_cache(maxsize=16)
+def _statistics(entry: str) -> ResidualStatistics:
+    # The same object for the same numbers: it keeps the roots of its covariances from call to call.
+    return ResidualStatistics.from_config(json.loads(entry))
 
 
 def set_module_residuals(module: Any, statistics: ResidualStatistics | None) -> None:

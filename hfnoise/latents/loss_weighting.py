@@ -202,7 +202,9 @@ class P2Weighting(LossWeighting):
 
     def sample_weights(self, snr: Tensor) -> Tensor:
         """Return SNR / (k + SNR)^gamma."""
-        return snr * (self.k + snr) ** -self.gamma
+        # The same, where the first is infinity times 0.
+        large = snr ** (1 - self.gamma) * (1 + self.k / snr) ** -self.gamma
+        return torch.where(snr <= 1, snr * (self.k + snr) ** -self.gamma, large)
 
 
 @dataclass(frozen=True)

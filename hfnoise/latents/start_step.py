@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -33,11 +34,12 @@ def one_more_step(
     Args:
         v (`torch.Tensor` of shape `(batch, channels, height, width)`): what the network puts out, guided if need be.
         noise (`torch.Tensor` of the shape of `v`): of unit variance; what the network was given, so that the
-            composition of the image without this step is kept. At `eta=1` without `fresh_noise` it is taken for z.
+            composition of the image without this step is kept. Where all noise is new (`eta=1`, and `"official"`) it
+            is taken for z, unless `fresh_noise` or `generator` is given.
         alpha_bar (`float`): signal power in [0, 1] at the first timestep of the scheduler, which need not be the last
             one of training.
-        eta (`float`, defaults to `0.0`): in [0, 1], share of z; it has no part in `compat="official"`.
-        compat (`str`, *optional*): `"official"` for the arithmetic of the released code, where `noise` is z.
+        eta (`float`, defaults to `0.0`): in [0, 1], share of z; 0 or 1 in `compat="official"`, where all is z.
+        compat (`str`, *optional*): `"official"` for the arithmetic of the released code.
         fresh_noise (`torch.Tensor` of the shape of `v`, *optional*): z; drawn from `generator` by default.
         generator (`torch.Generator`, *optional*): for z.
 
@@ -58,18 +60,16 @@ def one_more_step(
     power = float(alpha_bar)
     if not 0.0 <= power <= 1.0:
         raise ValueError(f"alpha_bar must be in [0, 1], got {power}: it is the square of the signal's factor.")
-    if compat not in COMPATS:
-        raise ValueError(f"compat must be one of {COMPATS}, got {compat!r}.")
     if v.shape != noise.shape:
         raise ValueError(
             f"v is of shape {tuple(v.shape)} and the noise of {tuple(noise.shape)}: they must be the same."
         )
-    if compat == "official":
-        check_eta(eta)
-        return _sum(-math.sqrt(power), v, 1.0 - power, noise)
-    if eta != 1.0 or fresh_noise is not None:
-        noise = mixed_noise(noise, eta, fresh_noise, generator)
-    return _sum(-math.sqrt(power), v, math.sqrt(1.0 - power), noise)
+    check_compat(compat, eta)
+    share = 1.0 if compat == "official" else eta
+    if share != 1.0 or fresh_noise is not None or generator is not None:
+        noise = mixed_noise(noise, share, fresh_noise, generator)
+    spread = 1.0 - power if compat == "official" else math.sqrt(1.0 - power)
+    return _sum(-math.sqrt(power), v, spread, noise)
 
 
 def mixed_noise(
@@ -84,7 +84,7 @@ def mixed_noise(
         generator (`torch.Generator`, *optional*): for z.
 
     Raises:
-        ValueError: if eta is out of its range.
+        ValueError: if eta is out of its range, or z of another shape.
 
     Example:
         >>> import torch
@@ -98,6 +98,11 @@ def mixed_noise(
     if fresh_noise is None:
         device = noise.device if generator is None else generator.device
         fresh_noise = torch.randn(noise.shape, generator=generator, device=device).to(noise.device)
+    if fresh_noise.shape != noise.shape:
+        raise ValueError(
+            f"fresh_noise is of shape {tuple(fresh_noise.shape)} and the noise of {tuple(noise.shape)}: they must be "
+            "the same."
+        )
     return _sum(math.sqrt(1.0 - eta * eta), noise, eta, fresh_noise)
 
 
@@ -108,8 +113,22 @@ def check_eta(eta: float) -> None:
         >>> from hfnoise.latents.start_step import check_eta
         >>> check_eta(0.5)
     """
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta must be in [0, 1], got {eta}: 0 keeps the noise, 1 replaces it.")
+    if not isinstance(eta, Real) or not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta must be in [0, 1], got {eta!r}: 0 keeps the noise, 1 replaces it.")
+
+
+def check_compat(compat: str | None, eta: float) -> None:
+    """Raise ValueError if there is no such arithmetic, or eta has no part in it.
+
+    Example:
+        >>> from hfnoise.latents.start_step import check_compat
+        >>> check_compat("official", eta=1.0)
+    """
+    check_eta(eta)
+    if compat not in COMPATS:
+        raise ValueError(f"compat must be one of {COMPATS}, got {compat!r}.")
+    if compat == "official" and eta not in (0.0, 1.0):
+        raise ValueError(f"compat='official' replaces all of the noise; eta={eta} has no part in it.")
 
 
 def guided_estimate(uncond: Tensor, cond: Tensor, guidance_scale: float, mode: str = "plain") -> Tensor:
@@ -147,9 +166,10 @@ def check_guidance(guidance_scale: float, mode: str) -> None:
     """
     if mode not in GUIDANCE_MODES:
         raise ValueError(f"guidance_mode must be one of {GUIDANCE_MODES}, got {mode!r}.")
-    if not (0.0 <= guidance_scale < math.inf) or (mode == "normalized" and guidance_scale == 0.0):
+    in_range = isinstance(guidance_scale, Real) and 0.0 <= guidance_scale < math.inf
+    if not in_range or (mode == "normalized" and guidance_scale == 0.0):
         least = "above 0, since it divides" if mode == "normalized" else "at least 0"
-        raise ValueError(f"guidance_scale of the start must be {least}, got {guidance_scale}.")
+        raise ValueError(f"guidance_scale of the start must be {least}, got {guidance_scale!r}.")
 
 
 def estimated_x0(output: Tensor, prediction_type: str = "v") -> Tensor:

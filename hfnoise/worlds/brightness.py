@@ -2,7 +2,8 @@
 
 The denoiser computes the posterior mean in closed form, so that nothing that is seen in its samples comes from
 training: where they start is the only thing that can be wrong. The world is synthetic, of 4-channel latents:
-x0 = b + 0.1 texture, with b | prompt ~ N(mean of the prompt, 0.2^2) and a white texture of mean 0.
+x0 = b + 0.1 texture, with b | prompt ~ N(mean of the prompt, 0.2^2) and a white texture of mean 0. If asked for, light
+falls from one side too: + g ramp, with g ~ N(0, slope^2) and a horizontal ramp of mean square 1.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from datasets import Dataset
     from diffusers import StableDiffusionPipeline
+
+    from hfnoise.latents.hf_time_free_unet import TimeFreeUNet2DConditionModel
 
 PROMPTS = ("dark", "grey", "bright")
 MEANS = (-0.7, 0.0, 0.7)
@@ -43,8 +46,26 @@ def draw_prompts(count: int, generator: torch.Generator) -> Tensor:
     return torch.multinomial(torch.tensor(SHARES), count, replacement=True, generator=generator)
 
 
-def draw_latents(prompts: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def ramp(size: int) -> Tensor:
+    """Return a straight line from edge to edge, of mean 0 and mean square 1, of shape `(size,)`, in float32.
+
+    Example:
+        >>> from hfnoise.worlds.brightness import ramp
+        >>> ramp(2)
+        tensor([-1.,  1.])
+    """
+    line = torch.linspace(-1.0, 1.0, size)
+    return line / line.square().mean().sqrt()
+
+
+def draw_latents(prompts: Tensor, size: int, generator: torch.Generator, slope: float = 0.0) -> Tensor:
     """Return one image of the world for each prompt, of shape `(prompts, 4, size, size)`.
+
+    Args:
+        prompts (`torch.Tensor` of shape `(prompts,)`): numbers of [`PROMPTS`].
+        size (`int`): of the latents.
+        generator (`torch.Generator`): of the draws.
+        slope (`float`, defaults to `0.0`): spread of the light from one side.
 
     Example:
         >>> import torch
@@ -55,7 +76,10 @@ def draw_latents(prompts: Tensor, size: int, generator: torch.Generator) -> Tens
     brightness = torch.tensor(MEANS)[prompts] + SPREAD * torch.randn(len(prompts), generator=generator)
     texture = torch.randn(len(prompts), CHANNELS, size, size, generator=generator)
     texture -= texture.mean((1, 2, 3), keepdim=True)
-    return brightness[:, None, None, None] + TEXTURE * texture
+    latents = brightness[:, None, None, None] + TEXTURE * texture
+    if slope:
+        latents += slope * torch.randn(len(prompts), 1, 1, 1, generator=generator) * ramp(size)
+    return latents
 
 
 def prompt_states(prompts: Tensor) -> Tensor:
@@ -116,6 +140,9 @@ class BayesUNet(ModelMixin, ConfigMixin):
         prediction_type (`str`, defaults to `"epsilon"`): or `"v_prediction"`.
         zero_snr (`bool`, defaults to `False`): of a base model that was trained again with zero terminal SNR
             (arXiv 2305.08891), for comparison.
+        noise_offset (`float`, defaults to `0.0`): of one that was trained again with offset noise, eps + o n with one
+            n ~ N(0, 1) for each channel, as with `--noise_offset` of diffusers' scripts; for comparison.
+        slope (`float`, defaults to `0.0`): of the images, as in [`draw_latents`].
         time_cond_proj_dim (*optional*): diffusers asks for it.
 
     Example:
@@ -132,7 +159,9 @@ class BayesUNet(ModelMixin, ConfigMixin):
         sample_size: int = 32,
         prediction_type: str = "epsilon",
         zero_snr: bool = False,
+        noise_offset: float = 0.0,
         time_cond_proj_dim: int | None = None,
+        slope: float = 0.0,
     ) -> None:
         super().__init__()
         powers = DDIMScheduler(**SCHEDULE, rescale_betas_zero_snr=zero_snr).alphas_cumprod
@@ -149,16 +178,29 @@ class BayesUNet(ModelMixin, ConfigMixin):
         power = float(self.alphas_cumprod[round(float(timestep))])
         a, s = math.sqrt(power), math.sqrt(1.0 - power)
         numbers = sample[0].numel()
+        # How much larger the variance of a channel's mean noise is than that of white noise.
+        excess = 1.0 + self.config.noise_offset**2 * numbers / sample.shape[1]
         # float64: a likelihood ratio of the mean of thousands of numbers.
         observed = sample.mean((1, 2, 3), dtype=torch.float64)[:, None]
         means = torch.tensor(MEANS, dtype=torch.float64)
-        variance = a * a * SPREAD**2 + s * s / numbers
+        variance = a * a * SPREAD**2 + excess * s * s / numbers
         likelihood = encoder_hidden_states[:, 0].double().log() - 0.5 * (observed - a * means) ** 2 / variance
         by_prompt = means + a * SPREAD**2 / variance * (observed - a * means)
         brightness = (torch.softmax(likelihood, 1) * by_prompt).sum(1, keepdim=True)
         gain = a * TEXTURE**2 / (a * a * TEXTURE**2 + s * s)
         shift = (brightness - gain * observed).to(sample.dtype)[..., None, None]
         x0 = gain * sample + shift
+        if excess > 1.0:
+            # What the channel means differ by is texture beneath as much noise as the brightness is.
+            less = gain - a * TEXTURE**2 / (a * a * TEXTURE**2 + excess * s * s)
+            x0 = x0 - less * (sample.mean((2, 3)) - observed.to(sample.dtype))[..., None, None]
+        if self.config.slope:
+            line = ramp(sample.shape[-1])
+            seen = (sample * line).mean((1, 2, 3), dtype=torch.float64)[:, None, None, None]
+            # Along the ramp there is what the texture has of it too.
+            variance = self.config.slope**2 + TEXTURE**2 / numbers
+            slope_gain = a * variance / (a * a * variance + s * s / numbers)
+            x0 = x0 + ((slope_gain - gain) * seen).to(sample.dtype) * line
         if self.config.prediction_type == "epsilon":
             output = (sample - a * x0) / s
         else:
@@ -187,14 +229,19 @@ class ExactMean(torch.nn.Module):
 
 
 def new_brightness_pipeline(
-    scheduler: Any = None, size: int = 32, prediction_type: str = "epsilon", zero_snr: bool = False
+    scheduler: Any = None,
+    size: int = 32,
+    prediction_type: str = "epsilon",
+    zero_snr: bool = False,
+    noise_offset: float = 0.0,
+    slope: float = 0.0,
 ) -> StableDiffusionPipeline:
     """Return a stock Stable Diffusion pipeline around the exact denoiser; it has neither VAE nor text encoder.
 
     Args:
         scheduler (*optional*): with the world's [`SCHEDULE`]; DDIM as Stable Diffusion 1.5 has it by default.
         size (`int`, defaults to `32`): of the latents; the call takes 8 times that for height and width.
-        prediction_type, zero_snr: of [`BayesUNet`].
+        prediction_type, zero_snr, noise_offset, slope: of [`BayesUNet`].
 
     Example:
         >>> from hfnoise.worlds.brightness import new_brightness_pipeline
@@ -206,13 +253,34 @@ def new_brightness_pipeline(
     if scheduler is None:
         options = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
         scheduler = DDIMScheduler(**SCHEDULE, **options, prediction_type=prediction_type)
+    unet = BayesUNet(
+        sample_size=size, prediction_type=prediction_type, zero_snr=zero_snr, noise_offset=noise_offset, slope=slope
+    )
     pipe = StableDiffusionPipeline(
-        vae=None, text_encoder=None, tokenizer=None, scheduler=scheduler, safety_checker=None, feature_extractor=None,
-        unet=BayesUNet(sample_size=size, prediction_type=prediction_type, zero_snr=zero_snr).eval(),
-        requires_safety_checker=False,
+        vae=None, text_encoder=None, tokenizer=None, unet=unet.eval(), scheduler=scheduler, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def new_brightness_module(seed: int = 0) -> TimeFreeUNet2DConditionModel:
+    """Return an untrained module of One More Step for the world, of 58 thousand parameters.
+
+    Example:
+        >>> from hfnoise.worlds.brightness import new_brightness_module
+        >>> new_brightness_module().config.cross_attention_dim
+        3
+    """
+    from hfnoise.latents.hf_time_free_unet import TimeFreeUNet2DConditionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TimeFreeUNet2DConditionModel(
+            in_channels=CHANNELS, out_channels=CHANNELS, block_out_channels=(8, 16), layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), norm_num_groups=4, attention_head_dim=4,
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=len(PROMPTS),
+        )  # fmt: skip
 
 
 def brightness_error(latents: Tensor, reference: Tensor, prompts: Tensor) -> float:

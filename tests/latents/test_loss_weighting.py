@@ -74,6 +74,8 @@ def test_every_prediction_type_has_the_same_objective(weighting):
         (MinSNRWeighting(), "flow_prediction", 0, 0),
         (P2Weighting(), "epsilon", 1, 0),
         (P2Weighting(), "flow_prediction", 0, 0),
+        (P2Weighting(), "sample", 0, 1),
+        (P2Weighting(k=2.0, gamma=2.0), "sample", 0, 0),
         (P2Weighting(gamma=0), "v_prediction", 0, 1),
         (DebiasWeighting(), "v_prediction", 0, 0),
         (DebiasWeighting(), "flow_prediction", 0, 0),

@@ -34,6 +34,9 @@ def test_official_step(case):
     assert (ours - (-(power**0.5) * v + (1 - power) ** 0.5 * z)).abs().max() <= 1e-6
     assert (ours - truth).abs().max() > 1e-4
     torch.testing.assert_close(one_more_step(v, z, power, 1.0), ours)
+    # The noise that the network was given has no part in the official step.
+    given = one_more_step(v, torch.zeros_like(z), power, 1.0, compat="official", fresh_noise=z)
+    assert torch.equal(given, official)
 
 
 def test_singdiffusion():
@@ -57,8 +60,11 @@ def test_eta_keeps_the_variance():
         # Standard deviation of a standard deviation of 40 000 numbers: 0.0034.
         assert state.std().item() == pytest.approx(0.9**0.5, abs=0.015)
         similarity = torch.cosine_similarity(state.flatten(), noise.flatten(), 0).item()
-        expected = 1.0 if eta == 1.0 else (1 - eta**2) ** 0.5
-        assert similarity == pytest.approx(expected, abs=0.02)
+        assert similarity == pytest.approx((1 - eta**2) ** 0.5, abs=0.02)
+    drawn = torch.randn(noise.shape, generator=torch.Generator().manual_seed(1))
+    for compat in (None, "official"):
+        state = one_more_step(v, noise, 0.1, 1.0, compat, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(state, one_more_step(v, drawn, 0.1, 1.0, compat))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -78,6 +84,11 @@ X = torch.zeros(1, 2, 4, 4)
         (lambda: one_more_step(X, X, torch.ones(2)), r"alpha_bar must be one number, got a tensor of shape \(2,\)"),
         (lambda: one_more_step(X, X[:, :1], 0.1), r"v is of shape \(1, 2, 4, 4\)"),
         (lambda: one_more_step(X, X, 0.1, 1.5), r"eta must be in \[0, 1\], got 1.5"),
+        (lambda: one_more_step(X, X, 0.1, "0.5"), r"eta must be in \[0, 1\], got '0.5'"),
+        (lambda: one_more_step(X, X, 0.1, 0.5, "official"), "replaces all of the noise; eta=0.5 has no part"),
+        (lambda: one_more_step(X, X, 0.1, 0.5, fresh_noise=X[:, :1]), r"fresh_noise is of shape \(1, 1, 4, 4\)"),
+        (lambda: guided_estimate(X, X, "2"), "at least 0, got '2'"),
+        (lambda: brightness_estimate(None, [1.0, 1.0], X), r"in \[-1, 1\], .* got None"),
         (lambda: one_more_step(X, X, 0.1, compat="official-2"), "compat must be one of"),
         (lambda: guided_estimate(X, X, -1.0), "at least 0, got -1"),
         (lambda: guided_estimate(X, X, 0.0, "normalized"), "above 0, since it divides"),

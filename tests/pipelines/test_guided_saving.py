@@ -15,7 +15,7 @@ from hfnoise.pipelines import (
     LinearGuidance,
     ProjectedGuidance,
     StartState,
-    saved_parts,
+    initial_noise_files,
 )
 from hfnoise.pipelines.guidance_card import guidance_card
 from hfnoise.worlds.digits_pipeline import new_digits_pipeline
@@ -122,6 +122,9 @@ class ShiftedNoise(InitialNoise):
     def refine(self, unit_noise, context):
         return StartState(unit_noise + self.shift)
 
+    def to_config(self):
+        return {}
+
     def save_pretrained(self, folder):
         if self.shift is None:
             raise OSError("disk full")
@@ -135,7 +138,7 @@ class ShiftedNoise(InitialNoise):
 
 @pytest.fixture
 def shifted_noise(monkeypatch):
-    monkeypatch.setitem(saved_parts.INITIAL_NOISES, "shifted", "ShiftedNoise")
+    monkeypatch.setitem(initial_noise_files.INITIAL_NOISES, "ShiftedNoise", "shifted")
     monkeypatch.setattr(hfnoise, "ShiftedNoise", ShiftedNoise, raising=False)
 
 

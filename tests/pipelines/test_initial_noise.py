@@ -1,5 +1,6 @@
 """The slot `initial_noise`: off is stock, chains, the scale of every scheduler, what a member is told, refusals."""
 
+import copy
 import warnings
 
 import diffusers
@@ -257,6 +258,9 @@ def test_half_precision_is_summed_in_float32(sd):
         (lambda: InitialNoiseChain([torch.zeros(1)]), TypeError, "members of InitialNoise, got Tensor"),
         (lambda: InitialNoiseChain([PRIOR, Mirrored()]), ValueError, "Mirrored after it has no noise"),
         (lambda: BrightnessOffset(1.5), ValueError, r"\[-1, 1\]"),
+        (lambda: BrightnessOffset(0.5, 1.0), ValueError, "one finite number a channel of the latents, got 1.0"),
+        (lambda: BrightnessOffset(0.5, [float("nan")]), ValueError, r"one finite number .* got \[nan\]"),
+        (lambda: TerminalPrior(PRIOR.statistics, "1"), ValueError, "at least 0, where 0 is off; got '1'"),
         (lambda: TerminalPrior([0.0]), TypeError, "must be ResidualStatistics, got list"),
         (lambda: TerminalPrior(PRIOR.statistics, -1.0), ValueError, "scale must be at least 0"),
     ],
@@ -322,6 +326,44 @@ def test_errors_of_a_call(sd):
         run(sd, call(1), Smaller())
     with pytest.raises(ValueError, match="Liar returned a start in the space 'scheduler' and says space = 'unit'"):
         run(sd, call(1), [Liar(), Mirrored()])
+
+
+def test_what_refine_may_return(sd):
+    call = {**FAMILIES["sd-ddim"].call(1), "num_inference_steps": 1}
+
+    class Tensors(InitialNoise):
+        def refine(self, unit_noise, context):
+            return unit_noise.flip(-1)
+
+    class Broken(InitialNoise):
+        def refine(self, unit_noise, context):
+            return StartState(unit_noise * float("nan"))
+
+    class InPlace(InitialNoise):
+        def refine(self, unit_noise, context):
+            return StartState(unit_noise.copy_(unit_noise.flip(-1)))
+
+    for members in (Tensors(), [Tensors(), Told()]):
+        with pytest.raises(TypeError, match="refine of Tensors returned Tensor; it returns hfnoise.pipelines.StartSt"):
+            run(sd, dict(call), members)
+    with pytest.raises(ValueError, match="Broken made a start with NaN or infinity in it, in torch.float32"):
+        run(sd, dict(call), Broken())
+    generator = call.pop("generator")[0].get_state()
+
+    def start(members):
+        again = torch.Generator()
+        again.set_state(generator)
+        return run(sd, {**call, "generator": again}, members)
+
+    assert torch.equal(start(InPlace()), start(Mirrored()))
+
+
+def test_a_vae_that_overflows(sd):
+    broken = copy.copy(sd)
+    broken.vae = copy.deepcopy(sd.vae)
+    torch.nn.init.constant_(broken.vae.encoder.conv_out.bias, float("nan"))
+    with pytest.raises(ValueError, match="encodes white and grey to NaN or infinity in torch.float32. Load it in"):
+        run(broken, FAMILIES["sd-ddim"].call(1), BrightnessOffset(0.5))
 
 
 @pytest.mark.slow

@@ -248,7 +248,10 @@ def test_terminal_prior_of_the_module(sd):
     assert torch.equal(run(sd, sd_call(), OneMoreStep(module)), given) and not torch.allclose(given, plain)
     without = OneMoreStep(module, terminal_prior=False)
     assert torch.equal(run(sd, sd_call(), without), plain)
-    torch.testing.assert_close(run(sd, sd_call(), [without, TerminalPrior(STATISTICS)]), given)
+    # One of the chain is in the place of the module's, not on top of it.
+    for step in (without, OneMoreStep(module)):
+        torch.testing.assert_close(run(sd, sd_call(), [step, TerminalPrior(STATISTICS)]), given)
+    assert torch.equal(run(sd, sd_call(), [OneMoreStep(module), TerminalPrior(STATISTICS, scale=0.0)]), plain)
     assert not torch.allclose(run(sd, sd_call(), [without, BrightnessOffset(0.5)]), plain)
 
 
@@ -273,6 +276,9 @@ def test_save_and_load(sd, tmp_path):
         assert torch.equal(run(sd, worded("the digit one"), again), before)
     assert again.eta == 0.25 and again.prior.scale == 0.5 and again.negative_prompt == "seven"
     assert OneMoreStep.from_pretrained(tmp_path / "pipeline", eta=0.0).eta == 0.0
+    for options in ({"dtype": torch.float16}, {"torch_dtype": torch.float16}):
+        half = OneMoreStep.from_pretrained(tmp_path / "pipeline", **options)
+        assert half.module.dtype == half.text_encoder.dtype == torch.float16
     file = tmp_path / "pipeline" / "oms_module" / "one_more_step.json"
     file.write_text(json.dumps({"other": 1}))
     with pytest.raises(ValueError, match="oms_module/one_more_step.json has the options other"):
@@ -299,19 +305,29 @@ def test_a_pipeline_is_saved_with_it(tmp_path):
         assert torch.equal(images_of(other(**sd_call())), images_of(pipe(**sd_call())))
     loaded = hfnoise.OneMoreStepPipeline.from_pretrained(tmp_path, oms_module=new_module())
     assert loaded.initial_noise.eta == 0.0
+    for dtype in (torch.bfloat16, {"default": torch.bfloat16, "vae": torch.float32}):
+        loaded = hfnoise.OneMoreStepPipeline.from_pretrained(tmp_path, oms_module=tmp_path, dtype=dtype)
+        assert loaded.unet.dtype == loaded.initial_noise.module.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="give initial_noise or oms_module"):
         hfnoise.OneMoreStepPipeline.from_pipe(base, oms_module=module, initial_noise=pipe.initial_noise)
-    both = hfnoise.OneMoreStepPipeline.from_pipe(pipe, initial_noise=[pipe.initial_noise, BrightnessOffset(0.5)])
-    with pytest.warns(UserWarning, match="InitialNoiseChain is not saved with the pipeline"):
-        both.save_pretrained(tmp_path)
 
 
-def test_embeddings_are_not_saved(tmp_path):
-    step = OneMoreStep(new_module(), prompt_embeds=torch.zeros(1, 8, WIDTH))
-    with pytest.warns(UserWarning, match="embeddings of OneMoreStep are not saved"):
-        step.save_pretrained(tmp_path)
+def test_embeddings_are_saved(tmp_path):
+    states = torch.arange(8.0 * WIDTH).reshape(1, WIDTH, 8).transpose(1, 2)  # not contiguous
+    step = OneMoreStep(new_module(), prompt_embeds=states, negative_prompt_embeds=states.half())
+    step.save_pretrained(tmp_path)
+    again = OneMoreStep.from_pretrained(tmp_path)
+    assert torch.equal(again.prompt_embeds, states) and again.negative_prompt_embeds.dtype == torch.float16
+    given = OneMoreStep.from_pretrained(tmp_path, prompt_embeds=2 * states)
+    assert torch.equal(given.prompt_embeds, 2 * states)
+    (tmp_path / "prompt_embeds.safetensors").unlink()
+    with pytest.raises(ValueError, match="prompt_embeds.safetensors must hold negative_prompt_embeds"):
+        OneMoreStep.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="one_more_step.json is neither a folder nor the name of a repository"):
         OneMoreStep.from_pretrained(tmp_path / "one_more_step.json")
+    FAMILIES["sd-ddim"].build().vae.save_pretrained(tmp_path / "vae")
+    with pytest.raises(ValueError, match="holds no module of One More Step: there is no vae/config.json of a UNet"):
+        OneMoreStep.from_pretrained(tmp_path, subfolder="vae")
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="holds no module of One More Step: there is no oms_module/config.json"):
         OneMoreStep.from_pretrained(tmp_path)
@@ -329,6 +345,11 @@ def test_embeddings_are_not_saved(tmp_path):
         ({"compat": "official", "eta": 0.5}, ValueError, "eta=0.5 has no part in it"),
         ({"scale": -1.0}, ValueError, "scale must be at least 0"),
         ({"text_encoder": 1}, ValueError, "go together"),
+        ({"eta": "0.5"}, ValueError, r"eta must be in \[0, 1\], got '0.5'"),
+        ({"prompt": 3}, TypeError, "prompt must be a string or a list of strings, got 3"),
+        ({"negative_prompt": ["a", None]}, TypeError, r"negative_prompt must be .* got \['a', None\]"),
+        ({"prompt_embeds": [1.0]}, ValueError, r"prompt_embeds must be a tensor of shape .* got \[1.0\]"),
+        ({"prompt_embeds": torch.zeros(8, 16)}, ValueError, r"got a tensor of shape \(8, 16\)"),
         ({"terminal_prior": 3}, TypeError, "must be a TerminalPrior, False or None, got 3"),
     ],
 )

@@ -106,6 +106,13 @@ def test_bad_input(pipe):
         "an image is missing": lambda: precompute_latents(
             datasets.Dataset.from_dict({"image": [None], "text": ["one"]}), pipe
         ),
+        r"rows \[1\] have no caption in 'text'": lambda: precompute_latents(
+            datasets.Dataset.from_dict({"image": numpy.zeros((2, 1, 16, 16)).tolist(), "text": ["one", None]}), pipe
+        ),
+        "resolution is 0; give a whole number": lambda: precompute_latents(pictures(), pipe, resolution=0),
+        "images have 3 channels, and the autoencoder takes 1": lambda: precompute_latents(
+            datasets.Dataset.from_dict({"image": numpy.zeros((1, 3, 16, 16)).tolist(), "text": ["one"]}), pipe
+        ),
         "the dataset is empty": lambda: precompute_latents(pictures([]), pipe),
         "must be a list of texts": lambda: encode_prompts(pipe, "one"),
         "without gaps": lambda: encode_prompts(pipe, ["one", None]),
@@ -117,3 +124,23 @@ def test_bad_input(pipe):
         broken.vae.quant_conv.bias.fill_(torch.nan)
     with pytest.raises(ValueError, match=r"latents of rows \[0\] are not finite.*to\(torch.float32\)"):
         precompute_latents(pictures(), broken)
+
+
+def test_sizes_that_differ_from_batch_to_batch(pipe):
+    """Upright and lying pictures have as many numbers, which are read in the shape of the first row."""
+    with pytest.raises(
+        ValueError, match=r"row 1 have the shape \(4, 16, 8\), those of row 0 \(4, 8, 16\).* resolution"
+    ):
+        precompute_latents(pictures([(32, 16), (16, 32)]), pipe, batch_size=1)
+
+
+def test_datasets_of_another_kind(pipe):
+    splits = datasets.DatasetDict(train=pictures())
+    paths = datasets.Dataset.from_dict({"image": ["one.png"], "text": ["one"]})
+    for message, dataset in (
+        ("is a DatasetDict; give a datasets.Dataset: one split", splits),
+        ("is a list; give a datasets.Dataset", [{"image": None, "text": "one"}]),
+        (r"an image is a str: 'one.png'. Have datasets open it: dataset.cast_column", paths),
+    ):
+        with pytest.raises(TypeError, match=message):
+            precompute_latents(dataset, pipe)

@@ -106,6 +106,7 @@ def test_what_set_timesteps_left_behind_is_not_read():
     ("scheduler", "error", "message"),
     [
         ("ddpm", TypeError, "scheduler is 'ddpm'; give a scheduler of diffusers"),
+        (DDIMScheduler, TypeError, "scheduler is <class .*DDIMScheduler'>; give a scheduler of diffusers"),
         (EDMEulerScheduler(), TypeError, "EDMEulerScheduler has no alphas_cumprod"),
         (
             DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"), ValueError,

@@ -1,5 +1,7 @@
 """What DiffusionTrainer refuses, before it trains, with what is allowed instead."""
 
+import copy
+
 import datasets
 import pytest
 import torch
@@ -60,6 +62,12 @@ def test_models(tmp_path):
     adapted = new_unet()
     lora = LoraConfig(r=2, target_modules=["to_q"])
     adapted.add_adapter(lora)
+    two, thawed = copy.deepcopy(adapted), copy.deepcopy(adapted).requires_grad_(True)
+    with pytest.warns(UserWarning, match="multiple adapters"):
+        two.add_adapter(lora, adapter_name="other")
+    for name, one in two.named_parameters():
+        one.requires_grad_("lora_" in name)
+    with_bias = LoraConfig(r=2, target_modules=["to_q"], bias="all")
     vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4)
     for error, message, model, peft in (
         (TypeError, "is a StableDiffusionPipeline; give its denoiser: pipe.unet", new_digits_pipeline(width=8), None),
@@ -69,6 +77,9 @@ def test_models(tmp_path):
         (ValueError, r"no parameter of the model is trainable; call model.requires_grad_\(True\)", frozen, None),
         (ValueError, "is to be trained in torch.bfloat16.*set bf16=True", half, None),
         (ValueError, "has an adapter already", adapted, lora),
+        (ValueError, r"several adapters to train: \['default', 'other'\]", two, None),
+        (ValueError, "conv_in.weight is trainable beside the adapter.* would be lost", thawed, None),
+        (ValueError, "conv_in.bias is trainable beside the adapter", new_unet(), with_bias),
     ):
         with pytest.raises(error, match=message):
             new_trainer(tmp_path, model, trainer_options={"peft_config": peft})
@@ -100,6 +111,12 @@ def test_settings_that_contradict_the_rest(tmp_path):
     sharded.fsdp = "full_shard"
     with pytest.raises(ValueError, match="FSDP hold a model in pieces.*distributed data parallel"):
         DiffusionTrainer(new_unet(), sharded, scheduler=new_scheduler(), train_dataset=make_rows())
+    for message, options in (
+        ("loss_weighting is 'min_snr'; give a LossWeighting", {"loss_weighting": "min_snr"}),
+        (r"empty_prompt is a Tensor; give columns by name: encode_prompts", {"empty_prompt": torch.zeros(1, 3, 8)}),
+    ):
+        with pytest.raises(TypeError, match=message):
+            new_trainer(tmp_path, prompt_dropout=float("empty_prompt" in options), trainer_options=options)
     with pytest.raises(TypeError, match="scheduler is missing"):
         DiffusionTrainer(new_unet(), arguments(tmp_path), train_dataset=make_rows())
     with pytest.raises(TypeError, match="args is a TrainingArguments; give DiffusionTrainingArguments"):
@@ -121,9 +138,17 @@ def test_zero_terminal_snr_trains_with_min_snr(tmp_path):
         (lambda: make_rows().remove_columns("latents"), "train_dataset has no column latents, which UNet2DCondition"),
         (lambda: make_rows().remove_columns("encoder_hidden_states"), "no column encoder_hidden_states"),
         (lambda: make_rows(text=["a"] * 16), r"has columns \['text'\].*remove_columns\(\['text'\]\)"),
+        (
+            lambda: make_rows(encoder_hidden_states=torch.zeros(16, 3, 16).numpy()),
+            r"states of train_dataset have the shape \(3, 16\), and UNet2DConditionModel takes \(tokens, 8",
+        ),
+        (
+            lambda: make_rows(encoder_hidden_states=torch.zeros(16, 1, 3, 8).numpy()),
+            r"of train_dataset have the shape \(1, 3, 8\).* one row each",
+        ),
         (lambda: make_rows(latents=torch.zeros(16, 3, 8, 8).numpy()), r"shape \(3, 8, 8\).* takes 4 channels first"),
     ],
-    ids=["latents", "prompts", "captions", "channels"],
+    ids=["latents", "prompts", "captions", "width", "states", "channels"],
 )
 def test_datasets(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
@@ -184,3 +209,18 @@ def test_a_model_init(tmp_path):
     )  # fmt: skip
     trainer.train()
     assert trainer.model.is_gradient_checkpointing and isinstance(trainer._training, DiffusionTrainingArguments)
+
+
+def test_datasets_without_rows_or_of_several_splits(tmp_path):
+    splits = datasets.DatasetDict(train=make_rows())
+    for message, options in (
+        ("train_dataset has no rows", {"rows": make_rows().select([])}),
+        (r"eval_dataset\['one'\] has no rows", {"eval_rows": {"one": make_rows().select([])}}),
+        (r"train_dataset is a dictionary of \['train'\].*such as dataset\['train'\]", {"rows": splits}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            new_trainer(tmp_path, **options)
+    with pytest.raises(ValueError, match="rows of one batch have different columns"):
+        DiffusionCollator()([{"latents": torch.zeros(4), "class_labels": 1}, {"latents": torch.zeros(4)}])
+    with pytest.raises(ValueError, match="a batch has no column encoder_hidden_states"):
+        new_trainer(tmp_path).evaluate(make_rows().remove_columns("encoder_hidden_states"))

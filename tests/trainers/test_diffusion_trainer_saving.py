@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from peft import LoraConfig
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hfnoise.worlds.digits_pipeline import new_digits_pipeline
@@ -86,6 +87,27 @@ def test_digits_train_and_draw_in_the_stock_pipeline(tmp_path):
     pipe.unet = UNet2DConditionModel.from_pretrained(tmp_path)
     assert_same_weights(weights(trainer.model), weights(pipe.unet))
     assert pipe("seven", num_inference_steps=1, output_type="np").images.shape == (1, 16, 16, 1)
+
+
+@pytest.mark.slow
+def test_an_adapter_of_another_name_is_trained_further(tmp_path):
+    """As `pipe.load_lora_weights` names it; the frozen one beside it is not what is saved."""
+    unet = new_unet().requires_grad_(False)
+    unet.add_adapter(LoraConfig(**LORA))
+    with pytest.warns(UserWarning, match="multiple adapters"):
+        unet.add_adapter(LoraConfig(**LORA), adapter_name="default_0")
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    trainer = new_trainer(tmp_path, unet, **settings)
+    trainer.train()
+    saved = load_file(tmp_path / "checkpoint-2" / "pytorch_lora_weights.safetensors")
+    trained = {name: one for name, one in trainer.model.named_parameters() if one.requires_grad}
+    assert len(saved) == len(trained) > 0
+    for name, one in trained.items():
+        assert torch.equal(saved[f"unet.{name.replace('.default_0', '')}"], one)
+    whole = weights(trainer.model)
+    resumed = new_trainer(tmp_path, unet, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert_same_weights(weights(resumed.model), whole)
 
 
 def test_an_adapter_loads_in_the_stock_pipeline(tmp_path):

@@ -88,6 +88,36 @@ def test_a_resumed_run_is_the_run_itself(tmp_path):
         new_step_trainer(tmp_path, ema_decay=0.9).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+@pytest.mark.parametrize("stock", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_prior_above_the_mean(tmp_path, stock):
+    rows = make_rows(10)
+    trainer = new_step_trainer(tmp_path, new_module(stock), eval_rows=rows, max_steps=1, residual_frequencies=2)
+    trainer.train()
+    trainer.save_model()
+    step = OneMoreStep.from_pretrained(tmp_path)
+    residuals = residuals_of(step.module, trainer, rows)
+    expected, found = ResidualStatistics.fit(residuals, frequencies=2), step.prior.statistics
+    for one, other in zip((found, *found.spectra), (expected, *expected.spectra), strict=True):
+        torch.testing.assert_close(torch.tensor(one.mean), torch.tensor(other.mean), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(torch.tensor(one.covariance), torch.tensor(other.covariance), rtol=1e-4, atol=1e-6)
+    assert step.prior.statistics is found  # with its roots
+    means = [one.flatten(2).mean(2).double().var(0).sum() for one in (residuals, rows[:]["latents"])]
+    explained = trainer.evaluate()["eval_low_frequency_r2"]
+    assert explained == pytest.approx(float(1 - means[0] / means[1]), rel=1e-4)
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert f"0 half periods down and 1 across | {found.spectra[0].covariance[0][0] ** 0.5:.3g}, " in card
+
+
+def test_latents_smaller_than_the_frequencies(tmp_path):
+    with pytest.raises(ValueError, match=r"residual_frequencies is 9, and latents of the shape \(4, 8, 8\)"):
+        new_step_trainer(tmp_path, residual_frequencies=9)
+    stream = make_rows(8).to_iterable_dataset()
+    trainer = new_step_trainer(tmp_path, rows=stream, max_steps=1, residual_frequencies=9)
+    with pytest.raises(ValueError, match=r"residual_frequencies is 9, and latents of the shape \(4, 4, 8, 8\)"):
+        trainer.train()
+
+
 @pytest.mark.slow
 def test_where_the_prior_is_measured(tmp_path):
     """At most so many rows, over the whole evaluation set, all of its parts; none at 0, and no old one stays."""
@@ -160,6 +190,8 @@ def test_what_is_refused(tmp_path):
         new_step_trainer(tmp_path, new_unet(), make_rows(timestep_cond=[[0.0]] * 16))
     with pytest.raises(ValueError, match="less than 2 rows"):
         new_step_trainer(tmp_path, eval_rows=make_rows(1))
+    with pytest.raises(ValueError, match="a batch has no column encoder_hidden_states"):
+        new_step_trainer(tmp_path).fit_residuals(make_rows().remove_columns("encoder_hidden_states"))
     with pytest.raises(ValueError, match="prompt_dropout is 0.1 and empty_prompt is missing"):
         args = OneMoreStepTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
         OneMoreStepTrainer(new_module(), args, train_dataset=make_rows())
@@ -171,6 +203,8 @@ def test_what_is_refused(tmp_path):
         ({"snr_gamma": 5.0, "noise_offset": 0.1}, "'snr_gamma': 5.0, 'noise_offset': 0.1.*only ever shown white"),
         ({"residual_samples": 1}, "at least 2 rows"),
         ({"residual_samples": 2.5}, "whole number"),
+        ({"residual_frequencies": 0}, "residual_frequencies is 0; give a whole number"),
+        ({"residual_frequencies": 2, "residual_samples": 0}, "leaves out"),
         ({"batch_eval_metrics": True}, "of all rows"),
     ],
     ids=str,
