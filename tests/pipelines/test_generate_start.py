@@ -153,6 +153,10 @@ def test_what_is_saved_is_used_changed_replaced_or_left_out(folders, run):
     pipe.save_pretrained(folders / "varied")
     varied = run("varied", "--brightness", "-0.5", "--oms_module", str(folders / "module"))[2]
     assert "start: SeedVariation + BrightnessOffset + OneMoreStep, " in varied
+    pipe.initial_noise = hfnoise.ConditioningNoise(0.8)
+    pipe.save_pretrained(folders / "conditioned")
+    conditioned = run("conditioned")[1]
+    assert not numpy.array_equal(conditioned["0000-seed0.png"], without["0000-seed0.png"])
     # An estimate that is scaled to nothing changes nothing.
     off = run("saved", "--oms_scale", "0")
     assert off[0]["start_evaluations"] == 0 and numpy.array_equal(
