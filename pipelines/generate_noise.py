@@ -104,10 +104,6 @@ class CountedStart(InitialNoise):
         """Return the text states that the noise wants."""
         return self.noise.condition(context)
 
-    def condition(self, context: StartContext) -> tuple[Any, ...]:
-        """Return what the noise makes of the encoded prompt."""
-        return self.noise.condition(context)
-
     def refine(self, unit_noise: torch.Tensor, context: StartContext) -> StartState:
         """Return what the noise returns; `evaluations` says what it cost per sample."""
         state = self.noise.refine(unit_noise, context)
