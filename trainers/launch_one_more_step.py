@@ -69,7 +69,8 @@ def train_module(arguments: Sequence[str]) -> int:
 def _trainer(script: OneMoreStepScriptArguments, training: Any) -> Any:
     from transformers import set_seed
 
-    from hfnoise.trainers.one_more_step import STATES, OneMoreStepTrainer
+    from hfnoise.trainers.diffusion_rows import STATES
+    from hfnoise.trainers.one_more_step import OneMoreStepTrainer
 
     check_writable(training.output_dir)
     data = _brightness(training.seed) if script.world else _encoded(script, training)
