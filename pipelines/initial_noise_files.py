@@ -22,9 +22,13 @@ NOISE_FILE = "initial_noise_config.json"
 # Public name in hfnoise -> sub-folder of its weights, if it has any. Nothing else is saved or loaded.
 INITIAL_NOISES: dict[str, str | None] = {
     "BrightnessOffset": None,
+    "ConditioningNoise": None,
     "NPNet": "npnet",
+    "NoiseLevelGuidance": None,
     "NoisePromptNet": "npnet",
     "OneMoreStep": "oms_module",
+    "ReDenoise": None,
+    "SeedVariation": None,
     "TerminalPrior": None,
 }
 
