@@ -49,8 +49,8 @@ def train_module(steps: int, seed: int) -> tuple[TimeFreeUNet2DConditionModel, f
         trainer = OneMoreStepTrainer(
             new_brightness_module(seed),
             args,
-            train_dataset=brightness_rows(steps * _BATCH, _TRAIN_SIZE, generator),
-            eval_dataset=brightness_rows(_MEASURED, _TRAIN_SIZE, generator),
+            train_dataset=brightness_rows(steps * _BATCH, generator, _TRAIN_SIZE),
+            eval_dataset=brightness_rows(_MEASURED, generator, _TRAIN_SIZE),
             empty_prompt={"encoder_hidden_states": empty_states(1)},
         )
         trainer.remove_callback(PrinterCallback)  # with its bar disabled, the Trainer prints every log entry instead
