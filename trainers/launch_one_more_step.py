@@ -69,7 +69,8 @@ def train_module(arguments: Sequence[str]) -> int:
 def _trainer(script: OneMoreStepScriptArguments, training: Any) -> Any:
     from transformers import set_seed
 
-    from hfnoise.trainers.one_more_step import STATES, OneMoreStepTrainer
+    from hfnoise.trainers.diffusion_rows import STATES
+    from hfnoise.trainers.one_more_step import OneMoreStepTrainer
 
     check_writable(training.output_dir)
     data = _brightness(training.seed) if script.world else _encoded(script, training)
@@ -158,7 +159,7 @@ def _evaluated(trainer: Any) -> dict[str, float]:
     """Return the metrics of the trained module, measured unless the last step was evaluated."""
     if trainer.eval_dataset is None:
         return {}
-    last = next((one for one in reversed(trainer.state.log_history) if "eval_loss" in one), {})
+    last: dict[str, Any] = next((one for one in reversed(trainer.state.log_history) if "eval_loss" in one), {})
     found: dict[str, float] = last if last.get("step") == trainer.state.global_step else trainer.evaluate()
     return found
 
