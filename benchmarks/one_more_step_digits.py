@@ -205,7 +205,8 @@ def picture(pipe: Any, test: LabelledImages, seed: int, steps: int, path: Path) 
         lines += [(f"{word}: {name}", images) for name, images in drawn.items()]
         lines.append((f"{word}: real images", real.images / 2 + 0.5))
     for axes, (name, images) in zip(figure.subplots(len(lines), 1), lines, strict=True):
-        framed = torch.nn.functional.pad(images, (1, 1, 1, 1), value=1.0)
+        # In grey, or the brightest images run into the page.
+        framed = torch.nn.functional.pad(images, (1, 1, 1, 1), value=0.5)
         axes.imshow(torch.cat(list(framed[:, 0]), dim=1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(f"{name}, mean brightness {float(images.mean()):.2f}", fontsize=9, loc="left")
