@@ -3,6 +3,10 @@
 `python -m hfnoise.benchmarks.one_more_step_digits` draws the shaded digits (hfnoise/worlds/shaded_digits.py) with the
 shipped pipeline and the shipped module, compares the brightness of the images with that of real ones that neither has
 seen, and writes one_more_step_digits.json, .md and .png. The real images need scikit-learn.
+
+Grey and open prompts are there for what One More Step cannot do: their mean is that of white noise already. On grey
+backgrounds the terminal prior, which has one spread for all prompts, makes the images scatter too much: whether the
+ink is lighter or darker goes with the shade in the data, and the prior moves the shade only.
 """
 
 from __future__ import annotations
