@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from hfnoise.pipelines.start_context import StartContext, parameter_names
+from hfnoise.pipelines.start_context import StartContext, copied_generators, parameter_names
 
 SPACES = ("unit", "scheduler")
 # Arguments of `prepare_latents` that say from where in the run it starts: there is an image beneath the noise.
@@ -101,6 +101,31 @@ class InitialNoise(ABC):
     def check_pipeline(self, pipeline_class: type) -> None:  # noqa: B027
         """Raise ValueError if it cannot serve in a pipeline class; told when it is put into the slot."""
 
+    def condition(self, context: StartContext) -> tuple[Any, ...]:
+        """Return what takes the place of what `encode_prompt` returned, `context.encoded`; by default the same.
+
+        Args:
+            context ([`StartContext`]): of the call, as far as it is known before there are latents.
+        """
+        assert context.encoded is not None
+        return context.encoded
+
+    def latents(self, pipe: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the refined noise of a call, for `latents=` of the same call of this pipeline or another one.
+
+        The generator is left as the call would leave it when it has drawn its noise.
+
+        Args:
+            pipe: of diffusers; what it has in the slot `initial_noise` is left out.
+            args, kwargs: of its call.
+
+        Raises:
+            ValueError: if it makes a state of the scheduler, which `latents=` does not take.
+        """
+        from hfnoise.pipelines.refined_latents import refined_latents
+
+        return refined_latents(pipe, self, args, kwargs)
+
 
 def check_initial_noise(pipeline_class: type, initial_noise: Any) -> InitialNoise | None:
     """Return what goes into the slot: a chain of what is given as a list.
@@ -175,21 +200,42 @@ def refined_start(
     prepare: Any = pipe.prepare_latents
     encode: Any = getattr(pipe, "encode_prompt", None)
     encoded: list[tuple[Any, ...]] = []
+    generators = copied_generators(arguments.get("generator"))
 
     def remembered(*args: Any, **kwargs: Any) -> Any:
         result = encode(*args, **kwargs)
-        encoded.append(result if isinstance(result, tuple) else (result,))
-        return result
+        if encoded:
+            # In some pipelines the first encoding is the prompt's, and later ones are of other things.
+            return result
+        parts = result if isinstance(result, tuple) else (result,)
+        states = next((part for part in parts if isinstance(part, torch.Tensor)), torch.empty(0))
+        context = StartContext(
+            pipe, arguments, len(states), states.device, states.dtype, parts, encode, first_generators=generators
+        )
+        changed = initial_noise.condition(context)
+        encoded.append(changed)
+        if changed is parts:
+            return result
+        return changed if isinstance(result, tuple) else changed[0]
 
     def refined(*args: Any, **kwargs: Any) -> Any:
         prepared = prepare(*args, **kwargs)
         latents = prepared[0] if isinstance(prepared, tuple) else prepared
         if not isinstance(latents, torch.Tensor):
             raise TypeError(f"{type(pipe).__name__} prepares {type(latents).__name__}, and no tensor of latents.")
-        check_starts_from_noise(pipe, _arguments(pipe, "prepare_latents", args, kwargs))
-        # In some pipelines the first encoding is the prompt's, and later ones are of other things.
+        given = _arguments(pipe, "prepare_latents", args, kwargs)
+        check_starts_from_noise(pipe, given)
+        states = encoded[0] if encoded else None
         context = StartContext(
-            pipe, arguments, len(latents), latents.device, latents.dtype, encoded[0] if encoded else None, encode
+            pipe,
+            arguments,
+            len(latents),
+            latents.device,
+            latents.dtype,
+            states,
+            encode,
+            first_generators=generators,
+            prepared=given,
         )
         return refined_latents(prepared, latents, initial_noise, context)
 

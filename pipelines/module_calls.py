@@ -18,7 +18,11 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def intercepted(
-    module: torch.nn.Module, handler: Handler, on_context: Callable[[str], None] | None = None
+    module: torch.nn.Module,
+    handler: Handler,
+    on_context: Callable[[str], None] | None = None,
+    *,
+    nested: bool = False,
 ) -> Iterator[None]:
     """Within the block, a call of `module` is `handler(call, args, kwargs)`, where `call` is what would have run.
 
@@ -31,6 +35,8 @@ def intercepted(
         handler (`Callable`): what is called instead.
         on_context (`Callable[[str], None]`, *optional*): is told the name of each `module.cache_context(name)` that is
             entered.
+        nested (`bool`, defaults to `False`): allow a block within another one of this thread, whose handler is then
+            what `call` runs.
 
     Raises:
         RuntimeError: if the module is in another such block already.
@@ -49,7 +55,8 @@ def intercepted(
     own = object.__getattribute__(module, "__dict__")
     with _LOCK:
         before = own.get(_SLOT)
-        if getattr(before, "is_interception", False):
+        owner = getattr(before, "interception_of", None)
+        if owner is not None and not (nested and owner == threading.get_ident()):
             raise RuntimeError(
                 f"this {type(module).__name__} is in the middle of a guided call. A shared model serves one run at a "
                 "time: finish that call first, or give each thread its own copy."
@@ -59,7 +66,7 @@ def intercepted(
         def replaced(*args: Any, **kwargs: Any) -> Any:
             return handler(call, args, kwargs)
 
-        replaced.is_interception = True  # type: ignore[attr-defined]
+        replaced.interception_of = threading.get_ident()  # type: ignore[attr-defined]
         own[_SLOT] = replaced
     has_contexts = on_context is not None and hasattr(module, "cache_context")
     if has_contexts:
@@ -101,7 +108,7 @@ def is_compiled(module: torch.nn.Module) -> bool:
     if "_orig_mod" in module._modules:  # torch.compile's module, without an import of all of its compiler
         return True
     before = module.__dict__.get(_SLOT)
-    if before is not None and not getattr(before, "is_interception", False):
+    if before is not None and not hasattr(before, "interception_of"):
         return True
     # module.forward = torch.compile(module.forward)
     if hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable"):

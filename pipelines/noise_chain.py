@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,6 +60,13 @@ class InitialNoiseChain(InitialNoise):
         """Raise ValueError if a member cannot serve in a pipeline class."""
         for member in self.members:
             member.check_pipeline(pipeline_class)
+
+    def condition(self, context: StartContext) -> tuple[Any, ...]:
+        """Return what the members make of the encoded prompt, one after the other."""
+        for member in self.members:
+            context = replace(context, encoded=member.condition(context))
+        assert context.encoded is not None
+        return context.encoded
 
     def refine(self, unit_noise: torch.Tensor, context: StartContext) -> StartState:
         """Return what the members make of the noise, and what all of them cost."""

@@ -27,6 +27,8 @@ class StartContext:
         encoded (`tuple`, *optional*): what `encode_prompt` returned in this call; `None` if it was not called.
         encode (`Callable`, *optional*): the pipeline's own `encode_prompt`.
         draws_residuals (`bool`, defaults to `False`): whether a member of the chain is a terminal prior.
+        first_generators (*optional*): copies of the generators of the call, as they were when it began.
+        prepared (`Mapping`): the arguments of `prepare_latents`.
 
     Example:
         >>> import torch
@@ -44,6 +46,8 @@ class StartContext:
     encoded: tuple[Any, ...] | None = None
     encode: Any = field(default=None, repr=False)
     draws_residuals: bool = False
+    first_generators: Any = field(default=None, repr=False)
+    prepared: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -192,3 +196,23 @@ def parameter_names(pipeline_class: type, method: str) -> set[str]:
     """
     methods = (base.__dict__[method] for base in pipeline_class.__mro__ if method in base.__dict__)
     return {name for function in methods for name in inspect.signature(function).parameters}
+
+
+def copied_generators(generators: Any) -> Any:
+    """Return generators in the same state: one, a list of them, or none.
+
+    Example:
+        >>> import torch
+        >>> from hfnoise.pipelines.start_context import copied_generators
+        >>> generator = torch.Generator().manual_seed(3)
+        >>> first, second = (torch.rand(1, generator=copied_generators(generator)) for _ in range(2))
+        >>> bool(first == second)
+        True
+    """
+    if isinstance(generators, (list, tuple)):
+        return [copied_generators(generator) for generator in generators]
+    if not isinstance(generators, torch.Generator):
+        return generators
+    twin = torch.Generator(generators.device)
+    twin.set_state(generators.get_state())
+    return twin

@@ -4,6 +4,7 @@ The trainers and pipelines that use it are in `hfnoise.trainers` and `hfnoise.pi
 """
 
 from hfnoise.latents.brightness import brightness_estimate
+from hfnoise.latents.condition_noise import noised_condition
 from hfnoise.latents.loss_weighting import (
     DebiasWeighting,
     LossWeighting,
@@ -11,7 +12,11 @@ from hfnoise.latents.loss_weighting import (
     P2Weighting,
     UniformWeighting,
 )
+from hfnoise.latents.noise_level_guidance import noise_level_step, unit_norm
+from hfnoise.latents.packing import pack_latents, unpack_latents
+from hfnoise.latents.redenoise import Redenoising, ddim_step
 from hfnoise.latents.residuals import ResidualStatistics
+from hfnoise.latents.start_prediction import start_form, start_prediction
 from hfnoise.latents.start_step import (
     COMPATS,
     ESTIMATE_TYPES,
@@ -30,11 +35,20 @@ __all__ = [
     "LossWeighting",
     "MinSNRWeighting",
     "P2Weighting",
+    "Redenoising",
     "ResidualStatistics",
     "UniformWeighting",
     "brightness_estimate",
+    "ddim_step",
     "estimated_x0",
     "guided_estimate",
     "mixed_noise",
+    "noise_level_step",
+    "noised_condition",
     "one_more_step",
+    "pack_latents",
+    "start_form",
+    "start_prediction",
+    "unit_norm",
+    "unpack_latents",
 ]

@@ -1,0 +1,54 @@
+"""A call of a pipeline beside the one that is running, which is stopped when it has told what it was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from hfnoise.pipelines.guided_saving import stock_class
+
+# What a running call may have put onto the pipeline itself.
+_METHODS_OF_A_CALL = ("encode_prompt", "prepare_latents", "prepare_intermediate_images")
+
+
+class SideRunStopped(BaseException):
+    """Ends a side run. No `Exception`: what a pipeline does about errors does not apply."""
+
+
+def side_pipeline(pipe: Any) -> Any:
+    """Return the stock pipeline of the same modules, with a scheduler of its own and without progress bar.
+
+    Its calls leave the scheduler, the attributes and the running call of the pipeline as they are.
+
+    Example:
+        >>> from hfnoise.pipelines.side_run import side_pipeline
+        >>> from hfnoise.worlds.digits_pipeline import new_digits_pipeline
+        >>> pipe = new_digits_pipeline(width=8)
+        >>> side = side_pipeline(pipe)
+        >>> side.unet is pipe.unet, side.scheduler is pipe.scheduler
+        (True, False)
+    """
+    side = copy.copy(pipe)
+    side.__class__ = stock_class(type(pipe))
+    for name in _METHODS_OF_A_CALL:
+        side.__dict__.pop(name, None)
+    # Past diffusers' own __setattr__, which would write to the configuration that both share.
+    side.__dict__["scheduler"] = copy.deepcopy(pipe.scheduler)
+    side.__dict__["_progress_bar_config"] = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
+    return side
+
+
+@contextlib.contextmanager
+def kept_random_state(device: torch.device) -> Iterator[None]:
+    """Within the block the random numbers of the program, on the CPU and a device, are drawn without being used up."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        if device.type == "mps":  # it has one state for all
+            stack.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
+        elif device.type != "cpu":
+            stack.enter_context(torch.random.fork_rng(devices=[device], device_type=device.type))
+        yield
