@@ -74,14 +74,14 @@ class DiffusionTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         for name in ("noise_offset", "input_perturbation", "prompt_dropout", "logit_mean", "logit_std"):
-            setattr(self, name, _number(name, getattr(self, name)))
+            setattr(self, name, finite_number(name, getattr(self, name)))
         for name in ("noise_offset", "input_perturbation"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number of at least 0.")
         if not 0 <= self.prompt_dropout <= 1:
             raise ValueError(f"prompt_dropout is {self.prompt_dropout}; it is a share of the examples, in [0, 1].")
         if self.ema_decay is not None:
-            self.ema_decay = _number("ema_decay", self.ema_decay)
+            self.ema_decay = finite_number("ema_decay", self.ema_decay)
             if not 0 < self.ema_decay < 1:
                 raise ValueError(f"ema_decay is {self.ema_decay}; give a number in (0, 1), or None for no average.")
         if self.timestep_sampling not in TIMESTEP_SAMPLINGS:
@@ -95,7 +95,7 @@ class DiffusionTrainingArguments(TrainingArguments):
                 "logit_mean and logit_std are read by timestep_sampling='logit_normal' only; it is 'uniform'."
             )
         if self.snr_gamma is not None:
-            self.snr_gamma = _number("snr_gamma", self.snr_gamma)
+            self.snr_gamma = finite_number("snr_gamma", self.snr_gamma)
         self.weighting()  # raises for what it does not allow
         if self.remove_unused_columns:
             raise ValueError(
@@ -130,8 +130,17 @@ class DiffusionTrainingArguments(TrainingArguments):
         return LossWeighting.named("min_snr", gamma=self.snr_gamma)
 
 
-def _number(name: str, value: Any) -> float:
-    """Return a finite float; the command line and YAML give strings."""
+def finite_number(name: str, value: Any) -> float:
+    """Return a finite float; the command line and YAML give strings.
+
+    Raises:
+        ValueError: naming the option, if it is none.
+
+    Example:
+        >>> from hfnoise.trainers.diffusion_arguments import finite_number
+        >>> finite_number("noise_offset", "0.1")
+        0.1
+    """
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):

@@ -11,7 +11,7 @@ from hfnoise.options import option_default, option_help
 from hfnoise.trainers.diffusion_arguments import DiffusionTrainingArguments
 
 # What is said about noise levels, or changes the noise: the module is only ever shown white noise.
-_WITHOUT_MEANING = {
+WITHOUT_NOISE_LEVELS = {
     "snr_gamma": None,
     "loss_weighting": "uniform",
     "loss_weighting_kwargs": None,
@@ -62,7 +62,9 @@ class OneMoreStepTrainingArguments(DiffusionTrainingArguments):
     residual_frequencies: int = _field("residual_frequencies")
 
     def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name, value in _WITHOUT_MEANING.items() if getattr(self, name) != value}
+        given = {
+            name: getattr(self, name) for name, value in WITHOUT_NOISE_LEVELS.items() if getattr(self, name) != value
+        }
         if given:
             raise ValueError(
                 f"{given}: One More Step has no noise levels to choose or to weigh, and its module is only ever shown "

@@ -1,0 +1,57 @@
+"""The card of a network of golden noise."""
+
+from __future__ import annotations
+
+from hfnoise.trainers.diffusion_card import DiffusionCardMixin
+
+
+class NoisePromptCardMixin(DiffusionCardMixin):
+    """The part of [`~hfnoise.NoisePromptTrainer`] that writes `README.md`."""
+
+    _card_tags = (*DiffusionCardMixin._card_tags, "golden-noise")
+
+    def noise_rows(self) -> list[tuple[str, str]]:
+        """Return what the card says of the loss and of the pairs."""
+        args = self.args
+        objective = {
+            "pairs": "squared error of the change from noise to golden noise",
+            "reward": "minus the reward of images from the refined noise",
+        }[args.loss]
+        names = ("min_margin", "margin_temperature", "ema_decay")
+        rows = [("objective", objective)]
+        rows += [(f"`{name}`", f"{getattr(args, name):g}") for name in names if getattr(args, name) is not None]
+        if args.loss == "reward":
+            return [*rows, ("`delta_penalty`", f"{args.delta_penalty:g}")]
+        diagnose = getattr(self.train_dataset, "diagnose", None)  # type: ignore[attr-defined]
+        return rows if diagnose is None else [*rows, ("pairs", str(diagnose()))]
+
+    def _lead(self, base: str | None, adapter: bool) -> str:
+        network = self._denoiser()  # type: ignore[attr-defined]
+        source = f", from [{base}](https://huggingface.co/{base})" if base else ""
+        return (
+            "A network of golden noise ([arXiv 2411.09502](https://huggingface.co/papers/2411.09502)): it turns the "
+            "noise that sampling starts from into noise that suits the prompt better, in one pass before the first "
+            f"step. A {network.saved_class}{source}, trained with "
+            "[`NoisePromptTrainer`](https://pypi.org/project/hfnoise) of hfnoise."
+        )
+
+    def _snippet(self, base: str | None, adapter: bool) -> str:
+        name = self.hub_model_id or self.args.output_dir  # type: ignore[attr-defined]
+        kind = self._denoiser().saved_class  # type: ignore[attr-defined]
+        return (
+            f"from hfnoise import GoldenNoisePipeline, {kind}\n\n"
+            f'net = {kind}.from_pretrained("{name}")\n'
+            'pipe = GoldenNoisePipeline.from_pretrained("the base pipeline", initial_noise=net)'
+        )
+
+    def _use_note(self) -> str:
+        return (
+            "It serves models whose text states and latents are those that it was trained on. Refinement acts like "
+            "more guidance: images follow the prompt better and differ less from each other."
+        )
+
+    def _metric_rows(self) -> list[tuple[str, str]]:
+        name = "eval_delta_r2"
+        last = next((entry[name] for entry in reversed(self.state.log_history) if name in entry), None)
+        shown = [] if last is None else [("R² of the change", f"{last:.4f}")]
+        return super()._metric_rows() + shown
