@@ -88,6 +88,10 @@ class ConditioningNoise(InitialNoise):
             raise _no_states(context.name)
         return StartState(unit_noise)
 
+    def to_config(self) -> dict[str, Any]:
+        """Return the options."""
+        return {"strength": self.strength, "rescale": self.rescale}
+
     def __repr__(self) -> str:
         return f"ConditioningNoise({self.strength}, rescale={self.rescale})"
 

@@ -122,9 +122,9 @@ class InitialNoise(ABC):
         Raises:
             ValueError: if it makes a state of the scheduler, which `latents=` does not take.
         """
-        from hfnoise.pipelines.refined_latents import refined_latents
+        from hfnoise.pipelines.call_latents import call_latents
 
-        return refined_latents(pipe, self, args, kwargs)
+        return call_latents(pipe, self, args, kwargs)
 
 
 def check_initial_noise(pipeline_class: type, initial_noise: Any) -> InitialNoise | None:

@@ -20,7 +20,15 @@ from hfnoise.pipelines.noise_chain import InitialNoiseChain
 NOISE_FOLDER = "initial_noise"
 NOISE_FILE = "initial_noise_config.json"
 # Public name in hfnoise -> sub-folder of its weights, if it has any. Nothing else is saved or loaded.
-INITIAL_NOISES: dict[str, str | None] = {"BrightnessOffset": None, "OneMoreStep": "oms_module", "TerminalPrior": None}
+INITIAL_NOISES: dict[str, str | None] = {
+    "BrightnessOffset": None,
+    "ConditioningNoise": None,
+    "NoiseLevelGuidance": None,
+    "OneMoreStep": "oms_module",
+    "ReDenoise": None,
+    "SeedVariation": None,
+    "TerminalPrior": None,
+}
 
 _NEWER = "If a newer hfnoise saved it: pip install -U hfnoise."
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,6 +138,11 @@ class NoiseLevelGuidance(InitialNoise):
             last = torch.where(going, length, -math.inf)
         self.report = StartReport.of(unit_noise, noise, branches.evaluations)
         return StartState(noise, evaluations=branches.evaluations)
+
+    def to_config(self) -> dict[str, Any] | None:
+        """Return the options; `None` with a weak model, which is not saved."""
+        names = ("num_steps", "step_size", "noise_variance", "normalize", "stop_early", "compat", *_OPTIONAL)
+        return {name: getattr(self, name) for name in names} if self.weak_model is None else None
 
     def __repr__(self) -> str:
         return f"NoiseLevelGuidance({self.num_steps}, max_relative_step={self.max_relative_step})"

@@ -125,6 +125,11 @@ class ReDenoise(InitialNoise):
         self.report = StartReport.of(unit_noise, refined, branches.evaluations)
         return StartState(refined, evaluations=branches.evaluations)
 
+    def to_config(self) -> dict[str, Any]:
+        """Return the options."""
+        names = ("num_steps", "strength", "iterations", "normalize", "compat")
+        return {**{name: getattr(self, name) for name in names}, "guidance_scales": list(self.guidance_scales)}
+
     def _once(self, noise: Tensor, branches: StartBranches) -> Tensor:
         scale_down, scale_up = self.guidance_scales
         down = branches.predict(noise, uncond=scale_down != 1.0).guided(scale_down)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -20,8 +21,8 @@ class SeedVariation(InitialNoise):
     """Mixes the noise with that of another seed, at unit variance: sqrt(1 - s^2) noise + s other.
 
     Small strengths vary an image, and cost nothing; at 1 it is the run of the other seed: to the bit, for float32
-    latents and samplers that draw nothing. User interfaces call it a variation seed. Mixing linearly, as some do,
-    loses variance: images of s = 0.5 would start with half of it.
+    latents, in classic pipelines, with samplers that draw nothing. User interfaces call it a variation seed. Mixing
+    linearly, as some do, loses variance: images of s = 0.5 would start with half of it.
 
     Args:
         strength (`float`): s, in [0, 1], share of the other seed; 0 is off. The cosine of old and new noise is
@@ -82,6 +83,10 @@ class SeedVariation(InitialNoise):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         drawn = randn_tensor((len(seeds), *space.shape), generators, device=noise.device, dtype=context.dtype)
         return space.pack(drawn.float())
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the options."""
+        return {"strength": self.strength, "seed": self.seed}
 
     def __repr__(self) -> str:
         return f"SeedVariation({self.strength}, seed={self.seed})"

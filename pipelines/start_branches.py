@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import ModularPipeline
 from torch import Tensor
 
 from hfnoise.guidance import DenoisingPoint
@@ -231,6 +232,12 @@ def check_branches(pipeline_class: type, name: str, uncond: bool = True) -> None
     """
     layout = layout_of(pipeline_class)
     pipeline = pipeline_class.__name__.removeprefix("Guided")
+    if issubclass(pipeline_class, ModularPipeline):
+        raise ValueError(
+            f"{name} needs predictions of the model at the start, and {pipeline} is modular, where they are not made. "
+            f"Take {name}(...).latents(pipe, prompt, ...) of a classic pipeline of the same parts, and give them as "
+            "latents=."
+        )
     if layout is None:
         raise ValueError(
             f"it is not known how {pipeline} calls its denoiser, and {name} needs its predictions. Say so: from "

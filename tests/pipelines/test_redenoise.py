@@ -377,6 +377,6 @@ def test_states_of_the_scheduler_are_no_latents(sd):
     with pytest.raises(ValueError, match="BrightnessOffset makes a state of the scheduler"):
         BrightnessOffset(0.5).latents(sd, "the digit one")
     with pytest.raises(TypeError, match="must be an InitialNoise"):
-        from hfnoise.pipelines.refined_latents import refined_latents
+        from hfnoise.pipelines.call_latents import call_latents
 
-        refined_latents(sd, 3, (), {})
+        call_latents(sd, 3, (), {})

@@ -1,5 +1,6 @@
 """Seed variations and noise on text states: whose noise it is, what is reported, refusals; latents as images."""
 
+import json
 import math
 import threading
 
@@ -9,7 +10,17 @@ import torch
 
 import hfnoise
 from hfnoise.latents import noised_condition
-from hfnoise.pipelines import ConditioningNoise, InitialNoise, LatentSpace, ReDenoise, SeedVariation, StartState, guide
+from hfnoise.pipelines import (
+    ConditioningNoise,
+    InitialNoise,
+    LatentSpace,
+    NoiseLevelGuidance,
+    ReDenoise,
+    SeedVariation,
+    StartState,
+    guide,
+)
+from hfnoise.pipelines.initial_noise_files import INITIAL_NOISES
 from hfnoise.pipelines.module_calls import intercepted
 from hfnoise.pipelines.start_context import StartContext
 from hfnoise.pipelines.start_report import StartReport
@@ -222,6 +233,34 @@ def test_errors_of_a_call(sd):
         ConditioningNoise(0.5).condition(context)
     with pytest.raises(ValueError, match="no prompt to states of shape"):
         ConditioningNoise(0.5).refine(torch.zeros(1, 4, 8, 8), StartContext(sd, {}, 1, torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        ReDenoise(20, guidance_scales=(4.0, 1.0), iterations=2, normalize=True, compat="official"),
+        ReDenoise(strength=0.5),
+        NoiseLevelGuidance(
+            3, step_size=0.5, max_relative_step=None, noise_variance=0.1, boundary=3.0, stop_early=True
+        ),
+        SeedVariation(0.5, [1, 2]),
+        ConditioningNoise(0.2, rescale=0.5),
+    ],
+    ids=repr,
+)
+def test_options_are_saved(member):
+    config = json.loads(json.dumps(member.to_config()))
+    again = type(member).from_config(config)
+    assert vars(again) == vars(member) and INITIAL_NOISES[type(member).__name__] is None
+
+
+def test_a_weak_model_is_not_saved():
+    assert NoiseLevelGuidance(weak_model=torch.nn.Identity()).to_config() is None
+
+
+def test_modular_pipelines_make_no_predictions():
+    with pytest.raises(ValueError, match=r"ReDenoise\(...\).latents\(pipe, prompt, ...\) of a classic pipeline"):
+        ReDenoise().check_pipeline(diffusers.StableDiffusionXLModularPipeline)
 
 
 def test_report_of_one_sample():

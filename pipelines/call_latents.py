@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffusers import ModularPipeline
 from torch import Tensor
 
-from hfnoise.pipelines.initial_noise import InitialNoise, StartState, check_initial_noise, refined_start
+from hfnoise.pipelines.initial_noise import (
+    InitialNoise,
+    StartState,
+    check_initial_noise,
+    refined_start,
+    refined_state,
+)
 from hfnoise.pipelines.side_run import SideRunStopped, side_pipeline
 from hfnoise.pipelines.start_context import StartContext
 
 
-def refined_latents(pipe: Any, initial_noise: InitialNoise, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+def call_latents(pipe: Any, initial_noise: InitialNoise, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     """Return what a call would start from, in the pipeline's dtype and of unit variance: `InitialNoise.latents`.
 
     The call is begun on the side, and stopped where its noise is refined.
@@ -35,6 +42,11 @@ def refined_latents(pipe: Any, initial_noise: InitialNoise, args: Sequence[Any],
         >>> image = pipe("the digit seven", num_inference_steps=4, latents=noise).images[0]
     """
     check_initial_noise(type(pipe), initial_noise)
+    if isinstance(pipe, ModularPipeline):
+        raise ValueError(
+            f"{type(pipe).__name__} is modular: give {type(initial_noise).__name__} to hfnoise.guide, or begin with a "
+            "classic pipeline of the same parts."
+        )
     name = type(initial_noise).__name__
     if initial_noise.space != "unit":
         raise ValueError(
@@ -70,5 +82,5 @@ class _Stop(InitialNoise):
         return changed
 
     def refine(self, unit_noise: Tensor, context: StartContext) -> StartState:
-        self.start = self.inner.refine(unit_noise, context).latents.to(context.dtype)
+        self.start = refined_state(self.inner, unit_noise, context).latents.to(context.dtype)
         raise SideRunStopped
