@@ -144,3 +144,12 @@ ONE_MORE_STEP_BIBTEX = """\
     year      = {2024},
     url       = {https://arxiv.org/abs/2311.15744},
 }"""
+
+GOLDEN_NOISE_BIBTEX = """\
+@inproceedings{zhou2025golden,
+    title     = {{Golden Noise for Diffusion Models: A Learning Framework}},
+    author    = {Zikai Zhou and Shitong Shao and Lichen Bai and Shufei Zhang and Zhiqiang Xu and Bo Han and Zeke Xie},
+    booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision},
+    year      = {2025},
+    url       = {https://arxiv.org/abs/2411.09502},
+}"""

@@ -65,7 +65,8 @@ GENERATE_OPTIONS = (
         "model_name_or_path",
         "str",
         None,
-        "A Hub id, a folder of a diffusers pipeline, or an embedded one: digits, digits-weak, coloured-digits.",
+        "A Hub id, a folder of a diffusers pipeline, or an embedded one: digits, digits-weak, coloured-digits, "
+        "shaded-digits.",
     ),
     Option("revision", "str", None, "Branch, tag or commit on the Hub."),
     Option("prompt", "list of str", None, "What to draw; several of them, or the option several times."),

@@ -9,12 +9,13 @@ from __future__ import annotations
 from importlib import import_module
 
 # Public names of hfnoise that are bases of parts of a pipeline, and how diffusers saves and loads those: the
-# guiders, and of the initial noises those that can be saved.
-_BASES = {name: ["save_pretrained", "from_pretrained"] for name in ("UpdateGuidance", "OneMoreStep")}
+# guiders, and of the initial noises those with weights.
+_PARTS = ("UpdateGuidance", "NPNet", "NoisePromptNet", "OneMoreStep")
+_BASES = {name: ["save_pretrained", "from_pretrained"] for name in _PARTS}
 
 
 def register_classes() -> None:
-    """Let diffusers save and load our guiders as parts of a pipeline, by `hfnoise` and their class.
+    """Let diffusers save and load our guiders and networks as parts of a pipeline, by `hfnoise` and their class.
 
     Not documented by diffusers: two dictionaries, of which the second was copied from the first.
 

@@ -36,7 +36,7 @@ IMAGE_DATA_OPTIONS = (
         "str",
         None,
         "The pipeline whose autoencoder and text encoder make the rows: a Hub id, a folder, or an embedded one: "
-        "digits, digits-weak, coloured-digits.",
+        "digits, digits-weak, coloured-digits, shaded-digits.",
     ),
     Option("model_revision", "str", None, "Branch, tag or commit of the pipeline on the Hub."),
     Option("variant", "str", None, "Of the pipeline's weights, such as fp16; they are encoded with in float32."),
@@ -45,7 +45,7 @@ IMAGE_DATA_OPTIONS = (
         "str",
         None,
         "Images with captions: a Hub id, a folder of images (with metadata.csv), a csv, json or parquet file, a "
-        "folder of save_to_disk, or an embedded one: hfnoise:digits, hfnoise:coloured-digits.",
+        "folder of save_to_disk, or an embedded one: hfnoise:digits, hfnoise:coloured-digits, hfnoise:shaded-digits.",
     ),
     Option("dataset_config", "str", None, "Configuration of the dataset on the Hub."),
     Option("dataset_train_split", "str", "train", "Split to train on."),

@@ -269,6 +269,8 @@ SHARED_EXPORTS: dict[str, str] = {
     "InitialNoiseBlock": "hfnoise.pipelines.modular_start",
     "InitialNoiseChain": "hfnoise.pipelines.noise_chain",
     "LinearGuidance": "hfnoise.pipelines.guiders",
+    "NPNet": "hfnoise.pipelines.noise_nets",
+    "NoisePromptNet": "hfnoise.pipelines.noise_nets",
     "NoiseLevelGuidance": "hfnoise.pipelines.noise_level",
     "OneMoreStep": "hfnoise.pipelines.one_more_step",
     "OneMoreStepPipeline": "hfnoise.pipelines.one_more_step_preset",

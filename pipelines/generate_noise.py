@@ -88,6 +88,10 @@ class CountedStart(InitialNoise):
         """Raise ValueError if the noise cannot serve in a pipeline class."""
         self.noise.check_pipeline(pipeline_class)
 
+    def condition(self, context: StartContext) -> tuple[Any, ...]:
+        """Return the text states that the noise wants."""
+        return self.noise.condition(context)
+
     def refine(self, unit_noise: torch.Tensor, context: StartContext) -> StartState:
         """Return what the noise returns; `evaluations` says what it cost per sample."""
         state = self.noise.refine(unit_noise, context)

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from hfnoise.cards import hub_name, render_card, versions_by_library
-from hfnoise.citations import ADAPTIVE_GUIDANCE_BIBTEX, APG_BIBTEX, ONE_MORE_STEP_BIBTEX
+from hfnoise.citations import ADAPTIVE_GUIDANCE_BIBTEX, APG_BIBTEX, GOLDEN_NOISE_BIBTEX, ONE_MORE_STEP_BIBTEX
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.initial_noise import InitialNoise
 from hfnoise.pipelines.initial_noise_files import INITIAL_NOISES, NOISE_FOLDER, saved_members
@@ -22,6 +22,8 @@ _METHODS = {
     "AdaptiveGuidance": ("adaptive-guidance", "2312.12487", ADAPTIVE_GUIDANCE_BIBTEX),
     "LinearGuidance": ("linear-guidance", "2312.12487", ADAPTIVE_GUIDANCE_BIBTEX),
     "ProjectedGuidance": ("apg", "2410.02416", APG_BIBTEX),
+    "NPNet": ("golden-noise", "2411.09502", GOLDEN_NOISE_BIBTEX),
+    "NoisePromptNet": ("golden-noise", "2411.09502", GOLDEN_NOISE_BIBTEX),
     "OneMoreStep": ("one-more-step", "2311.15744", ONE_MORE_STEP_BIBTEX),
 }
 # Of the two slots, in the first sentence.

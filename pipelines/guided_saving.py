@@ -170,7 +170,6 @@ class GuidedSaving:
         return upload_folder(
             repo_id=repo_id, folder_path=folder, path_in_repo=subfolder, token=token, create_pr=create_pr,
             commit_message=commit_message or f"Upload {stock_class(type(pipe)).__name__} by hfnoise",
-            # Parts of an earlier push that the pipeline has no longer; what is uploaded is not deleted.
             delete_patterns=stale_patterns(folder, variant),
         )  # fmt: skip
 

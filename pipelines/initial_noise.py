@@ -209,9 +209,7 @@ def refined_start(
             return result
         parts = result if isinstance(result, tuple) else (result,)
         states = next((part for part in parts if isinstance(part, torch.Tensor)), torch.empty(0))
-        context = StartContext(
-            pipe, arguments, len(states), states.device, states.dtype, parts, encode, first_generators=generators
-        )
+        context = StartContext(pipe, arguments, len(states), states.device, states.dtype, parts, encode, generators)
         changed = initial_noise.condition(context)
         encoded.append(changed)
         if changed is parts:
@@ -227,17 +225,9 @@ def refined_start(
         check_starts_from_noise(pipe, given)
         states = encoded[0] if encoded else None
         context = StartContext(
-            pipe,
-            arguments,
-            len(latents),
-            latents.device,
-            latents.dtype,
-            states,
-            encode,
-            first_generators=generators,
-            prepared=given,
+            pipe, arguments, len(latents), latents.device, latents.dtype, states, encode, generators, given
         )
-        return refined_latents(prepared, latents, initial_noise, context)
+        return replaced_latents(prepared, latents, initial_noise, context)
 
     pipe.__dict__["prepare_latents"] = refined
     if encode is not None:
@@ -251,7 +241,7 @@ def refined_start(
         pipe.__dict__.update(own)
 
 
-def refined_latents(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise, context: StartContext) -> Any:
+def replaced_latents(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise, context: StartContext) -> Any:
     """Return what a pipeline prepared, refined; the very same object if nothing is changed.
 
     Args:

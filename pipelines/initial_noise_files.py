@@ -23,7 +23,9 @@ NOISE_FILE = "initial_noise_config.json"
 INITIAL_NOISES: dict[str, str | None] = {
     "BrightnessOffset": None,
     "ConditioningNoise": None,
+    "NPNet": "npnet",
     "NoiseLevelGuidance": None,
+    "NoisePromptNet": "npnet",
     "OneMoreStep": "oms_module",
     "ReDenoise": None,
     "SeedVariation": None,
@@ -39,7 +41,7 @@ def weight_folders() -> list[str]:
     Example:
         >>> from hfnoise.pipelines.initial_noise_files import weight_folders
         >>> weight_folders()
-        ['oms_module']
+        ['npnet', 'oms_module']
     """
     return sorted({folder for folder in INITIAL_NOISES.values() if folder is not None})
 

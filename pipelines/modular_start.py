@@ -15,13 +15,15 @@ from hfnoise.pipelines.initial_noise import (
     InitialNoise,
     as_initial_noise,
     check_starts_from_noise,
-    refined_latents,
+    replaced_latents,
 )
 from hfnoise.pipelines.start_context import StartContext
 
 COMPONENT = "initial_noise"
 # What blocks that draw noise are told from the others by: of the loop, which makes latents too, one is inside.
 _MAKES, _NEEDS = "latents", {"generator", "batch_size"}
+# What blocks call the mask of the states of a prompt.
+_MASKS = ("prompt_embeds_mask", "prompt_attention_mask")
 
 
 class InitialNoiseBlock(ModularPipelineBlocks):
@@ -98,10 +100,10 @@ class InitialNoiseBlock(ModularPipelineBlocks):
         latents = state.get("latents")
         if "noise" in self.intermediate_output_names:  # inpainting keeps it
             prepared = (latents, state.get("noise"))
-            latents, noise = refined_latents(prepared, latents, initial_noise, context)
+            latents, noise = replaced_latents(prepared, latents, initial_noise, context)
             state.set("noise", noise)
         else:
-            latents = refined_latents(latents, latents, initial_noise, context)
+            latents = replaced_latents(latents, latents, initial_noise, context)
         state.set("latents", latents)
         return components, state
 
@@ -170,9 +172,9 @@ def _context(pipe: Any, state: PipelineState, latents: Any) -> StartContext:
     """Return what a member is told; `latents` are those of the user."""
     guidance = getattr(getattr(pipe, "guider", None), "guidance_scale", None)
     arguments = {**state.values, "latents": latents, "guidance_scale": guidance}
-    states = (state.get("prompt_embeds"), state.get("negative_prompt_embeds"))
+    states = [state.get(name) for name in ("prompt_embeds", "negative_prompt_embeds", *_MASKS)]
     drawn = state.get("latents")
-    encoded = None if states[0] is None else states
+    encoded = None if states[0] is None else tuple(states)
     return StartContext(pipe, arguments, len(drawn), drawn.device, drawn.dtype, encoded, _encoder(pipe))
 
 

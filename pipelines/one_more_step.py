@@ -7,7 +7,6 @@ from os import PathLike
 from typing import Any, ClassVar
 
 import torch
-from diffusers import ModularPipeline
 from torch import Tensor, nn
 
 from hfnoise.latents import ESTIMATE_TYPES, estimated_x0, guided_estimate, mixed_noise
@@ -15,7 +14,7 @@ from hfnoise.latents.hf_time_free_unet import module_output, module_residuals
 from hfnoise.latents.start_step import check_compat, check_guidance
 from hfnoise.pipelines.start_context import StartContext, check_words
 from hfnoise.pipelines.start_estimate import Estimate, StartEstimate
-from hfnoise.pipelines.start_text import StartText, check_width
+from hfnoise.pipelines.start_text import StartText, check_width, encodes_prompts
 from hfnoise.pipelines.terminal_prior import TerminalPrior, check_scale
 
 
@@ -174,9 +173,7 @@ class OneMoreStep(StartEstimate):
     def check_pipeline(self, pipeline_class: type) -> None:
         """Raise ValueError if a pipeline never encodes a prompt and none is given here."""
         given = self.prompt_embeds is not None or self.text_encoder is not None
-        # A modular pipeline has a block for it, or not: that is seen in the call.
-        encodes = hasattr(pipeline_class, "encode_prompt") or issubclass(pipeline_class, ModularPipeline)
-        if not given and not encodes:
+        if not given and not encodes_prompts(pipeline_class):
             raise ValueError(
                 f"{pipeline_class.__name__.removeprefix('Guided')} has no encode_prompt to take the text from. Give "
                 "OneMoreStep text_encoder= and tokenizer=, or prompt_embeds=."

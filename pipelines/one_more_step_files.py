@@ -28,6 +28,8 @@ _MODEL_OPTIONS = ("variant", "dtype", "torch_dtype", "use_safetensors")
 def one_more_step_options(step: Any) -> dict[str, Any]:
     """Return the options of a [`OneMoreStep`], as JSON has them; see its `to_config`."""
     options = {name: getattr(step, name) for name in _OPTIONS}
+    # Numbers may come from numpy or torch.
+    options = {name: value.item() if hasattr(value, "item") else value for name, value in options.items()}
     prior = options["terminal_prior"]
     if isinstance(prior, TerminalPrior):
         options["terminal_prior"] = {"scale": prior.scale, **prior.statistics.to_config()}

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from os import PathLike
 from typing import Any
 
@@ -28,16 +28,15 @@ from hfnoise.pipelines.initial_noise_files import (
     NOISE_FOLDER,
     noise_class,
     read_initial_noise,
+    saved_members,
     weight_folders,
 )
 
 GUIDER_FOLDER = "guider"
 
 # What saving writes into a part; whatever else lies there (checkpoints of a training) is somebody else's.
-_WRITTEN = (
-    "config.json", "guider_config.json", NOISE_FILE, "one_more_step.json", "prompt_embeds.safetensors",
-    "diffusion_pytorch_model*",
-)  # fmt: skip
+_WRITTEN = ("config.json", "guider_config.json", NOISE_FILE, "one_more_step.json", "prompt_embeds.safetensors")
+_WEIGHTS = "diffusion_pytorch_model"
 _WRITTEN_FOLDERS = ("text_encoder", "tokenizer")
 _LOADING = ("dtype", "torch_dtype", "variant", "use_safetensors")
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
@@ -85,7 +84,9 @@ def remove_earlier(directory: str, staging: str) -> None:
                 if name in _WRITTEN_FOLDERS and not os.path.isdir(os.path.join(new, name)):
                     shutil.rmtree(path)
             # The weights of a variant stay beside those of another.
-            elif not os.path.isdir(new) and any(fnmatch(name, pattern) for pattern in _WRITTEN):
+            elif (name in _WRITTEN and not os.path.isfile(os.path.join(new, name))) or (
+                name.startswith(_WEIGHTS) and not os.path.isdir(new)
+            ):
                 os.remove(path)
         if not os.listdir(folder):
             os.rmdir(folder)
@@ -101,17 +102,18 @@ def stale_patterns(folder: str, variant: str | None) -> list[str]:
     Example:
         >>> from hfnoise.pipelines.saved_parts import stale_patterns
         >>> stale_patterns(".", None)
-        ['guider/*', 'initial_noise/*', 'oms_module/*']
+        ['guider/*', 'initial_noise/*', 'npnet/*', 'oms_module/*']
     """
     marked = f".{variant}" if variant else ""
     weights = [f"*model{marked}.safetensors", f"*model{marked}.bin", f"*model{marked}-*-of-*", f"*.index{marked}.json"]
     patterns = []
-    for part in marker_files():
-        if not os.path.isdir(os.path.join(folder, part)):
+    for part, marker in marker_files().items():
+        if not os.path.isfile(os.path.join(folder, part, marker)):
             patterns.append(f"{part}/*")
         elif part in weight_folders():
-            gone = [name for name in _WRITTEN_FOLDERS if not os.path.isdir(os.path.join(folder, part, name))]
-            patterns += [f"{part}/{pattern}" for pattern in [*weights, *(f"{name}/*" for name in gone)]]
+            gone = [f"{name}/*" for name in _WRITTEN_FOLDERS if not os.path.isdir(os.path.join(folder, part, name))]
+            # What is uploaded is not deleted, whatever the pattern.
+            patterns += [f"{part}/{pattern}" for pattern in (*weights, *gone, *_WRITTEN)]
     return patterns
 
 
@@ -243,14 +245,25 @@ class PipelineRepository:
         listed = f"{NOISE_FOLDER}/{NOISE_FILE}"
         file = self.file(listed)
         if file is not None:
-            return read_initial_noise(file, self._place(listed), self._with_weights)
-        found = [folder for folder in weight_folders() if self.file(f"{folder}/config.json") is not None]
+            noise = read_initial_noise(file, self._place(listed), self._with_weights)
+            used = {INITIAL_NOISES[type(member).__name__] for member in saved_members(noise)}
+            if unused := self._found_weights(set(weight_folders()) - used):
+                warnings.warn(
+                    f"{self.path} holds {' and '.join(unused)}, which {listed} does not list: not used. Give "
+                    "initial_noise=[...] with it, and save the pipeline again.",
+                    stacklevel=4,
+                )
+            return noise
+        found = self._found_weights(weight_folders())
         if len(found) > 1:
             raise ValueError(
                 f"{self.path} holds {' and '.join(found)}, and no {listed} that says in which order. Give "
                 "initial_noise=[...], and save the pipeline again."
             )
         return self._with_weights(self._class_in(found[0])) if found else None
+
+    def _found_weights(self, folders: Iterable[str]) -> list[str]:
+        return [folder for folder in sorted(folders) if self.file(f"{folder}/config.json") is not None]
 
     def _class_in(self, folder: str) -> str:
         """Return the public name of what a sub-folder of weights holds."""
@@ -276,7 +289,7 @@ class PipelineRepository:
     def _variant_of(self, folder: str) -> str | None:
         """Return the asked variant where a part has it, as diffusers does with every part of a pipeline."""
         variant = self.loading.get("variant")
-        stem = f"{folder}/diffusion_pytorch_model"
+        stem = f"{folder}/{_WEIGHTS}"
         names = [f"{stem}.{variant}.{kind}" for kind in ("safetensors", "bin")]
         names += [f"{stem}.{kind}.index.{variant}.json" for kind in ("safetensors", "bin")]
         return variant if variant is not None and any(self.file(name) is not None for name in names) else None

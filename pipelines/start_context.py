@@ -26,9 +26,9 @@ class StartContext:
         device (`torch.device`), dtype (`torch.dtype`): of the latents.
         encoded (`tuple`, *optional*): what `encode_prompt` returned in this call; `None` if it was not called.
         encode (`Callable`, *optional*): the pipeline's own `encode_prompt`.
-        draws_residuals (`bool`, defaults to `False`): whether a member of the chain is a terminal prior.
         first_generators (*optional*): copies of the generators of the call, as they were when it began.
         prepared (`Mapping`): the arguments of `prepare_latents`.
+        draws_residuals (`bool`, defaults to `False`): whether a member of the chain is a terminal prior.
 
     Example:
         >>> import torch
@@ -45,9 +45,9 @@ class StartContext:
     dtype: torch.dtype = torch.float32
     encoded: tuple[Any, ...] | None = None
     encode: Any = field(default=None, repr=False)
-    draws_residuals: bool = False
     first_generators: Any = field(default=None, repr=False)
     prepared: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    draws_residuals: bool = False
 
     @property
     def name(self) -> str:
@@ -97,6 +97,15 @@ class StartContext:
         """Text states of shape `(batch, tokens, width)`; `None` if the pipeline did not encode a prompt."""
         found = self.encoded[0] if self.encoded else None
         return found if isinstance(found, Tensor) and found.dim() == 3 else None
+
+    @property
+    def prompt_mask(self) -> Tensor | None:
+        """Of shape `(batch, tokens)`, 0 where a state is of padding; `None` if the pipeline did not say so."""
+        states = self.prompt_embeds
+        if states is None or self.encoded is None:
+            return None
+        parts = (part for part in self.encoded[1:] if isinstance(part, Tensor) and part.shape == states.shape[:2])
+        return next((part for part in parts if _is_mask(part)), None)
 
     @property
     def negative_prompt_embeds(self) -> Tensor | None:
@@ -149,6 +158,11 @@ class StartContext:
 
     def _per_sample(self, words: Any, name: str) -> list[str] | None:
         return repeated_words(words, self.batch, name)
+
+
+def _is_mask(part: Tensor) -> bool:
+    # Pooled states are numbers of any size; some pipelines cast masks to their dtype.
+    return bool(((part == 0) | (part == 1)).all() and part.bool().any(1).all())
 
 
 def repeated_words(words: str | Sequence[str] | None, batch: int, name: str) -> list[str] | None:

@@ -1,10 +1,11 @@
-"""Which text states One More Step's network is given."""
+"""Which text states the network of an initial noise is given."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import ModularPipeline
 from torch import Tensor
 
 from hfnoise.latents.hf_time_free_unet import text_widths
@@ -45,12 +46,9 @@ class StartText:
             return self._encode(words)
         if own is not None:
             return context.encode_prompts(own)
-        if context.prompt_embeds is None:
-            raise ValueError(
-                f"{context.name} encoded no prompt before it prepared its latents. Set prompt_embeds=... of "
-                "OneMoreStep, or give it a text_encoder and a tokenizer."
-            )
-        return context.per_sample(context.prompt_embeds, "prompt_embeds")
+        return encoded_states(
+            context, "Set prompt_embeds=... of OneMoreStep, or give it a text_encoder and a tokenizer."
+        )
 
     def negative_states(self) -> Tensor:
         """Return those of the negative prompt, by default of "", as the module was trained.
@@ -88,8 +86,51 @@ class StartText:
             return encoder(tokens.input_ids.to(self.context.device))[0]
 
 
-def check_width(module: Any, states: Tensor, context: StartContext, text_encoder: Any) -> None:
-    """Raise ValueError if a module cannot read text states of this width; the message names both."""
+def encodes_prompts(pipeline_class: type) -> bool:
+    """Return whether a pipeline may encode a prompt where it can be seen; a modular one shows that in the call.
+
+    Example:
+        >>> from diffusers import DDPMPipeline
+        >>> from hfnoise.pipelines.start_text import encodes_prompts
+        >>> encodes_prompts(DDPMPipeline)
+        False
+    """
+    # A modular pipeline has a block for it, or not.
+    return hasattr(pipeline_class, "encode_prompt") or issubclass(pipeline_class, ModularPipeline)
+
+
+def encoded_states(context: StartContext, remedy: str) -> Tensor:
+    """Return the states of the prompt that the pipeline encoded in this call, one row a sample.
+
+    Args:
+        context ([`StartContext`]): of the call.
+        remedy (`str`): what to do if there are none.
+
+    Raises:
+        ValueError: if the pipeline encoded none before it prepared its latents.
+    """
+    if context.prompt_embeds is None:
+        raise ValueError(f"{context.name} encoded no prompt before it prepared its latents. {remedy}")
+    return context.per_sample(context.prompt_embeds, "prompt_embeds")
+
+
+def check_width(
+    module: Any,
+    states: Tensor,
+    context: StartContext,
+    text_encoder: Any = None,
+    reader: str = "the module of One More Step",
+    remedy: str = "Give OneMoreStep the text_encoder and tokenizer that it was trained with, or another module.",
+) -> None:
+    """Raise ValueError if a network cannot read text states of this width; the message names both.
+
+    Args:
+        module (`torch.nn.Module`): the network.
+        states (`torch.Tensor`): of text.
+        context ([`StartContext`]): of the call.
+        text_encoder (*optional*): that encoded them, if not the pipeline's.
+        reader, remedy (`str`): how the network is called, and what to do.
+    """
     widths = text_widths(module)
     if not widths or states.shape[-1] in widths:
         return
@@ -97,9 +138,8 @@ def check_width(module: Any, states: Tensor, context: StartContext, text_encoder
         source, remedy = f"its text encoder {type(text_encoder).__name__}", "Give the one that it was trained with."
     else:
         source = f"the text states of {context.name}"
-        remedy = "Give OneMoreStep the text_encoder and tokenizer that it was trained with, or another module."
+    option = "encoder_hid_dim" if getattr(module.config, "encoder_hid_dim", None) else "cross_attention_dim"
     wanted = " or ".join(map(str, sorted(widths)))
     raise ValueError(
-        f"the module of One More Step takes text states {wanted} wide (cross_attention_dim), and {source} are "
-        f"{states.shape[-1]} wide. {remedy}"
+        f"{reader} takes text states {wanted} wide ({option}), and {source} are {states.shape[-1]} wide. {remedy}"
     )

@@ -26,6 +26,8 @@ PYTHON_BLOCKS = [
         "fedsvd",
         "quantization",
         "guidance",
+        "one_more_step",
+        "diffusion_training",
     )
     for block in python_blocks(f"docs/{page}.md")
 ]
@@ -46,6 +48,7 @@ SMALLER = {
     "rounds=3, local_steps=2": "rounds=1, local_steps=1",
     "target_epsilon=6)": "noise_multiplier=1.0)",
     "num_inference_steps=20": "num_inference_steps=4",
+    "max_steps=20": "max_steps=2",
     "guidance_scale=4.0)": "guidance_scale=4.0, num_inference_steps=8)",
     '{digit}"] * 8': '{digit}"] * 2',
 }
@@ -75,6 +78,8 @@ def empty_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+# Said on machines without an accelerator only, by transformers' default.
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 @pytest.mark.parametrize("block", PYTHON_BLOCKS)
 def test_blocks_of_the_docs_run(block, empty_folder):
     code = compile(smaller(block), "docs", "exec")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from abc import abstractmethod
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +14,13 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from hfnoise.latents.hf_checkpoints import read_json
+
 __all__ = ["ModelMixin", "NoiseNetModel", "RefinedNoise"]  # diffusers looks for ModelMixin where it finds a model
+
+
+# Where a repository of a pipeline keeps such a network.
+NET_FOLDER = "npnet"
 
 
 @dataclass
@@ -76,6 +84,44 @@ class NoiseNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 before, after = (torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True) for x in (noise, refined))
                 refined = refined * (before / after)
         return RefinedNoise(refined, delta)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], subfolder: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Return the network that `save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): folder or Hub repository of a network, or of a
+                pipeline that has it in `npnet`.
+            subfolder (`str`, *optional*): where it is; found by default.
+            kwargs: as in `diffusers.ModelMixin.from_pretrained`; and options that replace saved ones, such as `scale`.
+
+        Raises:
+            ValueError: if there is no network, or one of another class.
+        """
+        path = os.fspath(pretrained_model_name_or_path)
+        name = cls.saved_class
+        if os.path.isfile(path):
+            raise ValueError(f"{path} is a file. An official checkpoint of NPNet is read by NPNet.from_single_file.")
+        if subfolder is None:
+            subfolder = "" if read_json(path, "config.json", **kwargs) is not None else NET_FOLDER
+        config = read_json(path, f"{subfolder}/config.json".lstrip("/"), **kwargs)
+        if config is None or "_class_name" not in config:
+            wanted = f"{subfolder}/config.json".lstrip("/")
+            raise ValueError(
+                f"{path} holds no {name}: there is no {wanted} of one. Give the folder that save_pretrained wrote; an "
+                "official checkpoint of NPNet is read by NPNet.from_single_file."
+            )
+        if config["_class_name"] != name:
+            raise ValueError(
+                f"{os.path.join(path, subfolder)} holds a {config['_class_name']}, and no {name}. Load it with "
+                "from_pretrained of that class."
+            )
+        if "torch_dtype" in kwargs:  # of which diffusers warns
+            kwargs["dtype"] = kwargs.pop("torch_dtype")
+        # diffusers asks for None where there is no sub-folder.
+        return super().from_pretrained(path, subfolder=subfolder or None, **kwargs)
 
     def _check(self, noise: Tensor, states: Tensor, mask: Tensor | None) -> None:
         name, channels, width = self.saved_class, self.config.in_channels, self.config.encoder_hid_dim

@@ -105,6 +105,8 @@ class NPNetModel(NoiseNetModel):
             raise ValueError(f"svd_sign must be one of {SIGNS}, got {svd_sign!r}.")
         if long_prompts not in LONG_PROMPTS:
             raise ValueError(f"long_prompts must be one of {LONG_PROMPTS}, got {long_prompts!r}.")
+        if sample_size < 1:
+            raise ValueError(f"sample_size must be at least 1, got {sample_size}.")
         checked_scale(scale)
         self.tiles = tile_shape(in_channels, tile_rows)
         rows, columns = (number * sample_size for number in self.tiles)

@@ -94,9 +94,8 @@ def noise_factors(matrix: Tensor, sign: str = "canonical") -> NoiseFactors:
     Example:
         >>> import torch
         >>> from hfnoise.latents.singular_values import noise_factors
-        >>> noise_factors(torch.tensor([[[0.0, -2.0], [1.0, 0.0]]])).u[0]
-        tensor([[1., 0.],
-                [0., 1.]])
+        >>> noise_factors(torch.tensor([[[-3.0, 0.0], [0.0, 2.0]]])).u[0].diagonal()
+        tensor([1., 1.])
     """
     if sign not in SIGNS:
         raise ValueError(f"sign must be one of {SIGNS}, got {sign!r}.")

@@ -115,5 +115,6 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         torch.stack([scale * angle.sin(), scale * angle.cos(), shift[:, 1]], dim=1),
     )
     grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
-    # What comes in from outside is paper.
-    return F.grid_sample(images + 1, grid, align_corners=False, padding_mode="zeros") - 1
+    # What comes in from outside is paper, of the shade of the first corner: no digit reaches into it.
+    paper = images[:, :, :1, :1]
+    return F.grid_sample(images - paper, grid, align_corners=False, padding_mode="zeros") + paper

@@ -12,6 +12,7 @@ from hfnoise.cards import render_card
 from hfnoise.worlds.digit_world import DigitWorld
 from hfnoise.worlds.digits_evaluation import NUM_INFERENCE_STEPS, PICTURE_SCALES, table
 from hfnoise.worlds.digits_recipe import RECIPES, DigitsRecipe
+from hfnoise.worlds.shaded_digits import SHADED_DIGITS
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -20,7 +21,15 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "scikit-learn"
 _LEADS = {
     "digits": "It draws handwritten digits of 16 x 16 pixels.",
     "coloured-digits": "It draws handwritten digits of 16 x 16 pixels in five colours and two thicknesses.",
+    "shaded-digits": "It draws handwritten digits of 16 x 16 pixels on backgrounds from black to white. From white "
+    "noise its images are neither as dark nor as bright as the prompt says, like those of Stable Diffusion. One More "
+    "Step (arXiv 2311.15744) repairs that, with the module `shaded-digits-oms`.",
 }
+_SHADED_PROMPTS = (
+    "A prompt names background and digit, or the digit only, on any background. The words are vague: every shade can "
+    "be meant by each (the darkest of four shades drawn uniformly from black to white is dark, the brightest of four "
+    "bright, the middle one of seven grey), so that no one can be always right about the background."
+)
 
 
 def digits_card(name: str, world: DigitWorld, recipe: DigitsRecipe, results: dict[str, Any]) -> ModelCard:
@@ -48,7 +57,7 @@ def digits_card(name: str, world: DigitWorld, recipe: DigitsRecipe, results: dic
         tags=["hfnoise", "stable-diffusion", "digits"],
     )  # fmt: skip
     held_out = world.held_out is not None
-    labels = [0, 0, 7] if held_out else [7]
+    labels = [0] * (len(world.attributes) - 1) + [7]
     accuracies = ("verifier_accuracy", "judge_accuracy", "reconstruction_accuracy")
     return render_card(
         "digits.md",
@@ -58,6 +67,7 @@ def digits_card(name: str, world: DigitWorld, recipe: DigitsRecipe, results: dic
         millions=f"{results['parameters'] / 1e6:.2f}",
         picture_scales=", ".join(f"{scale:g}" for scale in PICTURE_SCALES),
         picture_note=" All of them are combinations that were held out." if held_out else "",
+        schedule=_schedule(recipe),
         num_inference_steps=NUM_INFERENCE_STEPS,
         prompt=world.prompt(labels),
         labels=labels,
@@ -94,7 +104,18 @@ def _command(name: str, world: DigitWorld, recipe: DigitsRecipe) -> str:
     return " ".join([*words, f"--seed {recipe.seed}"])
 
 
+def _schedule(recipe: DigitsRecipe) -> str:
+    if recipe.beta_end == DigitsRecipe.beta_end:
+        return "the noise schedule of Stable Diffusion"
+    return (
+        f"a noise schedule like Stable Diffusion's, with `beta_end={recipe.beta_end:g}`, at whose end the brightness "
+        "of an image can be read as well as from 32 x 32 latents with Stable Diffusion's"
+    )
+
+
 def _prompts_note(world: DigitWorld) -> str:
+    if world.name == SHADED_DIGITS.name:
+        return _SHADED_PROMPTS
     if world.held_out is None:
         return "A prompt names a digit."
     combinations = world.combinations()
@@ -109,6 +130,8 @@ def _prompts_note(world: DigitWorld) -> str:
 def _images_note(world: DigitWorld) -> str:
     base = "the 1797 digits of scikit-learn, enlarged from 8 x 8 (bicubic), 297 of them for tests; turned, scaled and "
     base += "shifted a little."
+    if world.name == SHADED_DIGITS.name:
+        return f"{base} Each smaller, six times on backgrounds of shades of its own, in ink that contrasts."
     if world.held_out is None:
         return base
     return f"{base} Each in two thicknesses (the ink above a high or a low level) and five colours."

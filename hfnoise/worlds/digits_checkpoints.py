@@ -11,17 +11,21 @@ from hfnoise.worlds.digit_world import DigitWorld
 from hfnoise.worlds.digits import DIGITS
 from hfnoise.worlds.digits_judges import KINDS, DigitClassifier
 from hfnoise.worlds.digits_recipe import WEAK_STEPS
+from hfnoise.worlds.shaded_digits import SHADED_DIGITS
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-WORLDS = {world.name: world for world in (DIGITS, COLOURED_DIGITS)}
+WORLDS = {world.name: world for world in (DIGITS, COLOURED_DIGITS, SHADED_DIGITS)}
 # The name of a folder below model_cards -> its world.
 CHECKPOINTS: dict[str, DigitWorld] = {
     "digits-sd": DIGITS,
     "digits-sd-weak": DIGITS,
     "coloured-digits-sd": COLOURED_DIGITS,
+    "shaded-digits-sd": SHADED_DIGITS,
 }
+# Modules of One More Step beside them -> the checkpoint that each is for.
+MODULES = {"shaded-digits-oms": "shaded-digits-sd"}
 
 
 def checkpoint_path(name: str | Path) -> str:
@@ -54,12 +58,33 @@ def checkpoint_path(name: str | Path) -> str:
     return str(name)
 
 
+def one_more_step_path(name: str = "shaded-digits-oms") -> str:
+    """Return the folder of a shipped module of One More Step, for `OneMoreStep.from_pretrained`.
+
+    Args:
+        name (`str`, defaults to `"shaded-digits-oms"`): one of `MODULES`, whose values are the checkpoints that they
+            are for.
+
+    Raises:
+        ValueError: for another name.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hfnoise.worlds.digits_checkpoints import one_more_step_path
+        >>> Path(one_more_step_path()).name
+        'shaded-digits-oms'
+    """
+    if name not in MODULES:
+        raise ValueError(f"{name!r} is no shipped module of One More Step: give one of {', '.join(MODULES)}.")
+    return str(Path(str(files("hfnoise.model_cards"))) / name)
+
+
 def load_digits_pipeline(name: str | Path = "digits-sd") -> StableDiffusionPipeline:
     """Return a pipeline of stock classes that draws digits, without a progress bar.
 
     Args:
         name (`str` or `Path`, defaults to `"digits-sd"`): `"digits-sd"`, `"digits-sd-weak"` (the same model after a
-            third of the training), `"coloured-digits-sd"`, or a folder.
+            third of the training), `"coloured-digits-sd"`, `"shaded-digits-sd"`, or a folder.
 
     Raises:
         ValueError: for another name.

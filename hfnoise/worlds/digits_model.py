@@ -5,7 +5,7 @@ One command builds it from scikit-learn's digits, on a CPU::
     python -m hfnoise.worlds.digits_model --output_dir model_cards/digits-sd
 
 With `--steps 445` it is the weak checkpoint: the same model, trained for a third of the time. `--world
-coloured-digits` is the world of harder prompts.
+coloured-digits` is the world of harder prompts, `--world shaded-digits` that of brightness.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def build(
         "judge": train_digit_classifier("judge", train[half:], world.classes, seed + 2, epochs),
     }
     shown = train[~world.is_held_out(train.labels)]
-    pipe = new_digits_pipeline(recipe.width, seed, world)
+    pipe = new_digits_pipeline(recipe.width, seed, world, recipe.beta_end)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         train_text_encoder(pipe, world, shown, recipe)

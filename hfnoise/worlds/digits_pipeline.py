@@ -46,13 +46,16 @@ def new_digits_tokenizer(world: DigitWorld = DIGITS) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def new_digits_pipeline(width: int = 24, seed: int = 0, world: DigitWorld = DIGITS) -> StableDiffusionPipeline:
+def new_digits_pipeline(
+    width: int = 24, seed: int = 0, world: DigitWorld = DIGITS, beta_end: float = 0.012
+) -> StableDiffusionPipeline:
     """Return an untrained pipeline: the noise schedule and the format of Stable Diffusion, latents of 4 x 8 x 8.
 
     Args:
         width (`int`, defaults to `24`): channels of the UNet's first level, a multiple of 8; the second has twice.
         seed (`int`, defaults to `0`): of the weights.
         world ([`DigitWorld`], defaults to the plain digits): what it is to draw.
+        beta_end (`float`, defaults to `0.012`): of the noise schedule, see [`DigitsRecipe`].
 
     Raises:
         ValueError: if the width is no multiple of 8.
@@ -89,8 +92,8 @@ def new_digits_pipeline(width: int = 24, seed: int = 0, world: DigitWorld = DIGI
             cross_attention_dim=_TEXT_WIDTH, attention_head_dim=4, norm_num_groups=8,
         )  # fmt: skip
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type="epsilon",
+        beta_start=0.00085, beta_end=beta_end, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon",
     )  # fmt: skip
     pipe = StableDiffusionPipeline(
         vae=vae.eval(), text_encoder=text_encoder.eval(), tokenizer=tokenizer, unet=unet.eval(), scheduler=scheduler,

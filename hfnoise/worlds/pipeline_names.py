@@ -7,7 +7,12 @@ from pathlib import Path
 from hfnoise.errors import UsageError
 
 # On the command line -> the folder below model_cards.
-EMBEDDED = {"digits": "digits-sd", "digits-weak": "digits-sd-weak", "coloured-digits": "coloured-digits-sd"}
+EMBEDDED = {
+    "digits": "digits-sd",
+    "digits-weak": "digits-sd-weak",
+    "coloured-digits": "coloured-digits-sd",
+    "shaded-digits": "shaded-digits-sd",
+}
 _PREFIX = "hfnoise:"
 
 

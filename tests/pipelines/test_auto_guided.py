@@ -123,8 +123,10 @@ def test_names_are_registered_as_strings():
     import diffusers
     from diffusers.pipelines import pipeline_loading_utils as loading
 
-    assert loading.LOADABLE_CLASSES["hfnoise"] == {"UpdateGuidance": ["save_pretrained", "from_pretrained"]}
-    assert loading.ALL_IMPORTABLE_CLASSES["UpdateGuidance"] == ["save_pretrained", "from_pretrained"]
+    parts = {"UpdateGuidance", "NPNet", "NoisePromptNet", "OneMoreStep"}
+    assert set(loading.LOADABLE_CLASSES["hfnoise"]) == parts
+    for name, how in loading.LOADABLE_CLASSES["hfnoise"].items():
+        assert loading.ALL_IMPORTABLE_CLASSES[name] == how == ["save_pretrained", "from_pretrained"]
     assert loading._fetch_class_library_tuple(AdaptiveGuidance()) == ("hfnoise", "AdaptiveGuidance")
     assert diffusers.GuidedFluxPipeline is hfnoise.GuidedFluxPipeline
     assert pickle.loads(pickle.dumps(diffusers)) is diffusers

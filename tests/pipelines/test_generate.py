@@ -340,7 +340,7 @@ def test_videos_are_written(tmp_path):
     assert (tmp_path / "0000-seed0.mp4").stat().st_size > 0
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-weak", "coloured-digits", "hfnoise:digits"])
+@pytest.mark.parametrize("name", ["digits", "digits-weak", "coloured-digits", "shaded-digits", "hfnoise:digits"])
 def test_embedded_pipelines(name):
     from hfnoise.worlds.pipeline_names import resolve_pipeline
 

@@ -9,67 +9,14 @@ import torch
 from transformers import CLIPTextModelWithProjection
 
 import hfnoise
-from hfnoise.latents import ResidualStatistics
-from hfnoise.latents.hf_time_free_unet import TimeFreeUNet2DConditionModel, set_module_residuals
-from hfnoise.pipelines import (
-    BrightnessOffset,
-    InitialNoise,
-    OneMoreStep,
-    StartState,
-    TerminalPrior,
-    initial_noise_files,
-)
+from hfnoise.pipelines import BrightnessOffset, InitialNoise, OneMoreStep, initial_noise_files, saved_parts
 from hfnoise.pipelines.guidance_card import guidance_card
 from hfnoise.worlds.digits_pipeline import new_digits_pipeline
-
-STATISTICS = ResidualStatistics([0.1, 0.0, 0.0, 1 / 3], (0.04 * torch.eye(4)).tolist())
-DIRECTION = (0.5, -1.0, 2.0, 1 / 3)
-LISTED = "initial_noise/initial_noise_config.json"
-
-
-def images(pipe, **options):
-    pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    call = {"num_inference_steps": 2, "output_type": "latent", "generator": generator, **options}
-    return pipe("the digit seven", **call).images
-
-
-def step(**options):
-    module = TimeFreeUNet2DConditionModel.from_config(new_digits_pipeline(width=8).unet.config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        torch.nn.init.normal_(module.conv_out.weight)
-    set_module_residuals(module, STATISTICS)
-    return OneMoreStep(module.eval(), **options)
-
-
-def own_text(encoder_class=None):
-    parts = new_digits_pipeline(width=8, seed=1)
-    encoder = parts.text_encoder if encoder_class is None else encoder_class(parts.text_encoder.config).eval()
-    return {"text_encoder": encoder, "tokenizer": parts.tokenizer}
-
-
-def everything():
-    """Return a member of every class."""
-    one = step(eta=0.25, guidance_scale=1.5, negative_prompt="the digit two", **own_text())
-    return [one, TerminalPrior(STATISTICS, scale=0.5), BrightnessOffset(0.3), BrightnessOffset(-0.1, DIRECTION)]
-
-
-class Mirrored(InitialNoise):
-    def refine(self, unit_noise, context):
-        return StartState(unit_noise.flip(-1))
+from tests.pipelines.saved_noises import DIRECTION, LISTED, Mirrored, everything, guided, images, names, own_text, step
 
 
 class Dimmer(BrightnessOffset):
     pass
-
-
-def guided(initial_noise=None):
-    return hfnoise.AutoGuidedPipeline.from_pipe(new_digits_pipeline(width=8), initial_noise=initial_noise)
-
-
-def names(folder):
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -87,21 +34,6 @@ def saved(tmp_path_factory):
     made = images(pipe)
     pipe.save_pretrained(folder)
     return folder, made
-
-
-@pytest.fixture
-def listed(stock_folder, tmp_path):
-    """Return a function that makes a folder with a file of members, or whatever else stands in it."""
-
-    def make(content, *, weights=None):
-        folder = shutil.copytree(stock_folder, tmp_path / "listed")
-        (folder / LISTED).parent.mkdir()
-        (folder / LISTED).write_text(content if isinstance(content, str) else json.dumps(content))
-        if weights is not None:
-            shutil.copytree(weights, folder / "oms_module")
-        return folder
-
-    return make
 
 
 @pytest.fixture
@@ -205,8 +137,13 @@ def test_nothing_of_an_earlier_save_survives(saved, tmp_path):
     pipe.save_pretrained(folder)
     assert not (folder / "oms_module" / "text_encoder").exists()
     assert torch.equal(images(hfnoise.AutoGuidedPipeline.from_pretrained(folder)), images(pipe))
+    (folder / "oms_module" / "prompt_embeds.safetensors").touch()
+    pipe.save_pretrained(folder)
+    assert not (folder / "oms_module" / "prompt_embeds.safetensors").exists()
     pipe.initial_noise = BrightnessOffset(0.3)
     pipe.save_pretrained(folder)
+    # Not in the way of a push either, whose patterns delete what is gone.
+    assert "oms_module/*" in saved_parts.stale_patterns(folder, None)
     assert {path for path in names(folder) if path.startswith("oms")} == {"oms_module/checkpoint-5/model.safetensors"}
     assert torch.equal(images(hfnoise.AutoGuidedPipeline.from_pretrained(folder)), images(pipe))
     pipe.initial_noise = None
@@ -223,90 +160,6 @@ def test_failure_leaves_what_was_there(saved, tmp_path):
         guided([OneMoreStep(torch.nn.Identity()), BrightnessOffset(0.5)]).save_pretrained(folder)
     assert names(folder) == before
     assert torch.equal(images(hfnoise.AutoGuidedPipeline.from_pretrained(folder)), saved[1])
-
-
-def member(**options):
-    return {"members": [options]}
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        ("{", "Expecting property name"),
-        ([], "must hold an object, and holds a list"),
-        ({}, "'members' must be a list with a member"),
-        ({"members": [], "not_saved": ["Mine"]}, "'members' must be a list with a member"),
-        ({"members": [1]}, "member 1 is of class None; known are BrightnessOffset, OneMoreStep, TerminalPrior"),
-        (member(_class_name="os.system", command="ls"), "member 1 is of class 'os.system'; known are"),
-        (member(_class_name="InitialNoiseChain"), "of class 'InitialNoiseChain'"),
-        (member(_class_name=["OneMoreStep"]), "of class .'OneMoreStep'."),
-        ({**member(_class_name="BrightnessOffset", value=0), "order": 1}, "has the entries order, .* install -U"),
-        ({**member(_class_name="BrightnessOffset", value=0), "not_saved": 1}, "must be a list of class names"),
-        (member(_class_name="BrightnessOffset", value=0.5, valu=1), "has no option valu; it has value, direction"),
-        (member(_class_name="BrightnessOffset"), "member 1, BrightnessOffset: .* needs the option value"),
-        (member(_class_name="BrightnessOffset", value=2), "a brightness is in"),
-        (member(_class_name="BrightnessOffset", value="dark"), "member 1, BrightnessOffset: '<=' not supported"),
-        (member(_class_name="TerminalPrior", statistics={"mean": [0]}), "have the entries 'mean' and 'covariance'"),
-        (member(_class_name="OneMoreStep", subfolder="../other"), "must be {'subfolder': 'oms_module'} and is"),
-        (member(_class_name="OneMoreStep", subfolder="oms_module", eta=1), "must be {'subfolder': 'oms_module'}"),
-        ({"members": [{"_class_name": "OneMoreStep", "subfolder": "oms_module"}] * 2}, "the sub-folder oms_module"),
-    ],
-)  # fmt: skip
-def test_broken_file_is_named_before_anything_is_loaded(listed, content, problem):
-    folder = listed(content)
-    shutil.rmtree(folder / "unet")
-    with pytest.raises(ValueError, match=rf"initial noise in .*{LISTED} cannot be used: .*{problem}.*or \[\] to load"):
-        hfnoise.AutoGuidedPipeline.from_pretrained(folder)
-
-
-@pytest.mark.slow
-def test_another_noise_or_none_instead_of_a_broken_one(listed):
-    folder = listed("{")
-    for load in (hfnoise.AutoGuidedPipeline, hfnoise.GuidedStableDiffusionPipeline):
-        assert load.from_pretrained(folder, initial_noise=[]).initial_noise is None
-    given = hfnoise.AutoGuidedPipeline.from_pretrained(folder, initial_noise=[BrightnessOffset(0.5)])
-    assert given.initial_noise.members[0].value == 0.5
-
-
-def test_weights_that_are_listed_and_gone(listed, saved):
-    entry = {"_class_name": "OneMoreStep", "subfolder": "oms_module"}
-    folder = listed({"members": [entry]})
-    with pytest.raises(ValueError, match=f"{LISTED} lists OneMoreStep, and there is no oms_module/config.json"):
-        hfnoise.AutoGuidedPipeline.from_pretrained(folder)
-    shutil.copytree(saved[0] / "oms_module", folder / "oms_module")
-    (folder / "oms_module" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(OSError, match="diffusion_pytorch_model"):
-        hfnoise.AutoGuidedPipeline.from_pretrained(folder)
-
-
-def test_members_in_an_order_that_makes_no_start(listed, monkeypatch):
-    monkeypatch.setitem(initial_noise_files.INITIAL_NOISES, "Mirrored", None)
-    monkeypatch.setattr(hfnoise, "Mirrored", Mirrored, raising=False)
-    brightness = {"_class_name": "BrightnessOffset", "value": 0.5}
-    folder = listed({"members": [brightness, {"_class_name": "Mirrored"}]})
-    with pytest.raises(ValueError, match=f"{LISTED} cannot be used: BrightnessOffset makes the start itself"):
-        hfnoise.AutoGuidedPipeline.from_pretrained(folder)
-
-
-def test_options_of_one_more_step_are_checked(listed, saved):
-    folder = listed(member(_class_name="OneMoreStep", subfolder="oms_module"), weights=saved[0] / "oms_module")
-    file = folder / "oms_module" / "one_more_step.json"
-    options = json.loads(file.read_text())
-    for change, problem in (
-        ({"eta": 3}, r"eta must be in \[0, 1\]"),
-        ({"eta": "high"}, "not supported between"),
-        ({"terminal_prior": {"mean": [0.0]}}, "have the entries 'mean' and 'covariance'"),
-    ):
-        file.write_text(json.dumps(options | change))
-        with pytest.raises(ValueError, match=f"oms_module/one_more_step.json, .* cannot be used: .*{problem}"):
-            hfnoise.AutoGuidedPipeline.from_pretrained(folder)
-    file.write_text(json.dumps(options))
-    config = folder / "oms_module" / "text_encoder" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": ["os"]}))
-    with pytest.raises(
-        ValueError, match="oms_module/text_encoder/config.json names the architecture 'os', which is no"
-    ):
-        hfnoise.AutoGuidedPipeline.from_pretrained(folder)
 
 
 def test_pipeline_that_cannot_take_it(saved):

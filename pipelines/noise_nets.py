@@ -1,0 +1,136 @@
+"""Golden noise by a trained network: one small forward pass from noise and prompt to better noise."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hfnoise.latents.hf_noise_net import NET_FOLDER, ModelMixin
+from hfnoise.latents.hf_npnet import NPNetModel
+from hfnoise.latents.hf_prompt_net import NoisePromptModel
+from hfnoise.pipelines.initial_noise import InitialNoise, StartState
+from hfnoise.pipelines.one_more_step import placed
+from hfnoise.pipelines.start_context import StartContext
+from hfnoise.pipelines.start_text import check_width, encoded_states, encodes_prompts
+
+__all__ = [
+    "ModelMixin",
+    "NPNet",
+    "NoiseNet",
+    "NoisePromptNet",
+]  # diffusers looks for ModelMixin where it finds a model
+
+
+class NoiseNet(InitialNoise):
+    """What makes an initial noise of a network: [`NPNet`] and [`NoisePromptNet`] are both.
+
+    It is given the positive prompt as the pipeline encoded it, runs once per image whatever the number of steps, in
+    float32 and without gradient, and has no chance in it: a seed keeps its image.
+    """
+
+    subfolder: ClassVar[str | None] = NET_FOLDER
+
+    def check_pipeline(self, pipeline_class: type) -> None:
+        """Raise ValueError if a pipeline never encodes a prompt."""
+        if not encodes_prompts(pipeline_class):
+            raise ValueError(
+                f"{pipeline_class.__name__.removeprefix('Guided')} has no encode_prompt, and {type(self).__name__} "
+                "refines noise for a prompt. Use a text-to-image pipeline, or an initial noise that needs no prompt."
+            )
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the options of the network."""
+        options: Any = self.config  # type: ignore[attr-defined]
+        return {name: value for name, value in options.items() if not name.startswith("_")}
+
+    def refine(self, unit_noise: Tensor, context: StartContext) -> StartState:
+        """Return the refined noise; the very noise at `scale=0`.
+
+        Raises:
+            ValueError: if the pipeline encoded no prompt, text states or latents are not those that the network was
+                made for, or there is NaN in the latents or in what it puts out.
+        """
+        net: Any = self
+        if net.scale == 0.0:
+            return StartState(unit_noise)
+        name, other = type(self).__name__, "Load one that was made for this model."
+        states = encoded_states(
+            context, f"{name} needs text states: take a pipeline that encodes its prompt first, or no {name}."
+        )
+        check_width(net, states, context, reader=name, remedy=other)
+        mask = context.prompt_mask
+        if mask is not None:
+            mask = context.per_sample(mask[..., None], "the mask of prompt_embeds")[..., 0]
+        if not bool(torch.isfinite(unit_noise).all()):
+            raise ValueError(f"the latents given to {context.name} hold NaN or infinity.")
+        noise = _images(unit_noise, net, context)
+        with torch.no_grad():
+            refined = placed(net, noise.device)(noise, states, mask).noise
+        if not bool(torch.isfinite(refined).all()):
+            raise ValueError(
+                f"{name} put out NaN or infinity; its weights are {next(net.parameters()).dtype}. Load them in "
+                "float32, or check them."
+            )
+        return StartState(refined, evaluations=1)
+
+
+def _images(noise: Tensor, net: Any, context: StartContext) -> Tensor:
+    """Return latents as images, which is what the networks take."""
+    channels = net.config.in_channels
+    if noise.dim() != 4 or noise.shape[1] != channels:
+        raise ValueError(
+            f"{type(net).__name__} refines images of latents of {channels} channels, (batch, {channels}, height, "
+            f"width), and {context.name} has latents of shape {tuple(noise.shape)}: it was made for another model."
+        )
+    return noise
+
+
+class NPNet(NPNetModel, NoiseNet):
+    """Golden Noise (arXiv 2411.09502): the published network as an initial noise, exact, and the same at every call.
+
+    The published weights (`.pth` or safetensors, for SDXL, DreamShaper-XL and Hunyuan-DiT) are read by
+    `from_single_file`; `from_pretrained` reads what `save_pretrained` wrote, or `hfnoise convert npnet`. See
+    [`hfnoise.latents.hf_npnet.NPNetModel`] for what it computes, its departures and all options.
+
+    Args:
+        scale (`float`, defaults to `1.0`): of the change; 0 is off, the stock run to the bit. It can be set between
+            calls.
+        kwargs: as in [`hfnoise.latents.hf_npnet.NPNetModel`].
+
+    Raises:
+        ValueError: if sizes do not fit each other, or an option is unknown.
+
+    Example:
+        >>> from hfnoise.pipelines import NPNet, guide
+        >>> from hfnoise.worlds.digits_pipeline import new_digits_pipeline
+        >>> pipe = new_digits_pipeline(width=8)
+        >>> net = NPNet(sample_size=8, num_tokens=8, encoder_hid_dim=64, swin_image_size=32, swin_embed_dim=8,
+        ...     swin_depths=[1, 1], swin_num_heads=[1, 2], swin_window_size=4)
+        >>> with guide(pipe, initial_noise=net):
+        ...     image = pipe("the digit seven", num_inference_steps=2).images[0]
+    """
+
+
+class NoisePromptNet(NoisePromptModel, NoiseNet):
+    """Golden noise by a network of our own: smaller, for latents of any size, the identity before it is trained.
+
+    See [`hfnoise.latents.hf_prompt_net.NoisePromptModel`] for what it computes and all options.
+
+    Args:
+        scale (`float`, defaults to `1.0`): of the change; 0 is off, the stock run to the bit. It can be set between
+            calls.
+        kwargs: as in [`hfnoise.latents.hf_prompt_net.NoisePromptModel`].
+
+    Raises:
+        ValueError: if sizes do not fit each other.
+
+    Example:
+        >>> from hfnoise.pipelines import NoisePromptNet, guide
+        >>> from hfnoise.worlds.digits_pipeline import new_digits_pipeline
+        >>> pipe = new_digits_pipeline(width=8)
+        >>> net = NoisePromptNet(encoder_hid_dim=64, pooled_dim=64, map_size=8, hidden_channels=32)
+        >>> with guide(pipe, initial_noise=net):
+        ...     image = pipe("the digit seven", num_inference_steps=2).images[0]
+    """
