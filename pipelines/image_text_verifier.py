@@ -87,8 +87,8 @@ def prepared_pixels(images: Tensor, image_processor: Any) -> Tensor:
         mode = _RESAMPLING.get(int(settings.resample))
         if mode is None:
             raise ValueError(
-                f"the image processor resizes by method {settings.resample} of PIL; known are bilinear (2) and bicubic "
-                "(3)."
+                f"the image processor resizes by method {settings.resample} of PIL; known are bilinear (2) and "
+                "bicubic (3)."
             )
         pixels = F.interpolate(pixels, shape, mode=mode, antialias=True, align_corners=False).clamp(0.0, 1.0)
     if getattr(settings, "do_center_crop", False):

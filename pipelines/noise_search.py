@@ -135,6 +135,11 @@ class NoiseSearch(InitialNoise):
                 "a chain has two searches, and the second would be made anew for each candidate of the first. Use one "
                 "with the budget of both."
             )
+        components = getattr(context.pipe, "components", {})
+        if "vae" in components and components["vae"] is None:
+            raise ValueError(
+                f"this {context.name} has no vae, so that there are no images to compare: load it with its vae."
+            )
         generator = context.generator
         if isinstance(generator, list) and len(generator) != context.batch:
             raise ValueError(f"there are {len(generator)} generators, and {context.batch} samples: give one a sample.")

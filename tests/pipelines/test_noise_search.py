@@ -4,7 +4,12 @@ import json
 
 import pytest
 import torch
-from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLAutoBlocks
+from diffusers import (
+    AutoencoderKL,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLAutoBlocks,
+)
 
 import hfnoise
 from hfnoise.pipelines import (
@@ -23,7 +28,11 @@ from tests.pipelines.digits_calls import PROMPTS
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
 
-SEARCHES = (RandomSearch, ZeroOrderSearch, PathSearch)
+SEARCHES = [
+    pytest.param(RandomSearch, marks=pytest.mark.slow),
+    ZeroOrderSearch,
+    pytest.param(PathSearch, marks=pytest.mark.slow),
+]
 
 
 def brightness(images, prompts):
@@ -136,8 +145,13 @@ def test_any_candidate_is_drawn_again_from_the_trace(pipe, kind):
         trace.noise(0, 7)
 
 
-@pytest.mark.parametrize("generators", ["list", "one", "none"])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    ("generators", "count"),
+    [
+        ("list", 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("one", 1), ("one", 2), ("none", 1), ("none", 2)]),
+    ],
+)
 def test_a_stochastic_sampler_draws_what_was_judged(pipe, generators, count):
     """What the search keeps is the image of the call, whoever gives the random numbers."""
     pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
@@ -153,7 +167,7 @@ def test_a_stochastic_sampler_draws_what_was_judged(pipe, generators, count):
 
 def test_candidates_are_run_under_the_guider_of_the_call(pipe):
     """With the evaluations that it really needs, and its report is of the call alone."""
-    guider = AdaptiveGuidance(guidance_scale=5.0, threshold=1e-6, min_steps=0.0, space="model", per_sample=False)
+    guider = AdaptiveGuidance(guidance_scale=5.0, threshold=1e-6, min_steps=0.0)
     search = RandomSearch(brightness, 16)
     images = run(pipe, search, guider, **call_of())
     torch.testing.assert_close(images, search.images, rtol=0, atol=1e-6)
@@ -179,6 +193,7 @@ def test_candidates_pass_through_what_comes_after_the_search(pipe):
         run(pipe, [RandomSearch(brightness, 8), search], **call_of())
 
 
+@pytest.mark.slow
 def test_an_ensemble_compares_by_ranks(pipe):
     verifiers = {"brightness": lambda images, prompts: 1e-6 * brightness(images, prompts), "contrast": contrast}
     search = RandomSearch(verifiers, 24)
@@ -195,7 +210,7 @@ def test_previews_cost_their_steps(pipe):
     run(pipe, search, **call_of())
     assert (search.trace.candidates, search.trace.evaluations, search.trace.num_inference_steps) == (10, 20, 1)
     assert search.trace.parents[0][1:4] == (0, 0, 0) and search.trace.parents[0][4] in range(4)
-    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     with pytest.raises(ValueError, match="the call gives timesteps"):
         search.latents(pipe, **call_of(timesteps=[900, 300]))
 
@@ -259,24 +274,44 @@ def test_options_are_refused_at_once():
     assert issubclass(RandomSearch, NoiseSearch) and hfnoise.pipelines.RandomSearch is RandomSearch
 
 
+def with_vae(pipe):
+    """Return the pipeline with something to decode its latents, if it has nothing."""
+    if pipe.vae is None:
+        config = pipe.transformer.config
+        channels = config.in_channels // 4 if hasattr(pipe, "_pack_latents") else config.in_channels
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            pipe.vae = AutoencoderKL(
+                block_out_channels=(4,), norm_num_groups=2, latent_channels=channels, shift_factor=0.0
+            )
+    return pipe
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sdxl", "flux", "sd3", "sd-controlnet", "sd-inpaint-9", "sd-heun", "pixart-alpha"])
 def test_searches_in_every_kind_of_pipeline(name):
-    """Batches of candidates, images of ControlNets and masks among what goes with them."""
+    """Batches of candidates; images of ControlNets and masks among what goes with them; one call or two a step."""
     family = FAMILIES[name]
-    pipe = family.build()
-    steps = 7 if name == "sd-heun" else 4
-    search = RandomSearch(brightness, steps * 2 * 4 + 1, batch_size=3)
-    call = {**family.call(2), "output_type": "pt"}
+    pipe = with_vae(family.build())
+    with Rows(getattr(pipe, "unet", None) or pipe.transformer) as rows:
+        stock = images_of(pipe(**{**family.call(2), "output_type": "pt"}))
+    cost = rows.count // 2
+    search = RandomSearch(brightness, 4 * cost + 1, batch_size=3, prompts="a digit")
     with guide(pipe, initial_noise=search):
-        images = images_of(pipe(**call))
-    assert (search.trace.evaluations, search.trace.candidates) == (steps * 2 * 4, 4)
-    assert any(search.trace.chosen)
+        images = images_of(pipe(**{**family.call(2), "output_type": "pt"}))
+    assert (search.trace.evaluations, search.trace.candidates) == (4 * cost, 4)
+    assert any(search.trace.chosen) and not torch.equal(images, stock)
     torch.testing.assert_close(images.float(), search.images, rtol=0, atol=1e-4)
+    plain = torch.tensor([row[0] for row in search.trace.values])
+    torch.testing.assert_close(brightness(stock.float(), None), plain, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_videos_are_refused():
-    family = FAMILIES["wan-2.1"]
+def test_what_makes_no_images_is_refused():
+    for name in ("wan-2.1", "flux"):
+        family = FAMILIES[name]
+        with pytest.raises(ValueError, match="has no vae, so that there are no images to compare"):
+            RandomSearch(brightness, 1000, prompts="a digit").latents(family.build(), **family.call(1))
+    family = FAMILIES["animatediff"]
     with pytest.raises(ValueError, match="compares images"):
-        RandomSearch(brightness, 1000).latents(family.build(), **family.call(1))
+        RandomSearch(brightness, 1000, prompts="a digit").latents(with_vae(family.build()), **family.call(1))
