@@ -3,6 +3,10 @@
 `python -m hfnoise.benchmarks.one_more_step_digits` draws the shaded digits (hfnoise/worlds/shaded_digits.py) with the
 shipped pipeline and the shipped module, compares the brightness of the images with that of real ones that neither has
 seen, and writes one_more_step_digits.json, .md and .png. The real images need scikit-learn.
+
+Grey and open prompts are there for what One More Step cannot do: their mean is that of white noise already. On grey
+backgrounds the terminal prior, which has one spread for all prompts, makes the images scatter too much: whether the
+ink is lighter or darker goes with the shade in the data, and the prior moves the shade only.
 """
 
 from __future__ import annotations
@@ -16,7 +20,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from hfnoise.benchmarks.one_more_step import FLOOR, LIMIT, MATCHED, OMS, WHITE, NoisedData
+from hfnoise.benchmarks.one_more_step import FLOOR
+from hfnoise.benchmarks.one_more_step_starts import LIMIT, MATCHED, OMS, WHITE, NoisedData
 from hfnoise.benchmarks.reporting import circumstances, judge, markdown, mean_and_error, print_table, write_json
 from hfnoise.folders import output_folder
 from hfnoise.pipelines import OneMoreStep, StartEstimate, guide
@@ -205,7 +210,8 @@ def picture(pipe: Any, test: LabelledImages, seed: int, steps: int, path: Path) 
         lines += [(f"{word}: {name}", images) for name, images in drawn.items()]
         lines.append((f"{word}: real images", real.images / 2 + 0.5))
     for axes, (name, images) in zip(figure.subplots(len(lines), 1), lines, strict=True):
-        framed = torch.nn.functional.pad(images, (1, 1, 1, 1), value=1.0)
+        # In grey, or the brightest images run into the page.
+        framed = torch.nn.functional.pad(images, (1, 1, 1, 1), value=0.5)
         axes.imshow(torch.cat(list(framed[:, 0]), dim=1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(f"{name}, mean brightness {float(images.mean()):.2f}", fontsize=9, loc="left")

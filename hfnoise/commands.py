@@ -36,6 +36,11 @@ COMMANDS: tuple[Command, ...] = (
 # `hfnoise convert KIND SRC DST`.
 CONVERSIONS: tuple[Command, ...] = (
     Command(
+        "npnet",
+        "hfnoise.latents.hf_npnet_convert:main",
+        "an official checkpoint of Golden Noise's NPNet -> a folder for NPNet.from_pretrained",
+    ),
+    Command(
         "oms",
         "hfnoise.latents.hf_convert:main",
         "a module of One More Step -> one without time, or a stock UNet",

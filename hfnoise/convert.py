@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         >>> main(["unet", "there", "here"])
         Traceback (most recent call last):
         ...
-        hfnoise.errors.UsageError: say what to convert: oms (see hfnoise convert --help); got 'unet'.
+        hfnoise.errors.UsageError: say what to convert: npnet, oms (see hfnoise convert --help); got 'unet'.
     """
     kind, *rest = arguments or [""]
     if kind in ("-h", "--help"):

@@ -27,7 +27,7 @@ def few_step_reward(
     Args:
         pipe (`DiffusionPipeline`): without a safety checker, which cannot be differentiated.
         verifier (`Callable`): differentiable, of images `(batch, channels, height, width)` in [0, 1] and prompts.
-        prompts (sequence of `str`): of [`PromptRows`], in its order.
+        prompts (sequence of `str`): those of [`PromptRows`], in the same order; repetitions do not matter.
         **call: of the pipeline's call, such as `num_inference_steps=1`, `guidance_scale=1.0`.
 
     Raises:
@@ -55,6 +55,7 @@ def few_step_reward(
     given = sorted(set(call) & {"prompt", "latents", "output_type", "return_dict"})
     if given:
         raise ValueError(f"{given} are set by the reward itself: leave them out.")
+    distinct = list(dict.fromkeys(prompts))
     side = side_pipeline(pipe)
     run = inspect.unwrap(type(side).__call__)
     for part in side.components.values():
@@ -62,7 +63,7 @@ def few_step_reward(
             part.requires_grad_(False)
 
     def reward(noise: Tensor, columns: dict[str, Tensor]) -> Tensor:
-        chosen = [prompts[index] for index in columns[PROMPT_INDEX].tolist()]
+        chosen = [distinct[index] for index in columns[PROMPT_INDEX].tolist()]
         dtype = next(
             getattr(side, name).dtype for name in ("unet", "transformer") if getattr(side, name, None) is not None
         )

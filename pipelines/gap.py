@@ -145,8 +145,8 @@ def _latent_size(pipe: Any, height: int | None, width: int | None) -> tuple[int,
     found = next((size for size in sizes if size), None)
     if found is None and not (height and width):
         raise ValueError(f"{type(pipe).__name__} does not say how large its latents are: give height and width.")
-    own = (found, found) if not isinstance(found, (list, tuple)) else (found[-2], found[-1])
-    given = [
-        side // (factor or 1) if side else int(default) for side, default in zip((height, width), own, strict=True)
-    ]
-    return given[0], given[1]
+    own: Any = (found, found) if not isinstance(found, (list, tuple)) else (found[-2], found[-1])
+    rows, columns = (
+        side // (factor or 1) if side else default for side, default in zip((height, width), own, strict=True)
+    )
+    return rows, columns

@@ -28,7 +28,9 @@ SAVED_NOISE = "saved"
 def make_initial_noise(
     pipeline_class: type, name: str, config: GenerateConfig, dtype: torch.dtype
 ) -> CountedStart | None:
-    """Return what a run starts from: the members that are asked for and the saved one, as one; `None` without any.
+    """Return what a run starts from: the members that are saved and those that are asked for, as one.
+
+    One that is asked for takes the place of a saved one of its class; options that belong to it change a saved one.
 
     Args:
         pipeline_class (`type`): of the pipeline, to be refused before it is loaded.
@@ -36,25 +38,35 @@ def make_initial_noise(
         config ([`GenerateConfig`]): its options of `INITIAL_NOISE_OPTIONS`.
         dtype (`torch.dtype`): of networks.
 
+    Returns:
+        [`CountedStart`]; `None` without any member.
+
     Raises:
         UsageError: if a member cannot be loaded, or not serve in the pipeline, or `initial_noise` is `"saved"` and
             nothing is, or an option is for a member that is not there.
     """
-    found = {key: _MAKERS[key][1](config, dtype) for key in INITIAL_NOISE_OPTIONS if getattr(config, key) is not None}
-    if config.initial_noise != NO_NOISE:
-        found |= _saved(name, config, dtype, taken=list(found))
+    members = [] if config.initial_noise == NO_NOISE else _saved(name, config, dtype)
     for key, options in INITIAL_NOISE_OPTIONS.items():
-        given = {option.name: getattr(config, option.name) for option in options[1:]}
-        given = {option: value for option, value in given.items() if value is not None}
-        if given and key not in found:
-            raise UsageError(
-                f"--{next(iter(given))} is of --{key}, which is not given, and {name!r} has none of its own."
-            )
-    # What makes a state of the scheduler comes after what makes noise.
-    members = sorted(found.values(), key=lambda member: member.space != "unit")
+        member_class, make, change = _MEMBERS[key]
+        own = next((place for place, member in enumerate(members) if type(member) is member_class), None)
+        if getattr(config, key) is not None:
+            made = make(config, dtype)
+            if own is None:
+                members.append(made)
+            else:
+                members[own] = made
+            continue
+        given = [option.name for option in options[1:] if getattr(config, option.name) is not None]
+        if given and own is None:
+            raise UsageError(f"--{given[0]} is of --{key}, which is not given, and {name!r} has none of its own.")
+        if own is not None:
+            for option, value in change(config).items():
+                setattr(members[own], option, value)
     if not members:
         return None
     try:
+        # What makes the start itself comes after what makes noise.
+        members.sort(key=lambda member: member.space == "scheduler")
         noise = members[0] if len(members) == 1 else InitialNoiseChain(members)
         check_initial_noise(guided_class(pipeline_class), noise)
     except (TypeError, ValueError) as error:
@@ -133,36 +145,32 @@ def _brightness(config: GenerateConfig, dtype: torch.dtype) -> BrightnessOffset:
     return BrightnessOffset(config.brightness)
 
 
-# What makes the member of an option, and of which class that is.
-_MAKERS: dict[str, tuple[type[InitialNoise], Callable[[Any, torch.dtype], InitialNoise]]] = {
-    "oms_module": (OneMoreStep, _one_more_step),
-    "brightness": (BrightnessOffset, _brightness),
+def _unchanged(config: GenerateConfig) -> dict[str, Any]:
+    return {}
+
+
+# By the option that asks for it: the class of a member, what makes it, and which options change a saved one.
+_MEMBERS: dict[str, tuple[type, Callable[[Any, torch.dtype], InitialNoise], Callable[[Any], dict[str, Any]]]] = {
+    "oms_module": (OneMoreStep, _one_more_step, _one_more_step_options),
+    "brightness": (BrightnessOffset, _brightness, _unchanged),
 }
-# Which options change a member that a repository holds.
-_CHANGES: dict[str, Callable[[Any], dict[str, Any]]] = {"oms_module": _one_more_step_options}
 
 
-def _saved(name: str, config: GenerateConfig, dtype: torch.dtype, taken: list[str]) -> dict[str, InitialNoise]:
-    """Return the members of the initial noise of a repository, unless their places are taken."""
-    given = {} if config.revision is None else {"revision": config.revision}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
-        repository, _ = PipelineRepository.open(name, {**given, "dtype": dtype})
+def _saved(name: str, config: GenerateConfig, dtype: torch.dtype) -> list[InitialNoise]:
+    """Return the members of the initial noise of a repository.
+
+    Raises:
+        UsageError: if it cannot be used, or is asked for and not there.
+    """
+    given: dict[str, Any] = {"dtype": dtype} | ({} if config.revision is None else {"revision": config.revision})
     try:
-        noise = repository.initial_noise()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
+            noise = PipelineRepository.open(name, given)[0].initial_noise()
     except (OSError, ValueError, TypeError) as error:
-        raise UsageError(
-            f"the initial noise of {name!r} cannot be used: {error} --initial_noise none leaves it out."
-        ) from error
+        raise UsageError(f"{error} (--initial_noise none: without it)") from error
     if noise is None and config.initial_noise == SAVED_NOISE:
         raise UsageError(f"--initial_noise saved: {name!r} has no initial noise saved with it.")
-    members = noise.members if isinstance(noise, InitialNoiseChain) else () if noise is None else (noise,)
-    found: dict[str, InitialNoise] = {}
-    for place, member in enumerate(members):
-        key = next((key for key, (kind, _) in _MAKERS.items() if isinstance(member, kind)), f"member {place}")
-        if key not in taken:
-            found[key if key not in found else f"{key} {place}"] = member
-    for key in _CHANGES.keys() & found.keys():
-        for option, value in _CHANGES[key](config).items():
-            setattr(found[key], option, value)
-    return found
+    if noise is None:
+        return []
+    return list(noise.members) if isinstance(noise, InitialNoiseChain) else [noise]

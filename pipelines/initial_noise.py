@@ -331,7 +331,8 @@ def check_starts_from_noise(pipe: Any, given: Mapping[str, Any]) -> None:
 
 def _arguments(pipe: Any, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a method's call by name, with defaults."""
-    signature = _signature(type(pipe), method)
+    kind: Any = type(pipe)
+    signature = _signature(kind, method)
     known = {name: value for name, value in kwargs.items() if name in signature.parameters}
     bound = signature.bind_partial(pipe, *args, **known)
     bound.apply_defaults()

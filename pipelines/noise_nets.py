@@ -11,8 +11,10 @@ from hfnoise.latents.hf_noise_net import NET_FOLDER, ModelMixin
 from hfnoise.latents.hf_npnet import NPNetModel
 from hfnoise.latents.hf_prompt_net import NoisePromptModel
 from hfnoise.pipelines.initial_noise import InitialNoise, StartState
+from hfnoise.pipelines.latent_space import LatentSpace
 from hfnoise.pipelines.one_more_step import placed
 from hfnoise.pipelines.start_context import StartContext
+from hfnoise.pipelines.start_report import StartReport
 from hfnoise.pipelines.start_text import check_width, encoded_states, encodes_prompts
 
 __all__ = [
@@ -27,10 +29,12 @@ class NoiseNet(InitialNoise):
     """What makes an initial noise of a network: [`NPNet`] and [`NoisePromptNet`] are both.
 
     It is given the positive prompt as the pipeline encoded it, runs once per image whatever the number of steps, in
-    float32 and without gradient, and has no chance in it: a seed keeps its image.
+    float32 and without gradient, and has no chance in it: a seed keeps its image. After a call, `report` is the
+    [`StartReport`] of it: what it cost, and how far the noise was moved.
     """
 
     subfolder: ClassVar[str | None] = NET_FOLDER
+    report: StartReport | None = None
 
     def check_pipeline(self, pipeline_class: type) -> None:
         """Raise ValueError if a pipeline never encodes a prompt."""
@@ -54,6 +58,7 @@ class NoiseNet(InitialNoise):
         """
         net: Any = self
         if net.scale == 0.0:
+            self.report = StartReport.of(unit_noise, unit_noise)
             return StartState(unit_noise)
         name, other = type(self).__name__, "Load one that was made for this model."
         states = encoded_states(
@@ -65,7 +70,9 @@ class NoiseNet(InitialNoise):
             mask = context.per_sample(mask[..., None], "the mask of prompt_embeds")[..., 0]
         if not bool(torch.isfinite(unit_noise).all()):
             raise ValueError(f"the latents given to {context.name} hold NaN or infinity.")
-        noise = _images(unit_noise, net, context)
+        space = LatentSpace.of(context, unit_noise)
+        noise = space.unpack(unit_noise)
+        _check_images(noise, net, context)
         with torch.no_grad():
             refined = placed(net, noise.device)(noise, states, mask).noise
         if not bool(torch.isfinite(refined).all()):
@@ -73,18 +80,17 @@ class NoiseNet(InitialNoise):
                 f"{name} put out NaN or infinity; its weights are {next(net.parameters()).dtype}. Load them in "
                 "float32, or check them."
             )
-        return StartState(refined, evaluations=1)
+        self.report = StartReport.of(noise, refined, evaluations=1)
+        return StartState(space.pack(refined), evaluations=1)
 
 
-def _images(noise: Tensor, net: Any, context: StartContext) -> Tensor:
-    """Return latents as images, which is what the networks take."""
+def _check_images(noise: Tensor, net: Any, context: StartContext) -> None:
     channels = net.config.in_channels
     if noise.dim() != 4 or noise.shape[1] != channels:
         raise ValueError(
             f"{type(net).__name__} refines images of latents of {channels} channels, (batch, {channels}, height, "
             f"width), and {context.name} has latents of shape {tuple(noise.shape)}: it was made for another model."
         )
-    return noise
 
 
 class NPNet(NPNetModel, NoiseNet):

@@ -122,7 +122,7 @@ def trained_adapter(model: Any) -> str:
             "LoraConfig), or train the model without an adapter."
         )
     # Of a frozen model it is the only one.
-    found = sorted(set(owners.values()) or set(model.peft_config))  # type: ignore[type-var]
+    found = sorted(set(owners.values()) or set(model.peft_config))
     if len(found) > 1:
         raise ValueError(
             f"the model has several adapters to train: {found}. A run trains and saves one; freeze or delete the "

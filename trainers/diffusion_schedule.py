@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +45,7 @@ class NoiseSchedule:
             ValueError: for a prediction type that does not belong to the kind.
         """
         config = getattr(scheduler, "config", None)
-        if not isinstance(config, Mapping):  # of a class it is a property
+        if isinstance(scheduler, type) or config is None:
             raise TypeError(f"scheduler is {scheduler!r}; give a scheduler of diffusers, such as pipe.scheduler.")
         name = type(scheduler).__name__
         fresh = type(scheduler).from_config(config)  # set_timesteps overwrites the sigmas of a flow

@@ -12,10 +12,13 @@ from hfnoise.trainers.dataset_loading import load_any
 from hfnoise.worlds.coloured_digits import COLOURED_DIGITS
 from hfnoise.worlds.digit_world import DigitWorld, LabelledImages
 from hfnoise.worlds.digits import DIGITS
+from hfnoise.worlds.shaded_digits import SHADED_DIGITS
 
 logger = logging.getLogger(__name__)
 
-IMAGE_WORLDS: dict[str, DigitWorld] = {f"hfnoise:{world.name}": world for world in (DIGITS, COLOURED_DIGITS)}
+IMAGE_WORLDS: dict[str, DigitWorld] = {
+    f"hfnoise:{world.name}": world for world in (DIGITS, COLOURED_DIGITS, SHADED_DIGITS)
+}
 
 
 def load_images(script: Any, seed: int) -> tuple[datasets.Dataset, datasets.Dataset | None]:

@@ -69,7 +69,8 @@ def train_module(arguments: Sequence[str]) -> int:
 def _trainer(script: OneMoreStepScriptArguments, training: Any) -> Any:
     from transformers import set_seed
 
-    from hfnoise.trainers.one_more_step import STATES, OneMoreStepTrainer
+    from hfnoise.trainers.diffusion_rows import STATES
+    from hfnoise.trainers.one_more_step import OneMoreStepTrainer
 
     check_writable(training.output_dir)
     data = _brightness(training.seed) if script.world else _encoded(script, training)
@@ -158,7 +159,8 @@ def _evaluated(trainer: Any) -> dict[str, float]:
     """Return the metrics of the trained module, measured unless the last step was evaluated."""
     if trainer.eval_dataset is None:
         return {}
-    last = next((one for one in reversed(trainer.state.log_history) if "eval_loss" in one), {})
+    history = reversed(trainer.state.log_history)
+    last: dict[str, float] = next((one for one in history if "eval_loss" in one), {})
     found: dict[str, float] = last if last.get("step") == trainer.state.global_step else trainer.evaluate()
     return found
 
@@ -166,7 +168,7 @@ def _evaluated(trainer: Any) -> dict[str, float]:
 def _print_outcome(script: OneMoreStepScriptArguments, training: Any, metrics: dict[str, float]) -> None:
     explained = metrics.get("eval_low_frequency_r2")
     if explained is not None:
-        print(f"low-frequency R2: {explained:.3f} of the variance of the brightness is explained by the prompts")
+        print(f"low-frequency R2: {explained:.3f} (share of the variance of the brightness that the module explains)")
     folder = training.output_dir
     print(f"module, terminal prior and card are in {folder}; in Python: OneMoreStep.from_pretrained({str(folder)!r})")
     if script.model_name_or_path:

@@ -137,7 +137,7 @@ class NoisePromptTrainer(NoisePromptCardMixin, DiffusionTrainer):
         errors = (delta - inputs[DELTA].float()).square().flatten(1).mean(1)
         return (errors * self._weights(inputs, errors)).mean()
 
-    def prediction_step(  # type: ignore[override]
+    def prediction_step(
         self, model: Any, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> Any:
         """Return the loss of a batch, and of pairs what is left of each delta, and its size, squared."""

@@ -110,6 +110,8 @@ class NoisePairRows(Dataset):
 class PromptRows(Dataset):
     """Rows of prompts for `loss="reward"`: the noise is drawn anew at every step, so they only say its shape.
 
+    A row has `prompt_index`, the number of its prompt among the distinct ones in their order.
+
     Args:
         pipe (`DiffusionPipeline`): whose `encode_prompt` is used.
         prompts (sequence of `str`): as often as they are to come.
@@ -129,13 +131,17 @@ class PromptRows(Dataset):
         if not prompts or isinstance(prompts, str):
             raise ValueError("prompts must be a list of texts, with at least one.")
         self.prompts, self.shape = list(prompts), tuple(shape)
-        self.states = prompt_states(pipe, list(dict.fromkeys(self.prompts)))
+        distinct = list(dict.fromkeys(self.prompts))
+        self.states = prompt_states(pipe, distinct)
+        self.numbers = {prompt: number for number, prompt in enumerate(distinct)}
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {LATENTS: torch.zeros(self.shape), PROMPT_INDEX: index, **self.states[self.prompts[index]]}
+        prompt = self.prompts[index]
+        number = torch.tensor(self.numbers[prompt])
+        return {LATENTS: torch.zeros(self.shape), PROMPT_INDEX: number, **self.states[prompt]}
 
 
 @torch.no_grad()

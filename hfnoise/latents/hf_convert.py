@@ -1,4 +1,4 @@
-"""`hfnoise convert oms`: a module of One More Step, in another form."""
+"""`hfnoise convert oms`: a module of One More Step, in another form; and what all conversions have in common."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from hfnoise.errors import UsageError
 from hfnoise.folders import new_folder, output_folder
 from hfnoise.latents.hf_checkpoints import convert_oms_checkpoint, read_json
 
-_DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16")
 _HALF_VARIANT = "fp16"
 
 
-class _Parser(argparse.ArgumentParser):
+class ConversionParser(argparse.ArgumentParser):
+    """Its faults are a [`UsageError`]."""
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
@@ -39,11 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         hfnoise.errors.UsageError: no such folder: './no-such-folder'.
     """
     given = _parser().parse_args(arguments)
-    out = output_folder(given.dst)
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{given.dst!r} is not empty; name a folder that does not exist yet.")
-    if not Path(given.src).exists() and given.src.startswith((".", "~", "/")):
-        raise UsageError(f"no such folder: {given.src!r}.")
+    out = checked_output(given.src, given.dst)
     # What was saved in half precision is half of it on disk again.
     dtype = given.dtype or ("float16" if given.variant == _HALF_VARIANT else "float32")
     options: dict[str, Any] = {} if given.revision is None else {"revision": given.revision}
@@ -55,10 +53,9 @@ def main(arguments: Sequence[str]) -> int:
                 torch_dtype=getattr(torch, dtype), **options,
             )  # fmt: skip
     except (OSError, ValueError) as error:
-        message = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         no_weights = isinstance(error, OSError) and not given.variant
         hint = f" (The published modules need --variant {_HALF_VARIANT}.)" if no_weights else ""
-        raise UsageError(f"{given.src!r} cannot be converted: {message}{hint}") from error
+        raise UsageError(f"{cannot_be_converted(given.src, error)}{hint}") from error
     count = sum(parameter.numel() for parameter in module.parameters())
     print(f"{type(module).__name__} of {count:,} parameters in {dtype}, in {given.dst}")
     if text is not None and text.get("_name_or_path"):
@@ -67,8 +64,39 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def checked_output(src: str, dst: str) -> Path:
+    """Return the folder to write.
+
+    Raises:
+        UsageError: if it holds something, or there is nothing at `src`, where that is no name on the Hub.
+
+    Example:
+        >>> from hfnoise.latents.hf_convert import checked_output
+        >>> checked_output("someone/npnet", "out").name
+        'out'
+    """
+    out = output_folder(dst)
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"{dst!r} is not empty; name a folder that does not exist yet.")
+    if not Path(src).exists() and src.startswith((".", "~", "/")):
+        raise UsageError(f"no such folder: {src!r}.")
+    return out
+
+
+def cannot_be_converted(src: str, error: Exception) -> str:
+    """Return what to say of an error: its first line.
+
+    Example:
+        >>> from hfnoise.latents.hf_convert import cannot_be_converted
+        >>> cannot_be_converted("there", ValueError("It is empty."))
+        "'there' cannot be converted: It is empty."
+    """
+    message = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"{src!r} cannot be converted: {message}"
+
+
+def _parser() -> ConversionParser:
+    parser = ConversionParser(
         prog="hfnoise convert oms",
         description="Write a module of One More Step (published, SingDiffusion's, ours, or that of a pipeline) as a "
         "TimeFreeUNet2DConditionModel, or as a stock UNet2DConditionModel that computes the same, which diffusers "
@@ -81,6 +109,6 @@ def _parser() -> _Parser:
     parser.add_argument("--subfolder", help="of SRC; by default the module is found")
     parser.add_argument("--revision", help="branch, tag or commit of SRC on the Hub")
     parser.add_argument(
-        "--dtype", choices=_DTYPES, help=f"to write; default: float32, or float16 for --variant {_HALF_VARIANT}"
+        "--dtype", choices=DTYPES, help=f"to write; default: float32, or float16 for --variant {_HALF_VARIANT}"
     )
     return parser

@@ -210,7 +210,9 @@ def _named(content: Mapping[str, Any], path: str) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no checkpoint of NPNet: {', '.join(strange)} is no tensor.")
     if any(name.startswith(f"{_SWIN}layers.0.downsample.") for name in kept):
         kept = {_of_next_stage(name): value for name, value in kept.items()}
-    return {name: value.detach() for name, value in kept.items()}
+    named = {name: value.detach() for name, value in kept.items()}
+    # The two factors are vectors of one number in the pickles; whoever converted them may have made numbers of them.
+    return {name: value.reshape(1) if value.dim() == 0 else value for name, value in named.items()}
 
 
 def _of_next_stage(name: str) -> str:

@@ -76,7 +76,8 @@ def diagnose_pairs(noise: Tensor, delta: Tensor, prompts: Sequence[object]) -> P
     if not energy > 0:
         raise ValueError("delta is 0 in all pairs, or not finite: there is nothing to learn.")
     relative = (delta.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)).mean()
-    small = F.adaptive_avg_pool2d(delta, [max(1, side // _LOW_SHARE) for side in delta.shape[-2:]])
+    height, width = (max(1, side // _LOW_SHARE) for side in delta.shape[-2:])
+    small = F.adaptive_avg_pool2d(delta, (height, width))
     # Each number of the small map stands for as many of the large one as it is the mean of.
     low = float(small.square().sum()) * delta[0].numel() / small[0].numel()
     names = list(dict.fromkeys(prompts))
@@ -114,6 +115,7 @@ def _diagonal(noise: Tensor, delta: Tensor) -> float:
 
 def _tiled(latents: Tensor) -> Tensor:
     """Return the channels as tiles of one matrix: two in a row, or all in a column where they are odd."""
-    rows = latents.shape[1] // 2 if latents.shape[1] % 2 == 0 else latents.shape[1]
-    parts = latents.unflatten(1, (rows, -1)).permute(0, 1, 3, 2, 4)
-    return parts.flatten(3).flatten(1, 2)
+    count, channels, height, width = latents.shape
+    columns = 2 if channels % 2 == 0 else 1
+    parts = latents.reshape(count, channels // columns, columns, height, width).transpose(2, 3)
+    return parts.reshape(count, channels // columns * height, columns * width)

@@ -146,7 +146,8 @@ class FactorCache:
             computed = factorize(matrix[new])
             self.computed += len(new)
             for place, row in enumerate(new):
-                found[keys[row]] = NoiseFactors(*(part[place].to("cpu") for part in computed))
+                # Copies: a view would keep its whole batch in memory.
+                found[keys[row]] = NoiseFactors(*(part[place].to("cpu", copy=True) for part in computed))
         for key in keys:
             self._remember(key, found[key])
         rows = [found[key] for key in keys]

@@ -75,7 +75,7 @@ def test_help_names_the_kinds(capsys):
 
 def test_bad_input(module, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "say what to convert: oms" in usage_error(capsys)
+    assert "say what to convert: npnet, oms" in usage_error(capsys)
     assert "got 'unet'" in usage_error(capsys, "unet", "there", "out")
     assert "the following arguments are required: DST" in usage_error(capsys, "oms", "there")
     assert "'there' is not empty" in usage_error(capsys, "oms", "there", "there")

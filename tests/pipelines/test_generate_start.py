@@ -13,8 +13,8 @@ from hfnoise.__main__ import main
 from hfnoise.latents_options import INITIAL_NOISE_OPTIONS, START_OPTIONS
 from hfnoise.pipelines.generate import parse_generate
 from hfnoise.pipelines.generate_config import GenerateConfig
-from hfnoise.pipelines.generate_noise import _MAKERS
-from hfnoise.pipelines.saved_parts import INITIAL_NOISES
+from hfnoise.pipelines.generate_noise import _MEMBERS
+from hfnoise.pipelines.initial_noise_files import INITIAL_NOISES
 from tests.pipelines.test_generate import images, usage_error
 
 PROMPT = "the digit seven"
@@ -52,8 +52,9 @@ def arguments(folders, name="plain", *options):
 
 
 def test_the_table_is_complete():
-    """What is asked for by an option is made, and what a repository may hold can be asked for."""
-    assert set(_MAKERS) == set(INITIAL_NOISE_OPTIONS) and set(INITIAL_NOISES) <= set(INITIAL_NOISE_OPTIONS)
+    """What is asked for by an option is made, and would take the place of a saved one."""
+    assert set(_MEMBERS) == set(INITIAL_NOISE_OPTIONS)
+    assert {member_class.__name__ for member_class, _, _ in _MEMBERS.values()} <= set(INITIAL_NOISES)
     assert all(options[0].name == name for name, options in INITIAL_NOISE_OPTIONS.items())
     # Nothing is taken for given: it would change what is saved.
     assert all(option.default is None for option in START_OPTIONS)
@@ -146,6 +147,16 @@ def test_what_is_saved_is_used_changed_replaced_or_left_out(folders, run):
     assert chained["start_evaluations"] == 1 and "start: OneMoreStep + BrightnessOffset, " in printed
     alone, _, printed = run("saved", "--brightness", "0.5", "--initial_noise", "none")
     assert alone["start_evaluations"] == 0 and "start: BrightnessOffset, no evaluation per sample" in printed
+    # Noise that is saved comes before what makes the start of it, and a saved member gives way to one of its class.
+    pipe = hfnoise.AutoGuidedPipeline.from_pretrained(folders / "plain")
+    pipe.initial_noise = [hfnoise.SeedVariation(seed=7, strength=0.5), hfnoise.BrightnessOffset(0.2)]
+    pipe.save_pretrained(folders / "varied")
+    varied = run("varied", "--brightness", "-0.5", "--oms_module", str(folders / "module"))[2]
+    assert "start: SeedVariation + BrightnessOffset + OneMoreStep, " in varied
+    pipe.initial_noise = hfnoise.ConditioningNoise(0.8)
+    pipe.save_pretrained(folders / "conditioned")
+    conditioned = run("conditioned")[1]
+    assert not numpy.array_equal(conditioned["0000-seed0.png"], without["0000-seed0.png"])
     # An estimate that is scaled to nothing changes nothing.
     off = run("saved", "--oms_scale", "0")
     assert off[0]["start_evaluations"] == 0 and numpy.array_equal(

@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-pytestmark = [pytest.mark.hub, pytest.mark.slow]  # fresh processes that import all libraries
+pytestmark = [pytest.mark.hub, pytest.mark.slow]  # a fresh process that imports all libraries
 
 RUN = """
     import torch
@@ -68,5 +68,4 @@ PULL = """
 
 
 def test_over_the_hub(run_python):
-    for part in (PUSH, PULL):
-        run_python(textwrap.dedent(RUN) + textwrap.dedent(part))
+    run_python("".join(map(textwrap.dedent, (RUN, PUSH, PULL))))

@@ -13,6 +13,7 @@ from hfnoise.pipelines import BrightnessOffset, InitialNoise, OneMoreStep, initi
 from hfnoise.pipelines.guidance_card import guidance_card
 from hfnoise.worlds.digits_pipeline import new_digits_pipeline
 from tests.pipelines.saved_noises import DIRECTION, LISTED, Mirrored, everything, guided, images, names, own_text, step
+from tests.pipelines.test_noise_nets import NETS
 
 
 class Dimmer(BrightnessOffset):
@@ -87,6 +88,23 @@ def test_table_is_of_public_classes():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("new_net", NETS)
+def test_every_class_of_the_table(tmp_path, new_net):
+    others = [hfnoise.ConditioningNoise(0.5), hfnoise.SeedVariation(0.3, seed=1), hfnoise.ReDenoise(2)]
+    chain = [*others, hfnoise.NoiseLevelGuidance(1), new_net(encoder_hid_dim=64), *everything()]
+    shared = {"NPNet", "NoisePromptNet"} - {type(member).__name__ for member in chain}
+    assert {type(member).__name__ for member in chain} == set(initial_noise_files.INITIAL_NOISES) - shared
+    pipe = guided(chain)
+    made = images(pipe)
+    pipe.save_pretrained(tmp_path)
+    again = hfnoise.AutoGuidedPipeline.from_pretrained(tmp_path, dtype=torch.float32)
+    assert [type(member) for member in again.initial_noise.members] == [type(member) for member in chain]
+    assert torch.equal(images(again), made)
+    bare = hfnoise.AutoGuidedPipeline.from_pretrained(tmp_path, dtype={"npnet": torch.bfloat16})
+    assert bare.initial_noise.members[4].dtype == torch.bfloat16
+
+
+@pytest.mark.slow
 def test_lone_members(tmp_path):
     """One with weights is its sub-folder only, as before there was a list."""
     for number, (member, folder) in enumerate(
@@ -111,6 +129,7 @@ def test_two_members_of_one_folder_are_refused_before_anything_is_written(tmp_pa
     assert not (tmp_path / "digits").exists()
 
 
+@pytest.mark.slow
 def test_members_of_your_own_are_told_and_nothing_else_is_lost(tmp_path):
     pipe = guided([Mirrored(), Dimmer(0.5), BrightnessOffset(0.3)])
     with pytest.warns(

@@ -54,7 +54,7 @@ def sd_call(count=1, first=0):
     return {**FAMILIES["sd-ddim"].call(count, first), "num_inference_steps": 2}
 
 
-SLOW = ("sd-euler", "sd-inpaint-9", "sd-controlnet", "lcm", "kolors", "sd3", "pixart-sigma", "sana")
+SLOW = ("sd-inpaint-9", "sd-controlnet", "lcm", "sd3", "pixart-sigma", "sana", "flux", "qwen-image")
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,23 @@ def test_what_it_makes(sd, new):
     assert (state.space, state.evaluations) == ("unit", 1) and not state.latents.requires_grad
     with torch.no_grad():
         assert torch.equal(state.latents, net(noise, context.prompt_embeds).noise)
+    assert net.report.evaluations == 1 and 0.0 < net.report.similarity[0] < 1.0
     net.train()
     assert torch.equal(net.refine(noise, context).latents, state.latents)
     assert isinstance(net, ModelMixin) and isinstance(net, InitialNoise)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_latents_for_any_call(name):
+    """`latents=` of a stock call, packed where the pipeline packs; the net sees images of latents."""
+    family = FAMILIES[name]
+    pipe, net = family.build(), Watched(encoder_hid_dim=WIDTH, **SMALL).eval()
+    perturbed(net, 0.2)
+    latents = net.latents(pipe, **family.call(2))
+    assert net.given[0].dim() == 4 and net.given[0].shape[1] == 4
+    expected = run(pipe, family.call(2), net)
+    torch.testing.assert_close(images_of(pipe(**{**family.call(2), "latents": latents})), expected)
 
 
 def test_images_of_a_prompt_and_masks():

@@ -18,6 +18,7 @@ def r2(trainer):
     return trainer.evaluate()["eval_delta_r2"]
 
 
+@pytest.mark.slow
 def test_learns_what_the_prompt_and_the_noise_say(tmp_path):
     train, held_out = make_rows(96).split(0.25)
     trainer = new_trainer(
@@ -68,7 +69,7 @@ def test_accumulation_changes_nothing(tmp_path):
         torch.testing.assert_close(value, models[1][name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("ema_decay", [None, 0.9])
+@pytest.mark.parametrize("ema_decay", [pytest.param(None, marks=pytest.mark.slow), 0.9])
 def test_a_resumed_run_is_the_whole_one_to_the_bit(tmp_path, ema_decay):
     whole = new_trainer(tmp_path / "whole", max_steps=4, ema_decay=ema_decay)
     whole.train()
@@ -105,7 +106,7 @@ def test_reward_of_images_is_raised(tmp_path):
     net = NoisePromptModel(encoder_hid_dim=64, pooled_dim=8, pooling_heads=2, map_size=4, num_layers=0)
     trainer = new_trainer(
         tmp_path, net, PromptRows(pipe, prompts * 8, SHAPE), PromptRows(pipe, prompts, SHAPE), reward, loss="reward",
-        max_steps=8, learning_rate=3e-2, logging_steps=8,
+        delta_penalty=1e-4, max_steps=8, learning_rate=3e-2, logging_steps=8,
     )  # fmt: skip
     before = trainer.evaluate()["eval_loss"]
     trainer.train()

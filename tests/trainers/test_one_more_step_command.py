@@ -1,6 +1,7 @@
 """`hfnoise one-more-step`: from images and captions to a module that `hfnoise generate` uses."""
 
 import json
+import textwrap
 from pathlib import Path
 
 import datasets
@@ -236,3 +237,21 @@ def test_the_yaml_and_a_run_that_is_resumed(tmp_path, capsys):
     assert all(torch.equal(one[name], two[name]) for name in one)
     settings = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     assert load_module(tmp_path / "whole").config.block_out_channels == settings["block_out_channels"]
+
+
+@pytest.mark.hub
+@pytest.mark.slow
+def test_pushed_and_used_from_the_hub(hub, run_python, tmp_path):
+    """What `--push_to_hub` pushes has a card that says how to load it, and `hfnoise convert` reads it from there."""
+    code = f"""
+        from hfnoise.__main__ import main
+        short = ["--max_steps", "2", "--disable_tqdm", "true", "--eval_strategy", "no", "--hub_token", "hf_x"]
+        place = ["--output_dir", "oms-brightness", "--push_to_hub"]
+        train = ["one-more-step", "--config", {str(CONFIG)!r}, *short, *place]
+        print("trained", main(train))
+        print("converted", main(["convert", "oms", "tester/oms-brightness", "stock", "--stock"]))
+    """
+    printed = run_python(textwrap.dedent(code))
+    assert "trained 0" in printed and "converted 0" in printed and (tmp_path / "stock" / "config.json").is_file()
+    card = (tmp_path / "oms-brightness" / "README.md").read_text()
+    assert 'OneMoreStep.from_pretrained("tester/oms-brightness")' in card
