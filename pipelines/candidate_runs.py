@@ -271,11 +271,17 @@ def _as_list(generators: Any) -> list[torch.Generator]:
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
-    own = [] if device.type == "cpu" else [torch.get_device_module(device.type).get_rng_state()]
-    return [torch.get_rng_state(), *own]
+    if device.type == "cpu":
+        return [torch.get_rng_state()]
+    module = torch.get_device_module(device.type)
+    # That of Apple's has one state for all its devices.
+    own = module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+    return [torch.get_rng_state(), own]
 
 
 def _set_random_state(device: torch.device, states: list[Tensor]) -> None:
     torch.set_rng_state(states[0])
-    if device.type != "cpu":
-        torch.get_device_module(device.type).set_rng_state(states[1])
+    if device.type == "mps":
+        torch.mps.set_rng_state(states[1])
+    elif device.type != "cpu":
+        torch.get_device_module(device.type).set_rng_state(states[1], device)

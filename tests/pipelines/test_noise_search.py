@@ -8,6 +8,7 @@ from diffusers import (
     AutoencoderKL,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     StableDiffusionXLAutoBlocks,
 )
 
@@ -82,6 +83,8 @@ def test_the_budget_is_spent_and_not_overspent(pipe, kind):
     assert (trace.evaluations, trace.budget, trace.candidates) == (20, 22, 5)
     assert [len(row) for row in (*trace.values, *trace.judge, *trace.parents)] == [5] * 6
     assert noise.shape == (2, 4, 8, 8) and noise.dtype == torch.float32
+    report = search.report
+    assert report.evaluations == 20 and report.alignment_lost > 0
     # The run in the slot is one image more, and draws what was found to be the best.
     with Rows(pipe.unet) as rows:
         images = run(pipe, search, **call_of())
@@ -154,7 +157,8 @@ def test_any_candidate_is_drawn_again_from_the_trace(pipe, kind):
 )
 def test_a_stochastic_sampler_draws_what_was_judged(pipe, generators, count):
     """What the search keeps is the image of the call, whoever gives the random numbers."""
-    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    kind = LCMScheduler if generators == "one" else EulerAncestralDiscreteScheduler
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
     search = RandomSearch(brightness, 16, batch_size=3)
     call = call_of(count)
     call["generator"] = {"list": call["generator"], "one": torch.Generator().manual_seed(3), "none": None}[generators]
