@@ -54,14 +54,16 @@ def clip_verifier(model: Any, processor: Any) -> Verifier:
             "processor must have an image_processor and a tokenizer, such as CLIPProcessor, got "
             f"{type(processor).__name__}."
         )
-    length = min(tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
+    scorer: Any = model
+    length = min(tokenizer.model_max_length, scorer.config.text_config.max_position_embeddings)
 
     def image_text_similarity(images: Tensor, prompts: Sequence[str]) -> Tensor:
         # Padded to the full length, as SigLIP was trained; CLIP is told what is padding.
         words = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        known = {name: words[name].to(model.device) for name in ("input_ids", "attention_mask") if name in words}
-        pixels = prepared_pixels(images, images_of).to(model.device, model.dtype)
-        return model(pixel_values=pixels, **known).logits_per_image.diagonal()
+        known = {name: words[name].to(scorer.device) for name in ("input_ids", "attention_mask") if name in words}
+        pixels = prepared_pixels(images, images_of).to(scorer.device, scorer.dtype)
+        logits: Tensor = scorer(pixel_values=pixels, **known).logits_per_image
+        return logits.diagonal()
 
     return image_text_similarity
 
