@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from hfnoise.benchmarks.one_more_step_starts import FLOOR, LIMIT, MATCHED, OMS, WHITE, NoisedData
+from hfnoise.benchmarks.one_more_step import FLOOR
+from hfnoise.benchmarks.one_more_step_starts import LIMIT, MATCHED, OMS, WHITE, NoisedData
 from hfnoise.benchmarks.reporting import circumstances, judge, markdown, mean_and_error, print_table, write_json
 from hfnoise.folders import output_folder
 from hfnoise.pipelines import OneMoreStep, StartEstimate, guide
