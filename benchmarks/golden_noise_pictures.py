@@ -55,8 +55,8 @@ def plot(found: dict[str, Any], steps: int, path: Path) -> None:
                 if name in refined:
                     size = 170 if marker == "*" else 70
                     axes.scatter(
-                        refined[name]["evaluations"], value(refined[name]), size, colour, marker, label=name,
-                        edgecolors="white", linewidths=0.6, zorder=3,
+                        refined[name]["evaluations"], value(refined[name]), s=size, c=colour, marker=marker,
+                        label=name, edgecolors="white", linewidths=0.6, zorder=3,
                     )  # fmt: skip
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -82,7 +82,7 @@ def plot(found: dict[str, Any], steps: int, path: Path) -> None:
 def _plain(axes: Any, plain: dict[Plain, Any], value: Any, scale: float) -> None:
     runs = sorted(plain, key=lambda run: run.evaluations)
     points = [(run.evaluations, value(plain[run])) for run in runs]
-    axes.scatter(*zip(*points, strict=True), 16, "0.6", label="plain, other settings", zorder=2)
+    axes.scatter(*zip(*points, strict=True), s=16, c="0.6", label="plain, other settings", zorder=2)
     own = [(run.evaluations, value(plain[run])) for run in runs if run.scale == scale]
     axes.plot(
         *zip(*own, strict=True), "o-", color="0.15", markersize=4, linewidth=1, label="plain of this CFG", zorder=2
