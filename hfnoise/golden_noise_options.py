@@ -57,7 +57,9 @@ NOISE_PAIR_OPTIONS = (
     Option("noises_per_prompt", "int", 1, "Pairs of each prompt."),
     Option("pairs_dir", "str", None, "Folder of the pairs, gone on with if it has some. Default: output_dir-pairs."),
     Option("pair_batch_size", "int", 8, "Images that are made together, of pairs and of the evaluation."),
-    Option("redenoise_steps", "int", None, "Golden noise is a step of so many. Default: 10, unless a strength is given."),
+    Option(
+        "redenoise_steps", "int", None, "Golden noise is a step of so many. Default: 10, unless a strength is given."
+    ),
     Option("redenoise_strength", "float", None, "Golden noise by its strength, above 0, in place of redenoise_steps."),
     Option("num_inference_steps", "int", None, "Of images that are judged. Default: the pipeline's."),
     Option("guidance_scale", "float", None, "Of images that are judged. Default: the pipeline's."),
@@ -72,7 +74,9 @@ NOISE_PAIR_OPTIONS = (
     ),
     Option("verifier_processor", "str", None, "Where the processor of that model is. Default: with the model."),
     Option("validation_size", "float", 0.1, "Share of the pairs that is evaluated on, in [0, 1); 0 for none."),
-    Option("eval_images", "int", 64, "Images from noise and from refined noise that the verifier compares at the end."),
+    Option(
+        "eval_images", "int", 64, "Images from noise and from refined noise that the verifier compares at the end."
+    ),
 )
 
 NOISE_NET_OPTIONS = (

@@ -129,4 +129,3 @@ def compare_starts(
     return StartComparison(
         count, wins / count, wilson_interval(wins, count), sum(plain) / count, sum(refined) / count, *figures
     )
-

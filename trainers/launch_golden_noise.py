@@ -105,9 +105,7 @@ class _Run:
         row = train[0]
         set_seed(self.training.seed)
         net = new_net(self.script, tuple(row[LATENTS].shape), tuple(row[STATES].shape))
-        trainer = NoisePromptTrainer(
-            net, self.training, train_dataset=train, eval_dataset=evaluation, reward=reward
-        )
+        trainer = NoisePromptTrainer(net, self.training, train_dataset=train, eval_dataset=evaluation, reward=reward)
         trainer.base_pipeline = self.script.model_name_or_path
         return trainer
 
@@ -257,7 +255,4 @@ def _print_outcome(
         print(comparison)
     folder = training.output_dir
     print(f"the network and its card are in {folder}")
-    print(
-        f"use it: hfnoise generate --model_name_or_path {script.model_name_or_path} --npnet {folder} "
-        '--prompt "..."'
-    )
+    print(f'use it: hfnoise generate --model_name_or_path {script.model_name_or_path} --npnet {folder} --prompt "..."')
