@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
 from hfnoise.trainers.command_line import NoiseParser, given_names, parse, take_option
-from hfnoise.trainers.launch import launch_with_accelerate, save_and_share
+from hfnoise.trainers.launch import last_metrics, launch_with_accelerate, save_and_share
 
 if TYPE_CHECKING:
     from hfnoise.trainers.encoded_images import EncodedImages
@@ -58,7 +58,7 @@ def train_module(arguments: Sequence[str]) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise UsageError(str(error)) from error
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    metrics = _evaluated(trainer)
+    metrics = last_metrics(trainer)
     save_and_share(trainer, training, script)
     if trainer.is_world_process_zero():
         _print_outcome(script, training, metrics)
@@ -153,16 +153,6 @@ def new_module(script: OneMoreStepScriptArguments, channels: int, width: int) ->
         up_block_types=(*["CrossAttnUpBlock2D"] * levels, "UpBlock2D"),
         cross_attention_dim=width,
     )
-
-
-def _evaluated(trainer: Any) -> dict[str, float]:
-    """Return the metrics of the trained module, measured unless the last step was evaluated."""
-    if trainer.eval_dataset is None:
-        return {}
-    history = reversed(trainer.state.log_history)
-    last: dict[str, float] = next((one for one in history if "eval_loss" in one), {})
-    found: dict[str, float] = last if last.get("step") == trainer.state.global_step else trainer.evaluate()
-    return found
 
 
 def _print_outcome(script: OneMoreStepScriptArguments, training: Any, metrics: dict[str, float]) -> None:
