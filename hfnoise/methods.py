@@ -281,6 +281,7 @@ SHARED_EXPORTS: dict[str, str] = {
     "UpdateGuidance": "hfnoise.pipelines.guiders",
     "guide": "hfnoise.pipelines.guided",
     "guided_class": "hfnoise.pipelines.guided",
+    "start_gap": "hfnoise.pipelines.gap",
     "with_initial_noise": "hfnoise.pipelines.modular_start",
     "DiffusionTrainer": "hfnoise.trainers.diffusion",
     "DiffusionTrainingArguments": "hfnoise.trainers.diffusion_arguments",
