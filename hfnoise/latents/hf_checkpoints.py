@@ -65,8 +65,8 @@ def _check_cached(repository: str, hub_options: dict[str, Any]) -> None:
         snapshot_download(repository, **hub_options | {"local_files_only": True})
     except LocalEntryNotFoundError as error:
         raise OSError(
-            f"{repository!r} is no folder here, and the Hub cannot be asked for it: it is out of reach, or switched off "
-            "by HF_HUB_OFFLINE, and nothing of the repository is in the cache."
+            f"{repository!r} is no folder here, and the Hub cannot be asked for it: it is out of reach, or switched "
+            "off by HF_HUB_OFFLINE, and nothing of the repository is in the cache."
         ) from error
 
 
