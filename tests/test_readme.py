@@ -73,6 +73,15 @@ def test_table_of_methods():
     assert "\n".join(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_names_in_the_docs_are_public():
+    import hfnoise
+
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    # Calls, also outside of blocks; a module has more dots.
+    named = {name for page in pages for name in re.findall(r"\bhfnoise\.(\w+)\(", page.read_text(encoding="utf-8"))}
+    assert "start_gap" in named and not [name for name in named if not hasattr(hfnoise, name)]
+
+
 @pytest.fixture
 def empty_folder(tmp_path, monkeypatch):
     """Run in an empty folder, with secrets and ledgers below it and not in the tester's home folder."""
