@@ -8,22 +8,16 @@ from hfnoise import (
     BrightnessOffset,
     OneMoreStep,
     OneMoreStepPipeline,
-    TimeFreeUNet2DConditionModel,
 )
 from tests.pipelines.digits_calls import new_pipe
+from tests.pipelines.tiny_starts import new_module
 
 OFFSET = BrightnessOffset(0.5, direction=[1.0] * 4)
 
 
 @pytest.fixture(scope="module")
 def module():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return TimeFreeUNet2DConditionModel(
-            in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 8), cross_attention_dim=64,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), attention_head_dim=4, norm_num_groups=4,
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        ).eval()  # fmt: skip
+    return new_module(width=64, seed=1)
 
 
 def latents(pipe, **options):
