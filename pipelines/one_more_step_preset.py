@@ -26,8 +26,8 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
     saved one. What is returned is the guided class of the model, with a guider if one is given or saved.
 
     Options of [`OneMoreStep`], with `oms_` before their names, are taken by both class methods, and by the call of
-    the pipeline for that call only: `pipe(prompt, oms_prompt="a black cat", oms_guidance_scale=1.5)`;
-    `oms_enabled=False` is the stock pipeline to the bit.
+    the pipeline for that call only: `pipe(prompt, oms_prompt="a black cat", oms_guidance_scale=1.5)`. With
+    `oms_enabled=False` a call is the stock pipeline's to the bit.
 
     Example:
         >>> from hfnoise.pipelines import OneMoreStepPipeline
@@ -63,7 +63,7 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
             ValueError: if there is none at all, or both `initial_noise` and `oms_module`, or the pipeline cannot take
                 it.
         """
-        changed, kwargs = take_oms_options(kwargs)
+        changed, kwargs = _lasting_options(kwargs)
         options = {name: kwargs.get(name) for name in ("variant", "use_safetensors", *_HUB_OPTIONS)}
         options["dtype"] = part_dtype(kwargs, MODULE_FOLDER)
         noise = _given(initial_noise, oms_module, options, changed)
@@ -94,7 +94,7 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
             TypeError: if there is no [`OneMoreStep`] in `initial_noise`, or no such option.
             ValueError: if there is none at all, or the pipeline cannot take it.
         """
-        changed, kwargs = take_oms_options(kwargs)
+        changed, kwargs = _lasting_options(kwargs)
         given = _given(initial_noise, oms_module, {"dtype": getattr(pipeline, "dtype", None)}, changed)
         noise = getattr(pipeline, "initial_noise", None) if given is None else given
         stock: Any = type(pipeline)
@@ -107,6 +107,15 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
     def _choose(cls, guided: type, repository: PipelineRepository, guider: Any, initial_noise: Any) -> tuple[Any, Any]:
         guider, noise = super()._choose(guided, repository, guider, initial_noise)
         return guider, _checked(guided, noise, repository.path)
+
+
+def _lasting_options(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    if "oms_enabled" in kwargs:
+        raise TypeError(
+            "oms_enabled is for one call of the pipeline: pipe(prompt, oms_enabled=False). For all calls it is "
+            "oms_scale=0."
+        )
+    return take_oms_options(kwargs)
 
 
 def _given(initial_noise: Any, oms_module: Any, options: dict[str, Any], changed: dict[str, Any]) -> Any:
