@@ -24,8 +24,8 @@ class OneMoreStepPipeline(InitialNoisePreset):
     `initial_noise=OneMoreStep(module)`.
 
     Options of [`OneMoreStep`], with `oms_` before their names, are taken by both class methods, and by the call of
-    the pipeline for that call only: `pipe(prompt, oms_prompt="a black cat", oms_guidance_scale=1.5)`;
-    `oms_enabled=False` is the stock pipeline to the bit.
+    the pipeline for that call only: `pipe(prompt, oms_prompt="a black cat", oms_guidance_scale=1.5)`. With
+    `oms_enabled=False` a call is the stock pipeline's to the bit.
 
     Example:
         >>> from hfnoise.pipelines import OneMoreStepPipeline
@@ -64,7 +64,7 @@ class OneMoreStepPipeline(InitialNoisePreset):
             ValueError: if there is none at all, or both `initial_noise` and `oms_module`, or the pipeline cannot take
                 it.
         """
-        changed, kwargs = take_oms_options(kwargs)
+        changed, kwargs = _lasting_options(kwargs)
         given = (pretrained_model_name_or_path, guider, initial_noise)
         return _changed(super().from_pretrained(*given, oms_module=oms_module, **kwargs), changed)
 
@@ -90,7 +90,7 @@ class OneMoreStepPipeline(InitialNoisePreset):
             TypeError: if there is no [`OneMoreStep`] in `initial_noise`, or no such option.
             ValueError: if there is none at all, or the pipeline cannot take it.
         """
-        changed, kwargs = take_oms_options(kwargs)
+        changed, kwargs = _lasting_options(kwargs)
         made = super().from_pipe(pipeline, initial_noise=initial_noise, oms_module=oms_module, **kwargs)
         return _changed(made, changed)
 
@@ -113,3 +113,12 @@ def _changed(pipe: Any, options: dict[str, Any]) -> Any:
     if options:
         pipe.initial_noise = with_oms_options(pipe.initial_noise, options)
     return pipe
+
+
+def _lasting_options(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    if "oms_enabled" in kwargs:
+        raise TypeError(
+            "oms_enabled is for one call of the pipeline: pipe(prompt, oms_enabled=False). For all calls it is "
+            "oms_scale=0."
+        )
+    return take_oms_options(kwargs)
