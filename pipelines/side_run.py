@@ -42,6 +42,25 @@ def side_pipeline(pipe: Any) -> Any:
     return side
 
 
+def without_start(pipe: Any) -> Any:
+    """Return the pipeline with nothing in the slot `initial_noise`: the same modules, scheduler and guider.
+
+    Example:
+        >>> from hfnoise.pipelines import ReDenoise, guide
+        >>> from hfnoise.pipelines.side_run import without_start
+        >>> from hfnoise.worlds.digits_pipeline import new_digits_pipeline
+        >>> pipe = new_digits_pipeline(width=8)
+        >>> with guide(pipe, initial_noise=ReDenoise()):
+        ...     without_start(pipe).initial_noise is None, pipe.initial_noise is None
+        (True, False)
+    """
+    if getattr(pipe, "initial_noise", None) is None:
+        return pipe
+    plain = copy.copy(pipe)
+    plain.__dict__["_initial_noise"] = None
+    return plain
+
+
 @contextlib.contextmanager
 def kept_random_state(device: torch.device) -> Iterator[None]:
     """Within the block the random numbers of the program, on the CPU and a device, are drawn without being used up."""
