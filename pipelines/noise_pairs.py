@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
 from hfnoise.pipelines.noise_chain import InitialNoiseChain
 from hfnoise.pipelines.noise_pairs_card import write_card
-from hfnoise.pipelines.side_run import without_start
+from hfnoise.pipelines.side_run import per_prompt, without_start
 from hfnoise.pipelines.start_context import copied_generators
 from hfnoise.pipelines.verifiers import Verifier, check_verifier, verified
 from hfnoise.pipelines.weights_fingerprint import weights_fingerprint
@@ -139,9 +139,7 @@ def _pairs(
     def generators() -> list[torch.Generator]:
         return [torch.Generator().manual_seed(one) for one in seeds]
 
-    # Lists: pipelines of Stable Diffusion refuse one text beside several.
-    call = {name: [value] * len(prompts) if name.startswith("negative_prompt") and isinstance(value, str) else value
-            for name, value in call.items()}  # fmt: skip
+    call = per_prompt(call, len(prompts))
     golden = refiner.latents(pipe, prompts, generator=generators(), **call)
     if golden.dim() != 4:
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -59,6 +59,22 @@ def without_start(pipe: Any) -> Any:
     plain = copy.copy(pipe)
     plain.__dict__["_initial_noise"] = None
     return plain
+
+
+def per_prompt(call: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Return arguments of a call of several prompts, with a negative prompt for each where one was given for all.
+
+    Pipelines of Stable Diffusion refuse one text beside several.
+
+    Example:
+        >>> from hfnoise.pipelines.side_run import per_prompt
+        >>> per_prompt({"negative_prompt": "blurry", "num_inference_steps": 4}, 2)
+        {'negative_prompt': ['blurry', 'blurry'], 'num_inference_steps': 4}
+    """
+    return {
+        name: [value] * count if name.startswith("negative_prompt") and isinstance(value, str) else value
+        for name, value in call.items()
+    }
 
 
 @contextlib.contextmanager
