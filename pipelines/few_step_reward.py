@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from hfnoise.latents import pack_latents
-from hfnoise.pipelines.guided import GuidedPipeline, guided_class
-from hfnoise.pipelines.side_run import per_prompt, side_pipeline
+from hfnoise.pipelines.guided import guided_class
+from hfnoise.pipelines.guided_saving import stock_class
+from hfnoise.pipelines.side_run import guided_side_pipeline, per_prompt
 from hfnoise.pipelines.verifiers import Verifier, check_verifier, verified
 
 # Of the rows of PromptRows: which prompt a sample has.
@@ -61,11 +62,8 @@ def few_step_reward(
     if given:
         raise ValueError(f"{given} are set by the reward itself: leave them out.")
     distinct = list(dict.fromkeys(prompts))
-    side = side_pipeline(pipe)
-    kind = with_gradient(type(side))
-    if isinstance(pipe, GuidedPipeline) and pipe.guider is not None:
-        kind = guided_class(kind)
-        side.__dict__["_initial_noise"] = None
+    side = guided_side_pipeline(pipe, None)
+    kind = guided_class(with_gradient(stock_class(type(pipe))))
     side.__class__ = kind
     for part in side.components.values():
         if hasattr(part, "requires_grad_"):

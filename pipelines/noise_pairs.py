@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
 from hfnoise.pipelines.noise_chain import InitialNoiseChain
 from hfnoise.pipelines.noise_pairs_card import write_card
-from hfnoise.pipelines.side_run import per_prompt, without_start
+from hfnoise.pipelines.side_run import guided_side_pipeline, per_prompt
 from hfnoise.pipelines.start_context import copied_generators
 from hfnoise.pipelines.verifiers import Verifier, check_verifier, verified
 from hfnoise.pipelines.weights_fingerprint import weights_fingerprint
@@ -155,7 +155,7 @@ def _pairs(
     ]
     if verifier is None:
         return rows
-    plain = without_start(pipe)
+    plain = guided_side_pipeline(pipe, None)
     for name, start in (("score_noise", noise.to(golden)), ("score_golden", golden)):
         # Behind the noise, as in the plain run: stochastic samplers would add the very noise again.
         drawn = plain(prompts, latents=start, generator=copied_generators(drawn_from), output_type="pt", **call)

@@ -9,9 +9,9 @@ from torch import nn
 
 from hfnoise.latents.hf_checkpoints import MODULE_FOLDER
 from hfnoise.pipelines.auto_guided import AutoGuidedPipeline
+from hfnoise.pipelines.call_options import one_more_steps, take_oms_options, with_oms_options
 from hfnoise.pipelines.guided import guided_class
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
-from hfnoise.pipelines.noise_chain import InitialNoiseChain
 from hfnoise.pipelines.one_more_step import OneMoreStep
 from hfnoise.pipelines.saved_parts import PipelineRepository, part_dtype
 
@@ -24,6 +24,10 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
 
     One More Step (arXiv 2311.15744). The initial noise is the one given, alone or in a list with others, or else the
     saved one. What is returned is the guided class of the model, with a guider if one is given or saved.
+
+    Options of [`OneMoreStep`], with `oms_` before their names, are taken by both class methods, and by the call of
+    the pipeline for that call only: `pipe(prompt, oms_prompt="a black cat", oms_guidance_scale=1.5)`;
+    `oms_enabled=False` is the stock pipeline to the bit.
 
     Example:
         >>> from hfnoise.pipelines import OneMoreStepPipeline
@@ -52,17 +56,21 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
             initial_noise ([`OneMoreStep`] or a list with one, *optional*): instead of the saved one.
             oms_module (*optional*): a module, or its folder or repository, loaded with the `variant` and `dtype`
                 of this call, its `token`, `cache_dir` and so on; short for `initial_noise=OneMoreStep(module)`.
-            kwargs: as in [`AutoGuidedPipeline.from_pretrained`].
+            kwargs: as in [`AutoGuidedPipeline.from_pretrained`]; and `oms_...`, options of the [`OneMoreStep`].
 
         Raises:
-            TypeError: if there is no [`OneMoreStep`] in `initial_noise`.
+            TypeError: if there is no [`OneMoreStep`] in `initial_noise`, or no such option.
             ValueError: if there is none at all, or both `initial_noise` and `oms_module`, or the pipeline cannot take
                 it.
         """
+        changed, kwargs = take_oms_options(kwargs)
         options = {name: kwargs.get(name) for name in ("variant", "use_safetensors", *_HUB_OPTIONS)}
         options["dtype"] = part_dtype(kwargs, MODULE_FOLDER)
-        noise = _given(initial_noise, oms_module, options)
-        return super().from_pretrained(pretrained_model_name_or_path, guider, noise, **kwargs)
+        noise = _given(initial_noise, oms_module, options, changed)
+        pipe = super().from_pretrained(pretrained_model_name_or_path, guider, noise, **kwargs)
+        if changed and oms_module is None:
+            pipe.initial_noise = with_oms_options(pipe.initial_noise, changed)
+        return pipe
 
     @classmethod
     def from_pipe(
@@ -80,16 +88,19 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
             initial_noise ([`OneMoreStep`] or a list with one, *optional*): that of `pipeline` by default.
             oms_module (*optional*): a module, or its folder or repository, instead; loaded in the dtype of the
                 pipeline.
-            kwargs: as in [`AutoGuidedPipeline.from_pipe`].
+            kwargs: as in [`AutoGuidedPipeline.from_pipe`]; and `oms_...`, options of the [`OneMoreStep`].
 
         Raises:
-            TypeError: if there is no [`OneMoreStep`] in `initial_noise`.
+            TypeError: if there is no [`OneMoreStep`] in `initial_noise`, or no such option.
             ValueError: if there is none at all, or the pipeline cannot take it.
         """
-        given = _given(initial_noise, oms_module, {"dtype": getattr(pipeline, "dtype", None)})
+        changed, kwargs = take_oms_options(kwargs)
+        given = _given(initial_noise, oms_module, {"dtype": getattr(pipeline, "dtype", None)}, changed)
         noise = getattr(pipeline, "initial_noise", None) if given is None else given
         stock: Any = type(pipeline)
         noise = _checked(guided_class(stock), noise, stock.__name__)
+        if changed and oms_module is None:
+            noise = with_oms_options(noise, changed)
         return super().from_pipe(pipeline, initial_noise=noise, **kwargs)
 
     @classmethod
@@ -98,15 +109,18 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
         return guider, _checked(guided, noise, repository.path)
 
 
-def _given(initial_noise: Any, oms_module: Any, options: dict[str, Any]) -> Any:
+def _given(initial_noise: Any, oms_module: Any, options: dict[str, Any], changed: dict[str, Any]) -> Any:
+    """Return the initial noise that is given; `changed` are options of the step that `oms_module` is short for."""
     if oms_module is None:
         return initial_noise
     if initial_noise is not None:
         raise ValueError("give initial_noise or oms_module, which is short for initial_noise=OneMoreStep(module).")
     if isinstance(oms_module, (str, PathLike)):
         given = {name: value for name, value in options.items() if value is not None}
-        return OneMoreStep.from_pretrained(oms_module, **given)
-    return oms_module if isinstance(oms_module, OneMoreStep) else OneMoreStep(oms_module)
+        return OneMoreStep.from_pretrained(oms_module, **given, **changed)
+    if isinstance(oms_module, OneMoreStep):
+        return oms_module.with_options(**changed) if changed else oms_module
+    return OneMoreStep(oms_module, **changed)
 
 
 def _checked(pipeline_class: type, initial_noise: Any, place: str) -> InitialNoise:
@@ -115,8 +129,7 @@ def _checked(pipeline_class: type, initial_noise: Any, place: str) -> InitialNoi
         raise ValueError(
             f"{place} has no oms_module. Give oms_module=, a module or its repository, or initial_noise=."
         )
-    members = noise.members if isinstance(noise, InitialNoiseChain) else (noise,)
-    if not any(isinstance(member, OneMoreStep) for member in members):
+    if not one_more_steps(noise):
         raise TypeError(
             f"OneMoreStepPipeline takes a OneMoreStep, alone or in a list with others, got {type(noise).__name__}. "
             "AutoGuidedPipeline takes any."

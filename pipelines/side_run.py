@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hfnoise.pipelines.guided_saving import stock_class
+
+if TYPE_CHECKING:
+    from hfnoise.pipelines.initial_noise import InitialNoise
 
 # What a running call may have put onto the pipeline itself.
 _METHODS_OF_A_CALL = ("encode_prompt", "prepare_latents", "prepare_intermediate_images")
@@ -42,23 +45,44 @@ def side_pipeline(pipe: Any) -> Any:
     return side
 
 
-def without_start(pipe: Any) -> Any:
-    """Return the pipeline with nothing in the slot `initial_noise`: the same modules, scheduler and guider.
+def guided_side_pipeline(pipe: Any, initial_noise: InitialNoise | None) -> Any:
+    """Return a [`side_pipeline`] that is guided as the pipeline is, and starts from what it is given.
+
+    Its guider is one of its own, so that the report of the pipeline's is of the pipeline's run. Call it within
+    [`~hfnoise.pipelines.interceptor.beside`] while the pipeline is running.
+
+    Args:
+        pipe: of diffusers, guided or not.
+        initial_noise ([`InitialNoise`], *optional*): for the slot, in place of what the pipeline has there.
 
     Example:
-        >>> from hfnoise.pipelines import ReDenoise, guide
-        >>> from hfnoise.pipelines.side_run import without_start
+        >>> from hfnoise.pipelines import BrightnessOffset
+        >>> from hfnoise.pipelines.side_run import guided_side_pipeline
         >>> from hfnoise.worlds.digits_pipeline import new_digits_pipeline
-        >>> pipe = new_digits_pipeline(width=8)
-        >>> with guide(pipe, initial_noise=ReDenoise()):
-        ...     without_start(pipe).initial_noise is None, pipe.initial_noise is None
-        (True, False)
+        >>> guided_side_pipeline(new_digits_pipeline(width=8), BrightnessOffset(0.5)).initial_noise
+        BrightnessOffset(0.5, direction=None)
     """
-    if getattr(pipe, "initial_noise", None) is None:
-        return pipe
-    plain = copy.copy(pipe)
-    plain.__dict__["_initial_noise"] = None
-    return plain
+    # guided.py itself uses what makes side runs.
+    from hfnoise.pipelines.guided import guided_class
+
+    side = side_pipeline(pipe)
+    side.__class__ = guided_class(type(side))
+    guider = pipe.__dict__.get("guider")
+    if guider is not None:
+        side.__dict__["guider"] = _own_guider(guider)
+    side.__dict__["_initial_noise"] = initial_noise
+    # At the end of a call it would move the models of the running one away.
+    side.__dict__["maybe_free_model_hooks"] = lambda: None
+    return side
+
+
+def _own_guider(guider: Any) -> Any:
+    twin = copy.copy(guider)
+    # What a run appends to; the rest it sets anew.
+    twin.__dict__.update({name: list(value) for name, value in vars(guider).items() if isinstance(value, list)})
+    if getattr(guider, "inner", None) is not None:
+        twin.__dict__["inner"] = _own_guider(guider.inner)
+    return twin
 
 
 def per_prompt(call: Mapping[str, Any], count: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class StartContext:
         encode (`Callable`, *optional*): the pipeline's own `encode_prompt`.
         first_generators (*optional*): copies of the generators of the call, as they were when it began.
         prepared (`Mapping`): the arguments of `prepare_latents`.
+        following (`tuple`): the members of the chain that come after this one.
         draws_residuals (`bool`, defaults to `False`): whether a member of the chain is a terminal prior.
 
     Example:
@@ -49,6 +50,7 @@ class StartContext:
     encode: Any = field(default=None, repr=False)
     first_generators: Any = field(default=None, repr=False)
     prepared: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    following: tuple[Any, ...] = ()
     draws_residuals: bool = False
 
     @property

@@ -89,7 +89,7 @@ def test_blocks_of_the_docs_run(block, empty_folder):
 
 
 def test_blocks_of_the_readme(empty_folder, capsys):
-    on_a_gpu, on_a_cpu, private, one_bit, guided = python_blocks("README.md")
+    on_a_gpu, on_a_cpu, private, one_bit, guided, brightness = python_blocks("README.md")
     compile(on_a_gpu, "README.md", "exec")  # it downloads a model, so it is not run
     import hfnoise
 
@@ -113,6 +113,7 @@ def test_blocks_of_the_readme(empty_folder, capsys):
     assert re.search(r"21 weights quantised: [\d,]+ entries at 1\.\d+ bits", capsys.readouterr().out)
 
     exec(compile(smaller(guided), "README.md", "exec"), {})
+    exec(compile(smaller(brightness), "README.md", "exec"), {})
     shown = capsys.readouterr().out
     assert re.search(r"8 samples, 8 steps: \d+ of 128 evaluations, \d+\.\d % saved; .*stopped", shown)
     assert (empty_folder / "seven.png").is_file()
