@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hfnoise.latents.hf_checkpoints import MODULE_FOLDER
+from hfnoise.latents.hf_checkpoints import HUB_OPTIONS, MODULE_FOLDER
 from hfnoise.pipelines.auto_guided import AutoGuidedPipeline
 from hfnoise.pipelines.call_options import one_more_steps, take_oms_options, with_oms_options
 from hfnoise.pipelines.guided import guided_class
@@ -16,7 +16,7 @@ from hfnoise.pipelines.one_more_step import OneMoreStep
 from hfnoise.pipelines.saved_parts import PipelineRepository, part_dtype
 
 # All but the revision: it is another repository.
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
+_DOWNLOAD_OPTIONS = tuple(name for name in HUB_OPTIONS if name != "revision")
 
 
 class OneMoreStepPipeline(AutoGuidedPipeline):
@@ -64,7 +64,7 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
                 it.
         """
         changed, kwargs = _lasting_options(kwargs)
-        options = {name: kwargs.get(name) for name in ("variant", "use_safetensors", *_HUB_OPTIONS)}
+        options = {name: kwargs.get(name) for name in ("variant", "use_safetensors", *_DOWNLOAD_OPTIONS)}
         options["dtype"] = part_dtype(kwargs, MODULE_FOLDER)
         noise = _given(initial_noise, oms_module, options, changed)
         pipe = super().from_pretrained(pretrained_model_name_or_path, guider, noise, **kwargs)
