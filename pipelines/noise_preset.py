@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any, ClassVar
 
+from hfnoise.latents.hf_checkpoints import HUB_OPTIONS
 from hfnoise.pipelines.auto_guided import AutoGuidedPipeline
 from hfnoise.pipelines.guided import guided_class
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
-from hfnoise.pipelines.noise_chain import InitialNoiseChain
+from hfnoise.pipelines.noise_chain import members_of
 from hfnoise.pipelines.saved_parts import PipelineRepository, part_dtype
 
 # All but the revision: it is another repository.
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
+_DOWNLOAD_OPTIONS = tuple(name for name in HUB_OPTIONS if name != "revision")
 
 
 class InitialNoisePreset(AutoGuidedPipeline):
@@ -50,7 +51,7 @@ class InitialNoisePreset(AutoGuidedPipeline):
             ValueError: if there is none at all, or both `initial_noise` and a network, or the pipeline cannot take it.
         """
         network = kwargs.pop(cls.network, None)
-        options = {name: kwargs.get(name) for name in ("variant", "use_safetensors", *_HUB_OPTIONS)}
+        options = {name: kwargs.get(name) for name in ("variant", "use_safetensors", *_DOWNLOAD_OPTIONS)}
         options["dtype"] = part_dtype(kwargs, cls.folder)
         noise = cls._given(initial_noise, network, options)
         return super().from_pretrained(pretrained_model_name_or_path, guider, noise, **kwargs)
@@ -106,5 +107,5 @@ class InitialNoisePreset(AutoGuidedPipeline):
             raise ValueError(
                 f"{place} has no {cls.network}. Give {cls.network}=, a network or its repository, or initial_noise=."
             )
-        cls._check_members(noise.members if isinstance(noise, InitialNoiseChain) else (noise,))
+        cls._check_members(members_of(noise))
         return noise

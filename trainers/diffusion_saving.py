@@ -181,7 +181,7 @@ def load_weights(model: Any, folder: Path) -> None:
         return
     if not (folder / "config.json").is_file():
         raise ValueError(f"{str(folder)!r} has no config.json, so it is not a saved {type(model).__name__}.")
-    loaded = type(model).from_pretrained(folder, torch_dtype=next(model.parameters()).dtype).state_dict()
+    loaded = type(model).from_pretrained(folder, dtype=next(model.parameters()).dtype).state_dict()
     _check_shapes(folder, {name: one.shape for name, one in loaded.items()}, model.state_dict())
     model.load_state_dict(loaded)
 

@@ -145,7 +145,7 @@ def new_module(script: OneMoreStepScriptArguments, channels: int, width: int) ->
 
     if script.module_name_or_path:
         variant = script.module_variant
-        module: Any = load_module(script.module_name_or_path, variant=variant, torch_dtype=torch.float32)
+        module: Any = load_module(script.module_name_or_path, variant=variant, dtype=torch.float32)
         return module
     widths = tuple(script.block_out_channels or _PUBLISHED_WIDTHS)
     levels = len(widths) - 1

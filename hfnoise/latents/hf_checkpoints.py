@@ -23,7 +23,8 @@ from hfnoise.latents.hf_time_free_unet import (
 
 MODULE_FOLDER = "oms_module"
 _STOCK_NAME = "UNet2DConditionModel"
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+# Of `from_pretrained`, about downloads.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 def find_file(repository: str | PathLike[str], name: str, **hub_options: Any) -> str | None:
@@ -47,7 +48,7 @@ def find_file(repository: str | PathLike[str], name: str, **hub_options: Any) ->
     if os.path.isdir(path):
         file = os.path.join(path, *name.split("/"))
         return file if os.path.isfile(file) else None
-    hub_options = {key: hub_options[key] for key in _HUB_OPTIONS if hub_options.get(key) is not None}
+    hub_options = {key: hub_options[key] for key in HUB_OPTIONS if hub_options.get(key) is not None}
     try:
         found: str = hf_hub_download(path, name, **hub_options)
     except LocalEntryNotFoundError:
