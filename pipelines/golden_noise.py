@@ -49,6 +49,6 @@ class GoldenNoisePipeline(InitialNoisePreset):
     def _check_members(cls, members: Sequence[InitialNoise]) -> None:
         if not any(member.space == "unit" for member in members):
             raise TypeError(
-                "GoldenNoisePipeline takes an initial noise that makes unit noise, alone or in a list with others, got "
-                f"{' and '.join(type(member).__name__ for member in members)}. AutoGuidedPipeline takes any."
+                "GoldenNoisePipeline takes an initial noise that makes unit noise, alone or in a list with others, "
+                f"got {' and '.join(type(member).__name__ for member in members)}. AutoGuidedPipeline takes any."
             )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from hfnoise.cards import hub_name
 from hfnoise.trainers.diffusion_card import DiffusionCardMixin
+from hfnoise.worlds.pipeline_names import EMBEDDED
 
 
 class NoisePromptCardMixin(DiffusionCardMixin):
     """The part of [`~hfnoise.NoisePromptTrainer`] that writes `README.md`."""
 
     _card_tags = (*DiffusionCardMixin._card_tags, "golden-noise")
+    # The pipeline that the network is for, where it is known.
+    base_pipeline: str | None = None
 
     def noise_rows(self) -> list[tuple[str, str]]:
         """Return what the card says of the loss and of the pairs."""
@@ -19,29 +25,35 @@ class NoisePromptCardMixin(DiffusionCardMixin):
         }[args.loss]
         names = ("min_margin", "margin_temperature", "ema_decay")
         rows = [("objective", objective)]
+        rows += [("pipeline", f"`{Path(self.base_pipeline).name}`")] if self.base_pipeline else []
         rows += [(f"`{name}`", f"{getattr(args, name):g}") for name in names if getattr(args, name) is not None]
         if args.loss == "reward":
             return [*rows, ("`delta_penalty`", f"{args.delta_penalty:g}")]
         diagnose = getattr(self.train_dataset, "diagnose", None)  # type: ignore[attr-defined]
         return rows if diagnose is None else [*rows, ("pairs", str(diagnose()))]
 
+    def _hub_pipeline(self) -> str | None:
+        name = self.base_pipeline or ""
+        return None if name.removeprefix("hfnoise:") in EMBEDDED else hub_name(name)
+
     def _lead(self, base: str | None, adapter: bool) -> str:
         network = self._denoiser()  # type: ignore[attr-defined]
         source = f", from [{base}](https://huggingface.co/{base})" if base else ""
+        own = self._hub_pipeline()
+        place = f" for [{own}](https://huggingface.co/{own})" if own else ""
         return (
             "A network of golden noise ([arXiv 2411.09502](https://huggingface.co/papers/2411.09502)): it turns the "
             "noise that sampling starts from into noise that suits the prompt better, in one pass before the first "
-            f"step. A {network.saved_class}{source}, trained with "
+            f"step. A {network.saved_class}{place}{source}, trained with "
             "[`NoisePromptTrainer`](https://pypi.org/project/hfnoise) of hfnoise."
         )
 
     def _snippet(self, base: str | None, adapter: bool) -> str:
         name = self.hub_model_id or self.args.output_dir  # type: ignore[attr-defined]
-        kind = self._denoiser().saved_class  # type: ignore[attr-defined]
+        place = self._hub_pipeline() or "the base pipeline"
         return (
-            f"from hfnoise import GoldenNoisePipeline, {kind}\n\n"
-            f'net = {kind}.from_pretrained("{name}")\n'
-            'pipe = GoldenNoisePipeline.from_pretrained("the base pipeline", initial_noise=net)'
+            "from hfnoise import GoldenNoisePipeline\n\n"
+            f'pipe = GoldenNoisePipeline.from_pretrained("{place}", npnet="{name}")'
         )
 
     def _use_note(self) -> str:
@@ -51,7 +63,14 @@ class NoisePromptCardMixin(DiffusionCardMixin):
         )
 
     def _metric_rows(self) -> list[tuple[str, str]]:
-        name = "eval_delta_r2"
-        last = next((entry[name] for entry in reversed(self.state.log_history) if name in entry), None)
-        shown = [] if last is None else [("R² of the change", f"{last:.4f}")]
+        last: dict[str, float] = {}
+        for entry in self.state.log_history:
+            last |= entry
+        names = {"eval_delta_r2": "R² of the change", "eval_win_rate": "images preferred over those of plain noise"}
+        shown = [(text, f"{last[name]:.4f}") for name, text in names.items() if name in last]
+        for name in last:
+            what = name.removeprefix("eval_").removesuffix("_plain")
+            if name.endswith("_plain"):
+                refined = last[f"eval_{what}_refined"]
+                shown.append((f"{what.replace('_', ' ')}, plain and refined", f"{last[name]:.4g}, {refined:.4g}"))
         return super()._metric_rows() + shown
