@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
 from hfnoise.latents.hf_checkpoints import MODULE_FOLDER
+from hfnoise.pipelines.call_options import one_more_steps, take_oms_options, with_oms_options
 from hfnoise.pipelines.initial_noise import InitialNoise
 from hfnoise.pipelines.noise_preset import InitialNoisePreset
 from hfnoise.pipelines.one_more_step import OneMoreStep
@@ -19,6 +19,10 @@ class OneMoreStepPipeline(InitialNoisePreset):
     saved one. What is returned is the guided class of the model, with a guider if one is given or saved.
     `from_pretrained` and `from_pipe` take `oms_module=`, a module, or its folder or repository, too: it is short for
     `initial_noise=OneMoreStep(module)`.
+
+    Options of [`OneMoreStep`], with `oms_` before their names, are taken by both class methods, and by the call of
+    the pipeline for that call only: `pipe(prompt, oms_prompt="a black cat", oms_guidance_scale=1.5)`;
+    `oms_enabled=False` is the stock pipeline to the bit.
 
     Example:
         >>> from hfnoise.pipelines import OneMoreStepPipeline
@@ -40,9 +44,17 @@ class OneMoreStepPipeline(InitialNoisePreset):
         return network if isinstance(network, OneMoreStep) else OneMoreStep(network)
 
     @classmethod
-    def _check_members(cls, members: Sequence[InitialNoise]) -> None:
-        if not any(isinstance(member, OneMoreStep) for member in members):
+    def _check_kind(cls, noise: InitialNoise) -> None:
+        if not one_more_steps(noise):
             raise TypeError(
-                f"OneMoreStepPipeline takes a OneMoreStep, alone or in a list with others, got "
-                f"{' and '.join(type(member).__name__ for member in members)}. AutoGuidedPipeline takes any."
+                "OneMoreStepPipeline takes a OneMoreStep, alone or in a list with others, got "
+                f"{type(noise).__name__}. AutoGuidedPipeline takes any."
             )
+
+    @classmethod
+    def _take_options(cls, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        return take_oms_options(kwargs)
+
+    @classmethod
+    def _with_options(cls, noise: InitialNoise, changed: dict[str, Any]) -> InitialNoise:
+        return with_oms_options(noise, changed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from dataclasses import dataclass
@@ -167,14 +168,19 @@ def convert_oms_checkpoint(
     return result
 
 
-def _options(module: Any) -> dict[str, Any]:
-    return {name: value for name, value in module.config.items() if name != "residuals" and not name.startswith("_")}
+def _new(unet_class: Any, module: Any) -> Any:
+    """Return a network of the sizes and the dtype of a module."""
+    # The configs of released modules hold other entries too.
+    known = inspect.signature(UNet2DConditionModel).parameters
+    made = unet_class(**{name: value for name, value in module.config.items() if name in known}).eval()
+    # That of diffusers warns that no part of it stays in float32.
+    return nn.Module.to(made, module.dtype)
 
 
 def _stock_form(module: Any) -> Any:
     if not isinstance(module, TimeFreeUNet2DConditionModel):
         return module
-    converted = UNet2DConditionModel(**_options(module)).to(module.dtype).eval()
+    converted = _new(UNet2DConditionModel, module)
     weights = module.state_dict()
     zeros = {name: torch.zeros_like(value) for name, value in converted.state_dict().items() if name not in weights}
     converted.load_state_dict({**weights, **zeros})
@@ -184,7 +190,7 @@ def _stock_form(module: Any) -> Any:
 def _time_free_form(module: Any) -> Any:
     if isinstance(module, TimeFreeUNet2DConditionModel):
         return module
-    converted = TimeFreeUNet2DConditionModel(**_options(module)).to(module.dtype).eval()
+    converted = _new(TimeFreeUNet2DConditionModel, module)
     names = set(converted.state_dict())
     weights = {name: value.clone() for name, value in module.state_dict().items() if name in names}
     with torch.no_grad():

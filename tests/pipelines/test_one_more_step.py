@@ -225,7 +225,9 @@ def test_text_encoder_of_its_own(sd):
     assert torch.allclose(module.calls[0][1], parts["text_encoder"](tokens.input_ids)[0], atol=1e-6)
     states = {name: torch.zeros(1, 8, WIDTH) for name in ("prompt_embeds", "negative_prompt_embeds")}
     call = {**states, "num_inference_steps": 2, "output_type": "latent"}
-    with pytest.raises(ValueError, match="embeddings and no words. Set prompt=... or prompt_embeds=..."):
+    with pytest.raises(
+        ValueError, match="embeddings and no words. Give the call oms_prompt=... or oms_prompt_embeds=..."
+    ):
         run(sd, call, step)
     step.prompt = "the digit one"
     run(sd, call, step)
