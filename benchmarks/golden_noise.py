@@ -1,113 +1,111 @@
-"""Refined starts without training against plain runs, at equal numbers of network evaluations.
+"""Refined starts against plain runs, at equal numbers of network evaluations.
 
-`python -m hfnoise.benchmarks.golden_noise` draws a digits world from plain noise and from noise refined by ReDenoise,
-Noise Level Guidance, SeedVariation and ConditioningNoise, at several guidance scales, and writes golden_noise.json and
-.md (named after the checkpoint): accuracy by the judge, Fréchet distance, diversity, evaluations an image, seconds.
+`python -m hfnoise.benchmarks.golden_noise` trains three networks of golden noise on pairs of a digits world, and draws
+it from plain noise, and from noise refined by them, by ReDenoise, Noise Level Guidance, SeedVariation,
+ConditioningNoise and three searches, at several guidance scales. Written are golden_noise.json, .md and .png, and
+golden_noise_pictures.png (named after the checkpoint): accuracy by a judge that nothing was chosen by, Fréchet
+distance, diversity, win rates, evaluations an image, time of the processor.
 
-The plain rows at the evaluations of ReDenoise spend them on more steps, or on guidance: refinement acts as guidance
-does, alignment up and diversity down, and is flattered without these rows. `--images 300 --seeds 1` takes two minutes
-of one core.
+Beside each start stands what plain runs make of as many evaluations, with more steps or with more guidance: refinement
+acts as guidance does, alignment up and diversity down, and is flattered without them. An evaluation is one prediction
+of the UNet for one image, with prompt or without.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
-from hfnoise.benchmarks.guidance_runs import Subject, add_subject_options, draw, load_subject, scores, summary
-from hfnoise.benchmarks.reporting import circumstances, judge, markdown, print_table, write_json
+from hfnoise.benchmarks.golden_noise_nets import trained_nets
+from hfnoise.benchmarks.golden_noise_pictures import grid, plot
+from hfnoise.benchmarks.golden_noise_scores import compared, scored
+from hfnoise.benchmarks.golden_noise_starts import (
+    Plain,
+    Start,
+    members,
+    overhead,
+    plain_runs,
+    plain_start,
+    refined_start,
+    variations,
+)
+from hfnoise.benchmarks.golden_noise_tables import acceptance, document, tables, written
+from hfnoise.benchmarks.guidance_runs import Subject, add_subject_options, load_subject
+from hfnoise.benchmarks.reporting import circumstances, judge, print_table, write_json
 from hfnoise.folders import output_folder
-from hfnoise.pipelines import ConditioningNoise, InitialNoise, NoiseLevelGuidance, ReDenoise, SeedVariation, guide
 
-PLAIN, GOLDEN = "plain", "ReDenoise"
-# The paper's largest step of Noise Level Guidance, 0.5, in units of the norm of 256 numbers.
-PAPER_STEP = 0.5 / 16
-# Points of judge accuracy that ReDenoise must gain without guidance.
-GAIN = 0.10
-_OTHER_SEEDS = 10_000
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {"images": 20, "steps": 4, "scales": [1.0, 4.0], "seeds": 1, "pairs": 250, "training_steps": 20},
+    "full": {"images": 100, "steps": 10, "scales": [1.0, 2.0, 4.0], "seeds": 3, "pairs": 2000, "training_steps": 600},
+}
 
 
-def members() -> dict[str, InitialNoise]:
-    """Return what refines the start, by name."""
-    return {
-        GOLDEN: ReDenoise(),
-        "ReDenoise, a step of 50": ReDenoise(50),
-        "Noise Level Guidance, 5 steps": NoiseLevelGuidance(5, max_relative_step=PAPER_STEP),
-        "Noise Level Guidance, 20 steps": NoiseLevelGuidance(20, max_relative_step=PAPER_STEP),
-        "SeedVariation 0.5": SeedVariation(0.5),
-        "ConditioningNoise 0.5": ConditioningNoise(0.5),
-    }
-
-
-def plain_rivals(steps: int, scale: float) -> dict[str, tuple[int, float]]:
-    """Return steps and scale of plain runs with about as many evaluations as ReDenoise has, by name."""
-    evaluations = 3 + steps * (1 if scale == 1 else 2)
-    if scale == 1:
-        return {f"plain, {evaluations} steps": (evaluations, 1.0), "plain, CFG 2": (evaluations // 2, 2.0)}
-    return {f"plain, {evaluations // 2} steps": (evaluations // 2, scale), "plain, 1.5 x CFG": (steps, 1.5 * scale)}
-
-
-def measured(subject: Subject, checkpoint: str, seed: int, count: int, steps: int, scale: float) -> dict[str, Any]:
-    """Return the scores of every start at one scale, by name.
+def run(subject: Subject, settings: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what was found, and the images of the first seed by scale and start.
 
     Args:
-        subject ([`Subject`]): who draws.
-        checkpoint (`str`): whose judge is asked.
-        seed (`int`): of the noise.
-        count (`int`): images.
-        steps (`int`): of the scheduler.
-        scale (`float`): of guidance.
+        subject ([`~hfnoise.benchmarks.guidance_runs.Subject`]): who draws.
+        settings (`argparse.Namespace`): the options of the command line.
     """
-    labels, found = subject.labels(count), {}
-    rivals = {PLAIN: (steps, scale), **plain_rivals(steps, scale)}
-    for name, (own_steps, own_scale) in rivals.items():
-        begin = time.perf_counter()
-        drawn = draw(subject, labels, seed, own_steps, own_scale)
-        found[name] = {**scores(drawn, labels, checkpoint), "seconds": time.perf_counter() - begin}
-    for name, member in members().items():
-        begin = time.perf_counter()
-        with guide(subject.pipe, initial_noise=member):
-            # Of noise beside that which all start from.
-            generator = torch.Generator().manual_seed(_OTHER_SEEDS + seed)
-            drawn = draw(subject, labels, seed, steps, scale, generator=generator)
-        found[name] = {**scores(drawn, labels, checkpoint), "seconds": time.perf_counter() - begin}
-        report: Any = getattr(member, "report", None)
-        found[name]["evaluations"] += report.evaluations
+    checkpoint, steps, labels = settings.checkpoint, settings.steps, subject.labels(settings.images)
+    nets, known, diagnosis = trained_nets(subject, settings.pairs, settings.training_steps, steps)
+    for name, net in nets.items():
+        known[name]["cost"] = overhead(subject, net)
+
+    def drawn(make: Callable[[int], Start]) -> tuple[dict[str, Any], Start]:
+        starts = [make(seed) for seed in range(settings.seeds)]
+        return scored(starts, labels, subject, checkpoint), starts[0]
+
+    plain: dict[Plain, Any] = {}
+    refined: dict[float, dict[str, Any]] = {}
+    shown: dict[float, dict[str, Any]] = {}
+    for one in tqdm(plain_runs(steps, settings.scales), desc="plain runs"):
+        plain[one], first = drawn(lambda seed, one=one: plain_start(subject, labels, seed, one))
+        if one.steps == steps and one.scale in settings.scales:
+            shown[one.scale] = {"plain": first.images}
+    for scale in settings.scales:
+        base, refined[scale] = Plain(steps, scale), {}
+        for name, member in tqdm(members(subject, checkpoint, nets, steps, scale).items(), desc=f"CFG {scale:g}"):
+            scores, first = drawn(
+                lambda seed, base=base, member=member: refined_start(subject, labels, seed, base, member)
+            )
+            refined[scale][name] = compared(scores, base, plain)
+            shown[scale][name] = first.images
+    seeds = [variations(subject, labels, seed, steps, max(settings.scales)) for seed in range(settings.seeds)]
+    varied = {name: _varied([one[name] for one in seeds], labels, subject, checkpoint) for name in seeds[0]}
+    found = {"plain": plain, "refined": refined, "nets": known, "variations": varied, "diagnosis": diagnosis}
+    return {**found, "images": settings.seeds * len(labels)}, shown
+
+
+def _varied(starts: Sequence[Start], labels: Any, subject: Subject, checkpoint: str) -> dict[str, Any]:
+    """Return scores whose diversity is that within the images of one seed."""
+    found = scored(starts, labels, subject, checkpoint)
+    each = [scored([start], labels, subject, checkpoint)["diversity"]["mean"] for start in starts]
+    found["diversity"]["mean"] = sum(each) / len(each)
     return found
 
 
-def table(results: dict[float, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of means over seeds."""
-    header = ["CFG", "start", "evaluations", "judge", "Fréchet distance", "diversity", "seconds"]
-    rows = []
-    for scale, starts in results.items():
-        for name, found in starts.items():
-            mean = {key: value["mean"] for key, value in found.items()}
-            numbers = [f"{mean['evaluations']:.0f}", f"{100 * mean['judge_accuracy']:.1f} %"]
-            numbers += [f"{mean[key]:.2f}" for key in ("frechet_distance", "diversity")] + [f"{mean['seconds']:.1f}"]
-            rows.append([f"{scale:g}", name, *numbers])
-    return header, rows
-
-
-def acceptance(results: dict[float, dict[str, Any]]) -> list[tuple[str, bool]]:
-    """Return statements, and whether they hold; none where there was no run without guidance."""
-    if 1.0 not in results:
-        return []
-    golden, plain = (
-        {key: results[1.0][name][key]["mean"] for key in ("judge_accuracy", "frechet_distance")}
-        for name in (GOLDEN, PLAIN)
-    )
-    gain = golden["judge_accuracy"] - plain["judge_accuracy"]
-    distances = golden["frechet_distance"], plain["frechet_distance"]
-    return [
-        (f"ReDenoise gains {100 * gain:.1f} points of accuracy at CFG 1, at least {100 * GAIN:.0f}", gain >= GAIN),
-        ("with a Fréchet distance of {:.2f}, not above {:.2f}".format(*distances), distances[0] <= distances[1]),
-    ]
+def _settings(args: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="hfnoise.benchmarks.golden_noise", description=__doc__.split("\n")[0])
+    add_subject_options(parser)
+    parser.add_argument("--preset", choices=list(PRESETS), default="full", help="of what is not given")
+    parser.add_argument("--images", type=int, help="of each start, scale and seed")
+    parser.add_argument("--steps", type=int, help="of the sampler")
+    parser.add_argument("--scales", type=float, nargs="+", help="of guidance; 1 is none")
+    parser.add_argument("--seeds", type=int, help="how many")
+    parser.add_argument("--pairs", type=int, help="that the networks are trained on")
+    parser.add_argument("--training_steps", type=int, help="of each network")
+    parser.add_argument("--output_dir", default="benchmark_results", help="folder of the results")
+    given = parser.parse_args(args)
+    for name, value in PRESETS[given.preset].items():
+        if getattr(given, name) is None:
+            setattr(given, name, value)
+    given.scales = sorted(set(given.scales))
+    return given
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -116,37 +114,23 @@ def main(args: Sequence[str] | None = None) -> int:
     Args:
         args (sequence of `str`, *optional*): of the command line.
     """
-    parser = argparse.ArgumentParser(prog="hfnoise.benchmarks.golden_noise", description=__doc__.split("\n")[0])
-    add_subject_options(parser)
-    parser.add_argument("--images", type=int, default=500, help="of each start, scale and seed")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 4.0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output_dir", default="benchmark_results", help="folder of the results")
-    given = parser.parse_args(args)
-    subject, folder = load_subject(given.checkpoint, given.world), output_folder(given.output_dir)
+    settings = _settings(args)
+    subject, folder = load_subject(settings.checkpoint, settings.world), output_folder(settings.output_dir)
     subject.pipe.set_progress_bar_config(disable=True)
-    results: dict[float, dict[str, Any]] = {}
-    for scale in tqdm(given.scales, desc="guidance scales"):
-        runs = [
-            measured(subject, given.checkpoint, seed, given.images, given.steps, scale) for seed in range(given.seeds)
-        ]
-        results[scale] = {name: summary([run[name] for run in runs]) for name in runs[0]}
-    header, rows = table(results)
-    print_table(f"{subject.name}, {given.steps} steps", header, rows)
-    checks = acceptance(results)
-    text = markdown(header, rows) + "\n" + judge(checks)
-    settings = {name: getattr(given, name) for name in ("checkpoint", "images", "steps", "scales", "seeds")}
-    write_json(
-        folder / f"golden_noise_{subject.stem}.json",
-        {
-            **circumstances(range(given.seeds)),
-            "settings": settings,
-            "results": {str(key): value for key, value in results.items()},
-        },
-    )
-    (folder / f"golden_noise_{subject.stem}.md").write_text(text, encoding="utf-8")
-    return 0 if all(passed for _, passed in checks) else 1
+    found, shown = run(subject, settings)
+    made = tables(found, settings.steps)
+    for title, header, rows in made:
+        print_table(f"{subject.name}, {settings.steps} steps: {title}", header, rows)
+    print(found["diagnosis"])
+    judged = judge(acceptance(found, settings.steps))
+    name = f"golden_noise_{subject.stem}"
+    kept = {key: getattr(settings, key) for key in ("checkpoint", *PRESETS["full"])}
+    about = {**circumstances(range(settings.seeds)), "settings": kept, "processor_seconds": time.process_time()}
+    write_json(folder / f"{name}.json", {**about, "results": written(found)})
+    (folder / f"{name}.md").write_text(document(made, judged, found["diagnosis"]), encoding="utf-8")
+    plot(found, settings.steps, folder / f"{name}.png")
+    grid(shown, subject, settings.checkpoint, folder / f"golden_noise_pictures_{subject.stem}.png")
+    return 1 if "**missed**" in judged else 0
 
 
 if __name__ == "__main__":

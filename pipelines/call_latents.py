@@ -11,11 +11,11 @@ from torch import Tensor
 from hfnoise.pipelines.initial_noise import (
     InitialNoise,
     StartState,
+    cast_start,
     check_initial_noise,
-    refined_start,
     refined_state,
 )
-from hfnoise.pipelines.side_run import SideRunStopped, side_pipeline
+from hfnoise.pipelines.side_run import SideRunStopped, guided_side_pipeline
 from hfnoise.pipelines.start_context import StartContext
 
 
@@ -53,15 +53,17 @@ def call_latents(pipe: Any, initial_noise: InitialNoise, args: Sequence[Any], kw
             f"{name} makes a state of the scheduler, and latents= takes noise of unit variance. Put it into the slot: "
             f"hfnoise.guide(pipe, initial_noise={name}(...))."
         )
-    side, stop = side_pipeline(pipe), _Stop(initial_noise)
+    stop = _Stop(initial_noise)
+    side = guided_side_pipeline(pipe, stop)
+    # A search shows how far it is; nothing else of this call comes to a bar.
+    side.__dict__["_progress_bar_config"] = dict(getattr(pipe, "_progress_bar_config", {}))
     try:
-        with refined_start(side, stop, args, kwargs):
-            side(*args, **kwargs)
+        side(*args, **kwargs)
     except SideRunStopped:
         if stop.start is not None:
             return stop.start
         raise
-    raise ValueError(f"this call of {type(side).__name__} prepared no latents: there is no noise to refine.")
+    raise ValueError(f"this call of {type(pipe).__name__} prepared no latents: there is no noise to refine.")
 
 
 class _Stop(InitialNoise):
@@ -82,5 +84,6 @@ class _Stop(InitialNoise):
         return changed
 
     def refine(self, unit_noise: Tensor, context: StartContext) -> StartState:
-        self.start = refined_state(self.inner, unit_noise, context).latents.to(context.dtype)
+        refined = refined_state(self.inner, unit_noise, context).latents
+        self.start = cast_start(self.inner, refined, unit_noise.shape, context.dtype)
         raise SideRunStopped

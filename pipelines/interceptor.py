@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # The run of this thread: a pipeline of another one that shares the model is none of its business.
 _ACTIVE: ContextVar[GuidedRun | None] = ContextVar("hfnoise_guided_run", default=None)
+# Within a side run, which uses the models of the run that waits for it.
+_BESIDE: ContextVar[bool] = ContextVar("hfnoise_beside_a_run", default=False)
 # What makes the start of a run: DeepFloyd IF has pixels, and its upscalers predict as many channels as they are given.
 _STARTS = ("prepare_latents", "prepare_intermediate_images")
 
@@ -124,7 +126,7 @@ class GuidedRun:
             self._given = given_timestep(args, kwargs)
             return handler(module, call, args, kwargs)
 
-        stack.enter_context(intercepted(module, handle, self._enter_context))
+        stack.enter_context(intercepted(module, handle, self._enter_context, nested=_BESIDE.get()))
 
     def _enter_context(self, name: str) -> None:
         if _ACTIVE.get() is self:
@@ -370,6 +372,21 @@ def outside(callback: Callable[..., Any]) -> Callable[..., Any]:
             return callback(*args, **kwargs)
         finally:
             _ACTIVE.reset(token)
+
+    return called
+
+
+def beside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function whose guided runs may use the models of the run of this thread, which waits for it."""
+    apart = outside(function)
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        token = _BESIDE.set(True)
+        try:
+            return apart(*args, **kwargs)
+        finally:
+            _BESIDE.reset(token)
 
     return called
 

@@ -73,8 +73,9 @@ class InitialNoiseChain(InitialNoise):
         estimates = [member for member in self.members if isinstance(member, StartEstimate)]
         state = StartState(unit_noise)
         evaluations = 0
-        for member in self.members[: len(self.members) - len(estimates)]:
-            state = refined_state(member, state.latents, context)
+        for number, member in enumerate(self.members[: len(self.members) - len(estimates)], 1):
+            following = (*self.members[number:], *context.following)
+            state = refined_state(member, state.latents, replace(context, following=following))
             if state.space != member.space:
                 raise ValueError(
                     f"{type(member).__name__} returned a start in the space {state.space!r} and says space = "

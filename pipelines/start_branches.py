@@ -103,9 +103,14 @@ class StartBranches:
             uncond (`bool`, defaults to `True`): whether the one without prompt is needed.
 
         Raises:
-            ValueError: if the model has no branch without prompt after all, or its prediction is in another space
-                than its noise.
+            ValueError: if the noise holds NaN, the model has no branch without prompt after all, or its prediction is
+                in another space than its noise.
         """
+        if not bool(torch.isfinite(noise).all()):
+            raise ValueError(
+                f"the noise to be refined of {self.context.name} holds NaN or infinity: the latents that were given "
+                "do, or the model predicts such, as some do in float16."
+            )
         # Another guided run of this call may be around the denoiser: these evaluations are none of its steps.
         run = outside(self._run)
         step: FirstStep = run(noise, uncond and self.weak_model is None)
@@ -128,7 +133,7 @@ class StartBranches:
             side.__dict__.update(
                 {name: denoiser for name in layout.denoisers if getattr(side, name, None) is not None}
             )
-        arguments = _call_arguments(context)
+        arguments = call_arguments(context)
         scale = arguments.get(layout.scale_name)
         unguided = scale is None or (isinstance(scale, (int, float)) and scale + layout.scale_offset <= 1)
         unguided = unguided and self.weak_model is None
@@ -273,8 +278,18 @@ def _no_branch(name: str, layout: PipelineLayout) -> str:
     )
 
 
-def _call_arguments(context: StartContext) -> dict[str, Any]:
-    """Return the arguments of the call, by name, with generators as they were when it began."""
+def call_arguments(context: StartContext) -> dict[str, Any]:
+    """Return the arguments of the call, by name, with generators as they were when it began.
+
+    Example:
+        >>> import torch
+        >>> from diffusers import StableDiffusionPipeline
+        >>> from hfnoise.pipelines.start_branches import call_arguments
+        >>> from hfnoise.pipelines.start_context import StartContext
+        >>> pipe = object.__new__(StableDiffusionPipeline)
+        >>> call_arguments(StartContext(pipe, {"self": pipe, "prompt": "a"}, 1, torch.device("cpu")))
+        {'prompt': 'a'}
+    """
     parameters = call_parameters(type(context.pipe))
     variable = {name for name, parameter in parameters.items() if parameter.kind in _VARIABLE}
     arguments = {name: value for name, value in context.arguments.items() if name not in {"self", *variable}}

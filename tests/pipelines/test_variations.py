@@ -161,7 +161,7 @@ def test_latent_space(name, shape, packed):
         torch.testing.assert_close(images[:1], drawn)
 
 
-def test_errors_of_latent_spaces():
+def test_sizes_of_latent_spaces_and_their_errors():
     class Packed:
         _pack_latents = None
 
@@ -173,6 +173,9 @@ def test_errors_of_latent_spaces():
         space(6)
     with pytest.raises(ValueError, match="keeps 7 tokens for an image of 48 x 32"):
         space(7, height=48, width=32)
+    # Sides that are no multiple of a token's are rounded down: 10 x 1 and 96 x 63 tokens of 16 pixels.
+    assert space(10, height=160, width=31).shape == (4, 20, 2)
+    assert space(96 * 63, height=1536, width=1023).shape == (4, 192, 126)
     video = space(6, height=48, width=32, num_frames=1)
     with pytest.raises(ValueError, match="no rows and columns"):
         video.unpack(torch.zeros(1, 6, 16))
