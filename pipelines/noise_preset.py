@@ -47,8 +47,8 @@ class InitialNoisePreset(AutoGuidedPipeline):
             TypeError: if no member of `initial_noise` is of the preset's kind.
             ValueError: if there is none at all, or both `initial_noise` and a network, or the pipeline cannot take it.
         """
-        changed, kwargs = cls._take_options(kwargs)
         network = kwargs.pop(cls.network, None)
+        changed, kwargs = cls._take_options(kwargs)
         options = {name: kwargs.get(name) for name in ("variant", "use_safetensors", *_HUB_OPTIONS)}
         options["dtype"] = part_dtype(kwargs, cls.folder)
         noise = cls._given(initial_noise, network, options)
@@ -71,8 +71,8 @@ class InitialNoisePreset(AutoGuidedPipeline):
             TypeError: if no member of `initial_noise` is of the preset's kind.
             ValueError: if there is none at all, or the pipeline cannot take it.
         """
-        changed, kwargs = cls._take_options(kwargs)
         network = kwargs.pop(cls.network, None)
+        changed, kwargs = cls._take_options(kwargs)
         given = cls._given(initial_noise, network, {"dtype": getattr(pipeline, "dtype", None)})
         noise = getattr(pipeline, "initial_noise", None) if given is None else given
         stock: Any = type(pipeline)
