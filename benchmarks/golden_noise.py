@@ -14,6 +14,7 @@ of the UNet for one image, with prompt or without.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 
 from hfnoise.benchmarks.golden_noise_nets import trained_nets
 from hfnoise.benchmarks.golden_noise_pictures import grid, plot
-from hfnoise.benchmarks.golden_noise_scores import scored
+from hfnoise.benchmarks.golden_noise_scores import compared, scored
 from hfnoise.benchmarks.golden_noise_starts import (
     Plain,
     Start,
@@ -69,9 +70,10 @@ def run(subject: Subject, settings: argparse.Namespace) -> tuple[dict[str, Any],
     for scale in settings.scales:
         base, refined[scale] = Plain(steps, scale), {}
         for name, member in tqdm(members(subject, checkpoint, nets, steps, scale).items(), desc=f"CFG {scale:g}"):
-            refined[scale][name], first = drawn(
+            scores, first = drawn(
                 lambda seed, base=base, member=member: refined_start(subject, labels, seed, base, member)
             )
+            refined[scale][name] = compared(scores, base, plain)
             shown[scale][name] = first.images
     seeds = [variations(subject, labels, seed, steps, max(settings.scales)) for seed in range(settings.seeds)]
     varied = {name: _varied([one[name] for one in seeds], labels, subject, checkpoint) for name in seeds[0]}
@@ -123,7 +125,7 @@ def main(args: Sequence[str] | None = None) -> int:
     judged = judge(acceptance(found, settings.steps))
     name = f"golden_noise_{subject.stem}"
     kept = {key: getattr(settings, key) for key in ("checkpoint", *PRESETS["full"])}
-    about = {**circumstances(range(settings.seeds)), "settings": kept}
+    about = {**circumstances(range(settings.seeds)), "settings": kept, "processor_seconds": time.process_time()}
     write_json(folder / f"{name}.json", {**about, "results": written(found)})
     (folder / f"{name}.md").write_text(document(made, judged, found["diagnosis"]), encoding="utf-8")
     plot(found, settings.steps, folder / f"{name}.png")

@@ -55,8 +55,8 @@ def plot(found: dict[str, Any], steps: int, path: Path) -> None:
                 if name in refined:
                     size = 170 if marker == "*" else 70
                     axes.scatter(
-                        refined[name]["evaluations"], value(refined[name]), size, colour, marker, label=name,
-                        edgecolors="white", linewidths=0.6, zorder=3,
+                        refined[name]["evaluations"], value(refined[name]), s=size, c=colour, marker=marker,
+                        label=name, edgecolors="white", linewidths=0.6, zorder=3,
                     )  # fmt: skip
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -73,16 +73,24 @@ def plot(found: dict[str, Any], steps: int, path: Path) -> None:
     for axes in panels[:, 0]:
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
-    panels[1, 0].set_yticks(_DISTANCES, map(str, _DISTANCES))
+    low, high = panels[1, 0].get_ylim()
+    ticks = [one for one in _DISTANCES if low <= one <= high]
+    panels[1, 0].set_yticks(ticks, map(str, ticks))
     handles = dict(zip(*reversed(panels[0, 0].get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=2 if len(panels[0]) == 1 else 4,
+        frameon=False,
+    )
     figure.savefig(path, dpi=110)
 
 
 def _plain(axes: Any, plain: dict[Plain, Any], value: Any, scale: float) -> None:
     runs = sorted(plain, key=lambda run: run.evaluations)
     points = [(run.evaluations, value(plain[run])) for run in runs]
-    axes.scatter(*zip(*points, strict=True), 16, "0.6", label="plain, other settings", zorder=2)
+    axes.scatter(*zip(*points, strict=True), s=16, c="0.6", label="plain, other settings", zorder=2)
     own = [(run.evaluations, value(plain[run])) for run in runs if run.scale == scale]
     axes.plot(
         *zip(*own, strict=True), "o-", color="0.15", markersize=4, linewidth=1, label="plain of this CFG", zorder=2

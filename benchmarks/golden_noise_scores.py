@@ -96,6 +96,22 @@ def best_plain(plain: dict[Plain, dict[str, Any]], evaluations: float, score: st
     return min(allowed, key=lambda run: (sign * plain[run][score]["mean"], plain[run]["frechet_distance"]["mean"]))
 
 
+def compared(one: dict[str, Any], base: Plain, plain: dict[Plain, dict[str, Any]]) -> dict[str, Any]:
+    """Return the scores of a refined start, with what it wins over plain runs: its own one, and one of equal cost.
+
+    Args:
+        one (`dict`): of [`scored`].
+        base ([`~hfnoise.benchmarks.golden_noise_starts.Plain`]): the run that was refined.
+        plain (`dict`): scores of plain runs.
+    """
+    rival, nearest = (best_plain(plain, one["evaluations"], name) for name in ("judge_accuracy", "frechet_distance"))
+    runs = {"most_accurate_plain": rival, "nearest_plain": nearest}
+    return {
+        **one, **runs, "wins_over_plain": win_rate(one, plain[base]),
+        "wins_over_most_accurate_plain": win_rate(one, plain[rival]),
+    }  # fmt: skip
+
+
 def search_bound(accuracy: float, count: int) -> float:
     """Return how often the best of some images would be right if the verifier were, and all prompts equally hard.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hfnoise.benchmarks.golden_noise_nets import OFFICIAL, OURS, parameters_for_sdxl
-from hfnoise.benchmarks.golden_noise_scores import best_plain, search_bound, share_interval, win_rate
+from hfnoise.benchmarks.golden_noise_scores import search_bound, share_interval
 from hfnoise.benchmarks.golden_noise_starts import BEST_OF, GOLDEN, Plain, branches
 from hfnoise.benchmarks.reporting import markdown
 
@@ -61,7 +61,7 @@ def tables(found: dict[str, Any], steps: int) -> list[Table]:
 
 def _refined(scale: float, refined: dict[str, Any], base: dict[str, Any]) -> Table:
     rows = [["plain", *_row(base), ""]]
-    rows += [[name, *_row(one), _wins(win_rate(one, base))] for name, one in refined.items()]
+    rows += [[name, *_row(one), _wins(one["wins_over_plain"])] for name, one in refined.items()]
     return f"Refined starts at CFG {scale:g}", ["start", *_SCORES, "wins over plain, %"], rows
 
 
@@ -76,14 +76,12 @@ def _at_equal_cost(scale: float, refined: dict[str, Any], plain: dict[Plain, Any
     header += ["wins over it, %", "plain run nearest to real images", "its Fréchet distance"]
     rows = []
     for name, one in refined.items():
-        rival, nearest = (
-            best_plain(plain, one["evaluations"], score) for score in ("judge_accuracy", "frechet_distance")
-        )
+        rival, nearest = one["most_accurate_plain"], one["nearest_plain"]
         accuracies, distances = ([found[score]["mean"] for found in (one, plain[rival])]
                                  for score in ("judge_accuracy", "frechet_distance"))  # fmt: skip
         cells = [", ".join(map(_share, accuracies)), "{:.2f}, {:.2f}".format(*distances)]
         cells += [
-            _wins(win_rate(one, plain[rival])),
+            _wins(one["wins_over_most_accurate_plain"]),
             str(nearest),
             f"{plain[nearest]['frechet_distance']['mean']:.2f}",
         ]
@@ -197,4 +195,4 @@ def written(found: dict[str, Any], keep: Callable[[str], bool] = lambda name: na
     """Return what was found as JSON has it: names as text, without the numbers of single images."""
     if isinstance(found, dict):
         return {str(name): written(one, keep) for name, one in found.items() if keep(str(name))}
-    return found
+    return str(found) if isinstance(found, Plain) else found

@@ -15,10 +15,12 @@ from hfnoise.citations import (
     DP_SGD_BIBTEX,
     DR_DPO_BIBTEX,
     FEDSVD_BIBTEX,
+    GOLDEN_NOISE_BIBTEX,
     ONE_MORE_STEP_BIBTEX,
     QUEST_BIBTEX,
     ROBUST_DPO_BIBTEX,
 )
+from hfnoise.golden_noise_options import GOLDEN_NOISE_OPTIONS
 from hfnoise.guidance_options import ADAPTIVE_GUIDANCE_OPTIONS, PROJECTED_GUIDANCE_OPTIONS
 from hfnoise.latents_options import ONE_MORE_STEP_OPTIONS
 from hfnoise.options import (
@@ -254,6 +256,22 @@ METHODS: tuple[Method, ...] = (
         tags=("hfnoise", "one-more-step", "diffusers", "diffusers-training"),
         bibtex=ONE_MORE_STEP_BIBTEX,
     ),
+    Method(
+        name="golden-noise",
+        family="latents",
+        title="Golden noise: a small network that turns noise into noise that suits the prompt",
+        paper="2411.09502",
+        module="hfnoise.trainers.noise_prompt",
+        exports=("NoisePromptTrainer", "NoisePromptTrainingArguments"),
+        config="NoisePromptTrainingArguments",
+        trainer="NoisePromptTrainer",
+        launch="hfnoise.trainers.launch_golden_noise:train_golden_noise",
+        options=GOLDEN_NOISE_OPTIONS,
+        stock="plain noise, with more guidance or the best of several seeds",
+        state="ready",
+        tags=("hfnoise", "golden-noise", "diffusers", "diffusers-training"),
+        bibtex=GOLDEN_NOISE_BIBTEX,
+    ),
 )
 
 # Public names that belong to no single method: name -> module.
@@ -283,8 +301,21 @@ SHARED_EXPORTS: dict[str, str] = {
     "TerminalPrior": "hfnoise.pipelines.terminal_prior",
     "TimeFreeUNet2DConditionModel": "hfnoise.latents.hf_time_free_unet",
     "UpdateGuidance": "hfnoise.pipelines.guiders",
+    "GoldenNoisePipeline": "hfnoise.pipelines.golden_noise",
+    "NoisePairRows": "hfnoise.trainers.noise_prompt_rows",
+    "PairDiagnosis": "hfnoise.latents.pair_diagnosis",
+    "PromptRows": "hfnoise.trainers.noise_prompt_rows",
+    "StartComparison": "hfnoise.pipelines.start_comparison",
     "ZeroOrderSearch": "hfnoise.pipelines.zero_order_search",
     "clip_verifier": "hfnoise.pipelines.image_text_verifier",
+    "collect_noise_pairs": "hfnoise.pipelines.noise_pairs",
+    "compare_starts": "hfnoise.pipelines.start_comparison",
+    "convert_npnet_checkpoint": "hfnoise.latents.hf_npnet_checkpoints",
+    "diagnose_pairs": "hfnoise.latents.pair_diagnosis",
+    "digit_verifier": "hfnoise.worlds.digits_verifier",
+    "few_step_reward": "hfnoise.pipelines.few_step_reward",
+    "load_noise_net": "hfnoise.pipelines.noise_nets",
+    "named_verifier": "hfnoise.pipelines.named_verifiers",
     "guide": "hfnoise.pipelines.guided",
     "guided_class": "hfnoise.pipelines.guided",
     "start_gap": "hfnoise.pipelines.gap",

@@ -45,7 +45,8 @@ class StartText:
             if words is None:
                 raise ValueError(
                     f"the module of One More Step has its own text encoder, and this call of {context.name} has "
-                    "embeddings and no words. Set prompt=... or prompt_embeds=... of OneMoreStep."
+                    "embeddings and no words. Give the call oms_prompt=... or oms_prompt_embeds=..., or set prompt or "
+                    "prompt_embeds of OneMoreStep."
                 )
             return self._encode(words)
         if own is not None:

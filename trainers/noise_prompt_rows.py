@@ -19,6 +19,8 @@ STATES, MASK, DELTA, MARGIN = "prompt_embeds", "attention_mask", "delta", "margi
 PROMPT_INDEX = "prompt_index"
 # Of a dataset of pairs, as collect_noise_pairs writes it.
 _COLUMNS = ("prompt", "seed", DELTA)
+# Pairs of a prompt that are looked at: enough for the mean of the others to be one.
+_DIAGNOSED = 16
 
 
 class NoisePairRows(Dataset):
@@ -79,14 +81,22 @@ class NoisePairRows(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = self.pairs[index]
-        delta = row[DELTA].float()
-        noise = torch.randn(delta.shape, generator=torch.Generator().manual_seed(int(row["seed"])))
-        found = {LATENTS: noise, DELTA: delta, **self.states[row["prompt"]]}
-        return found if self.margins is None else {**found, MARGIN: self.margins[index]}
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
+        # Reading row by row takes longer than a step of a small network.
+        read = self.pairs[list(indices)]
+        rows = []
+        for index, prompt, seed, delta in zip(indices, read["prompt"], read["seed"], read[DELTA], strict=True):
+            noise = torch.randn(delta.shape, generator=torch.Generator().manual_seed(int(seed)))
+            row = {LATENTS: noise, DELTA: delta.float(), **self.states[prompt]}
+            rows.append(row if self.margins is None else {**row, MARGIN: self.margins[index]})
+        return rows
 
     def split(self, share: float = 0.1) -> tuple[NoisePairRows, NoisePairRows]:
-        """Return rows to train on and rows to evaluate on: every so manieth pair, so that no prompt is left out.
+        """Return rows to train on and rows to evaluate on, drawn at random but the same at every call.
+
+        Not every so manieth pair: prompts come in turn, and all pairs of some would be left out.
 
         Args:
             share (`float`, defaults to `0.1`): of the pairs to evaluate on, in (0, 1).
@@ -97,16 +107,21 @@ class NoisePairRows(Dataset):
         count = round(len(self) * share)
         if not 0 < count < len(self):
             raise ValueError(f"a share of {share} of {len(self)} pairs leaves a part empty.")
-        chosen = {index * len(self) // count for index in range(count)}
-        rest = [index for index in range(len(self)) if index not in chosen]
-        return tuple(NoisePairRows(self.pairs.select(part), self.states) for part in (rest, sorted(chosen)))  # type: ignore[return-value]
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0)).tolist()
+        parts = sorted(order[count:]), sorted(order[:count])
+        return tuple(NoisePairRows(self.pairs.select(part), self.states) for part in parts)  # type: ignore[return-value]
 
     def diagnose(self, limit: int = 512) -> PairDiagnosis:
-        """Return what the pairs hold, of at most `limit` of them, spread over the set."""
-        count = min(limit, len(self))
-        chosen = [index * len(self) // count for index in range(count)]
-        rows = [self[index] for index in chosen]
-        prompts = [self.pairs[index]["prompt"] for index in chosen]
+        """Return what the pairs hold, of at most `limit` of them: some of each prompt, of prompts drawn at random."""
+        members: dict[str, list[int]] = {}
+        for index, prompt in enumerate(self.pairs["prompt"]):
+            if len(own := members.setdefault(prompt, [])) < _DIAGNOSED:
+                own.append(index)
+        groups = list(members.values())
+        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(0)).tolist()
+        chosen = [index for number in order for index in groups[number]][:limit]
+        rows = self.__getitems__(chosen)
+        prompts = self.pairs[chosen]["prompt"]
         return diagnose_pairs(
             torch.stack([row[LATENTS] for row in rows]), torch.stack([row[DELTA] for row in rows]), prompts
         )

@@ -16,6 +16,8 @@ import hfnoise
 from hfnoise.pipelines import (
     AdaptiveGuidance,
     BrightnessOffset,
+    ConditioningNoise,
+    OneMoreStep,
     PathSearch,
     RandomSearch,
     ReDenoise,
@@ -26,6 +28,7 @@ from hfnoise.pipelines import (
 from hfnoise.pipelines.noise_search import NoiseSearch
 from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
 from tests.pipelines.digits_calls import PROMPTS
+from tests.pipelines.test_one_more_step import new_module
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
 
@@ -184,6 +187,7 @@ def test_candidates_are_run_under_the_guider_of_the_call(pipe):
     assert outside.trace == search.trace
 
 
+@pytest.mark.slow
 def test_candidates_pass_through_what_comes_after_the_search(pipe):
     search, offset = RandomSearch(brightness, 12), BrightnessOffset(-0.5, direction=[1.0, 0.0, 0.0, 0.0])
     images = run(pipe, [search, offset], **call_of())
@@ -209,6 +213,7 @@ def test_an_ensemble_compares_by_ranks(pipe):
         assert sum(ranks) / 2 == max(search.trace.values[sample])
 
 
+@pytest.mark.slow
 def test_previews_cost_their_steps(pipe):
     search = ZeroOrderSearch(brightness, 20, preview_steps=1, neighbours=3)
     run(pipe, search, **call_of())
@@ -319,3 +324,27 @@ def test_what_makes_no_images_is_refused():
     family = FAMILIES["animatediff"]
     with pytest.raises(ValueError, match="compares images"):
         RandomSearch(brightness, 1000, prompts="a digit").latents(with_vae(family.build()), **family.call(1))
+
+
+@pytest.mark.slow
+def test_candidates_are_made_of_the_call_s_own_text_states(pipe):
+    """Noise on them is that of the call, for one candidate and for several in a batch."""
+    search = RandomSearch(brightness, 16, batch_size=3)
+    images = run(pipe, [ConditioningNoise(0.4), search], **call_of())
+    assert search.trace.candidates == 4
+    torch.testing.assert_close(images, search.images, rtol=0, atol=1e-5)
+    plain = RandomSearch(brightness, 16, batch_size=3)
+    run(pipe, plain, **call_of())
+    assert abs(plain.trace.values[0][0] - search.trace.values[0][0]) > 1e-5
+
+
+@pytest.mark.slow
+def test_evaluations_of_another_network_are_counted(pipe):
+    """One More Step has its own: with guidance 2 evaluations beside the 4 of an image."""
+    step = OneMoreStep(new_module(pipe.unet.config.cross_attention_dim), guidance_scale=2.0)
+    search = RandomSearch(brightness, 30)
+    with Rows(step.module) as rows:
+        images = run(pipe, [search, step], **call_of())
+    torch.testing.assert_close(images, search.images, rtol=0, atol=1e-5)
+    assert (search.trace.evaluations, search.trace.candidates) == (30, 5)
+    assert rows.count == 2 * 2 * 6

@@ -12,12 +12,10 @@ import hfnoise
 from hfnoise.latents import noised_condition
 from hfnoise.pipelines import (
     ConditioningNoise,
-    InitialNoise,
     LatentSpace,
     NoiseLevelGuidance,
     ReDenoise,
     SeedVariation,
-    StartState,
     guide,
 )
 from hfnoise.pipelines.initial_noise_files import INITIAL_NOISES
@@ -25,33 +23,16 @@ from hfnoise.pipelines.module_calls import intercepted
 from hfnoise.pipelines.start_context import StartContext
 from hfnoise.pipelines.start_report import StartReport
 from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
+from tests.pipelines.tiny_starts import Told, run
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
-
-
-def run(pipe, call, initial_noise):
-    with guide(pipe, initial_noise=initial_noise):
-        return images_of(pipe(**call))
 
 
 def seeds(*numbers):
     return [torch.Generator().manual_seed(number) for number in numbers]
 
 
-@pytest.fixture(scope="module")
-def sd():
-    return FAMILIES["sd-ddim"].build()
-
-
 WORDS = {"prompt": ["the digit one"] * 2, "num_inference_steps": 2, "output_type": "latent"}
-
-
-class Told(InitialNoise):
-    """Keeps what it is told and changes nothing."""
-
-    def refine(self, unit_noise, context):
-        self.noise, self.context = unit_noise, context
-        return StartState(unit_noise)
 
 
 # Seeds. -------------------------------------------------------------------------------------------------------------
