@@ -14,6 +14,7 @@ from typing import Any
 import hfnoise
 from hfnoise.commands import COMMANDS
 from hfnoise.errors import UsageError
+from hfnoise.golden_noise_options import NOISE_NET_OPTIONS, NOISE_PAIR_OPTIONS
 from hfnoise.guidance_options import GENERATE_OPTIONS
 from hfnoise.latents_options import IMAGE_DATA_OPTIONS, MODULE_OPTIONS, START_OPTIONS
 from hfnoise.methods import METHODS, Method
@@ -25,6 +26,7 @@ _MORE_OPTIONS: dict[str, dict[str, tuple[Option, ...]]] = {
     "fedsvd": {"Data": FEDSVD_DATA_OPTIONS},
     "qat": {"Data": QAT_DATA_OPTIONS},
     "one-more-step": {"Pipeline and images": IMAGE_DATA_OPTIONS, "Module": MODULE_OPTIONS},
+    "golden-noise": {"Pairs and evaluation": NOISE_PAIR_OPTIONS, "Network": NOISE_NET_OPTIONS},
 }
 _USAGE = "usage: hfnoise <command> [options]     (hfnoise <command> --help says more)"
 

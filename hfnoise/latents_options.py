@@ -111,6 +111,60 @@ MODULE_OPTIONS = (
 # What a run of `hfnoise generate` may start from, in the order of the chain: the option that asks for it, first, and
 # those that belong to it. Where a repository holds one of that name, the others change what is saved there.
 INITIAL_NOISE_OPTIONS: dict[str, tuple[Option, ...]] = {
+    "seed_variation": (
+        Option(
+            "seed_variation",
+            "float",
+            None,
+            "Variations of the images: share, in [0, 1], of the noise of another seed.",
+        ),
+        Option("variation_seed", "int", None, "That seed. Default: as saved, or another one for each image."),
+    ),
+    "redenoise": (
+        Option(
+            "redenoise",
+            "bool",
+            None,
+            "Golden noise by the model itself, at three evaluations; it acts as more guidance.",
+        ),
+        Option("redenoise_strength", "float", None, "Of it, above 0. Default: as saved, or a step of 10."),
+    ),
+    "noise_level_guidance": (
+        Option(
+            "noise_level_guidance",
+            "int",
+            None,
+            "So many small steps of the noise towards the prompt, at least 1; two evaluations each.",
+        ),
+    ),
+    "npnet": (
+        Option(
+            "npnet",
+            "str",
+            None,
+            "Golden noise by a network: a Hub id or folder of NoisePromptNet or NPNet, or of a pipeline that has one, "
+            "or the file of an official checkpoint.",
+        ),
+        Option("npnet_scale", "float", None, "Of its change, at least 0, where 0 is off. Default: as saved."),
+    ),
+    "search": (
+        Option(
+            "search",
+            "str",
+            None,
+            "Start from the best of several noises: random (best of N), zero_order (from neighbour to neighbour) or "
+            "path; needs budget and verifier.",
+        ),
+        Option("budget", "int", None, "Evaluations of the denoiser that the search may spend on an image."),
+        Option(
+            "verifier",
+            "str",
+            None,
+            "What the search compares images by: an embedded world (digits, ...), or a model of images and text of "
+            "transformers by Hub id or folder, such as CLIP or PickScore; several are joined by +.",
+        ),
+        Option("preview_steps", "int", None, "Compare images of so many steps. Default: of all steps."),
+    ),
     "oms_module": (
         Option(
             "oms_module",

@@ -33,6 +33,7 @@ class CandidateRuns:
     numbers that the sampler of the call will draw: a candidate is judged by the image that the call will return.
     Several candidates of a sample run as more images of its prompt. Where a sampler draws numbers, and the samples
     share one generator or none, candidates run one by one: in a batch each would have other numbers than the call.
+    So do those of embeddings in the place of prompts, and of several prompts with pictures of their own.
 
     Evaluations are counted at the model, and stop where the budget ends. Callbacks that are functions of the user are
     left out; those of diffusers change what is drawn, and are not.
@@ -85,7 +86,9 @@ class CandidateRuns:
         Args:
             asked (`int`): at most so many.
         """
-        if _COUNT not in self._parameters:
+        several = self.context.batch > (self._arguments.get(_COUNT) or 1)
+        # Given embeddings are repeated in part (Flux), masks of several prompts in another order than the prompts.
+        if _COUNT not in self._parameters or self._has("embeds") or (several and self._has("image")):
             return 1
         alike = isinstance(self._generators, list) or (self._generators is not None and self.context.batch == 1)
         return asked if alike or self._draws is False else 1
@@ -155,6 +158,9 @@ class CandidateRuns:
         if "generator" in arguments:
             arguments["generator"] = generators
         return arguments, generators
+
+    def _has(self, kind: str) -> bool:
+        return any(kind in name and name != _COUNT and one is not None for name, one in self._arguments.items())
 
     def _encode_once(self, side: Any, count: int) -> None:
         encode: Any = getattr(side, "encode_prompt", None)
@@ -265,11 +271,17 @@ def _as_list(generators: Any) -> list[torch.Generator]:
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
-    own = [] if device.type == "cpu" else [torch.get_device_module(device.type).get_rng_state()]
-    return [torch.get_rng_state(), *own]
+    if device.type == "cpu":
+        return [torch.get_rng_state()]
+    module = torch.get_device_module(device.type)
+    # That of Apple's has one state for all its devices.
+    own = module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+    return [torch.get_rng_state(), own]
 
 
 def _set_random_state(device: torch.device, states: list[Tensor]) -> None:
     torch.set_rng_state(states[0])
-    if device.type != "cpu":
-        torch.get_device_module(device.type).set_rng_state(states[1])
+    if device.type == "mps":
+        torch.mps.set_rng_state(states[1])
+    elif device.type != "cpu":
+        torch.get_device_module(device.type).set_rng_state(states[1], device)

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 
 from hfnoise.pipelines.adaptive_guidance import AdaptiveGuidancePipeline
 from hfnoise.pipelines.auto_guided import NOISE_AT_HAND, AutoGuidedPipeline, stock_class_named
+from hfnoise.pipelines.golden_noise import GoldenNoisePipeline
 from hfnoise.pipelines.one_more_step_preset import OneMoreStepPipeline
 from hfnoise.pipelines.projected_guidance import ProjectedGuidancePipeline
 
@@ -106,6 +107,14 @@ class OneMoreStepCustomPipeline(CustomPipeline):
 
     preset = OneMoreStepPipeline
     slots = (*CustomPipeline.slots, "oms_module")
+    __init__ = _init_of(slots)
+
+
+class GoldenNoiseCustomPipeline(CustomPipeline):
+    """[`GoldenNoisePipeline`] for `custom_pipeline=`, with its `npnet` too."""
+
+    preset = GoldenNoisePipeline
+    slots = (*CustomPipeline.slots, "npnet")
     __init__ = _init_of(slots)
 
 

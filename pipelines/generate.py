@@ -131,7 +131,7 @@ def _parser(prog: str) -> _Parser:
         several = option.type == "list of str"
         more: dict[str, Any] = {"nargs": "+", "action": "extend"} if several else {}
         kind, name = _KINDS.get(option.type, (str, "TEXT"))
-        more |= {"type": kind, "metavar": name}
+        more |= {"action": "store_true"} if option.type == "bool" else {"type": kind, "metavar": name}
         default = "" if option.default is None else f" Default: {option.default}."
         groups[owner].add_argument(f"--{option.name}", help=option.help + default, **more)
     return parser

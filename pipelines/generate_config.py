@@ -19,9 +19,11 @@ AUTO = "auto"
 DTYPES = ("float32", "float16", "bfloat16")
 # torch.Generator takes 64 bits.
 _MOST_SEED = 2**63
-_TYPES: dict[str, Any] = {"int": (int,), "float": (int, float), "str": (str,)}
+_TYPES: dict[str, Any] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+SEARCHES = ("random", "zero_order", "path")
 _POSITIVE = (
-    "num_inference_steps", "num_images_per_prompt", "batch_size", "height", "width", "num_frames", "patience"
+    "num_inference_steps", "num_images_per_prompt", "batch_size", "height", "width", "num_frames", "patience",
+    "noise_level_guidance", "budget", "preview_steps"
 )  # fmt: skip
 
 
@@ -54,6 +56,12 @@ class GenerateConfig:
             oms_guidance_scale (`float`, *optional*), oms_scale (`float`, *optional*): of [`OneMoreStep`]; the last
             three also of a saved one.
         brightness (`float`, *optional*): of [`BrightnessOffset`].
+        seed_variation (`float`, *optional*), variation_seed (`int`, *optional*): of [`SeedVariation`].
+        redenoise (`bool`, *optional*), redenoise_strength (`float`, *optional*): of [`ReDenoise`].
+        noise_level_guidance (`int`, *optional*): steps of [`NoiseLevelGuidance`].
+        npnet (`str`, *optional*), npnet_scale (`float`, *optional*): of [`NoisePromptNet`] or [`NPNet`].
+        search (`str`, *optional*), budget (`int`, *optional*), verifier (`str`, *optional*), preview_steps (`int`,
+            *optional*): of [`RandomSearch`], [`ZeroOrderSearch`] or [`PathSearch`].
 
     Raises:
         ValueError, TypeError: if an option is out of range or of the wrong type, or belongs to a guider that is not
@@ -99,6 +107,17 @@ class GenerateConfig:
     oms_guidance_scale: float | None = _field("oms_guidance_scale")
     oms_scale: float | None = _field("oms_scale")
     brightness: float | None = _field("brightness")
+    seed_variation: float | None = _field("seed_variation")
+    variation_seed: int | None = _field("variation_seed")
+    redenoise: bool | None = _field("redenoise")
+    redenoise_strength: float | None = _field("redenoise_strength")
+    noise_level_guidance: int | None = _field("noise_level_guidance")
+    npnet: str | None = _field("npnet")
+    npnet_scale: float | None = _field("npnet_scale")
+    search: str | None = _field("search")
+    budget: int | None = _field("budget")
+    verifier: str | None = _field("verifier")
+    preview_steps: int | None = _field("preview_steps")
 
     def __post_init__(self) -> None:
         if isinstance(self.prompt, str):
@@ -155,10 +174,22 @@ class GenerateConfig:
             raise ValueError(f"oms_variant is {self.oms_variant!r}, of an oms_module that is not given.")
         for name, options in INITIAL_NOISE_OPTIONS.items():
             given = [option.name for option in options[1:] if getattr(self, option.name) is not None]
-            if given and getattr(self, name) is None and self.initial_noise == "none":
+            # Searches are never saved.
+            absent = self.initial_noise == "none" or name == "search"
+            if given and getattr(self, name) is None and absent:
+                if name == "search":
+                    raise ValueError(f"{given[0]} is of search, which is not given: {', '.join(SEARCHES)}.")
                 raise ValueError(f"{given[0]} is of {name}, which is not given, and initial_noise is 'none'.")
+        if self.redenoise is False:
+            raise ValueError("redenoise is on where it is named: leave it out.")
+        if self.search is not None:
+            if self.search not in SEARCHES:
+                raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {self.search!r}.")
+            if missing := [name for name in ("budget", "verifier") if getattr(self, name) is None]:
+                raise ValueError(f"search needs {' and '.join(missing)}: evaluations of an image, and what compares.")
         limits = {"oms_eta": (0.0, 1.0), "oms_guidance_scale": (0.0, math.inf), "oms_scale": (0.0, math.inf)}
-        for name, (low, high) in {**limits, "brightness": (-1.0, 1.0)}.items():
+        limits |= {"brightness": (-1.0, 1.0), "seed_variation": (0.0, 1.0), "npnet_scale": (0.0, math.inf)}
+        for name, (low, high) in {**limits, "redenoise_strength": (0.0, math.inf)}.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 wanted = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
@@ -228,6 +259,9 @@ class GenerateConfig:
         for option in ALL_GENERATE_OPTIONS:
             value = getattr(self, option.name)
             if value != option.default:
+                if value is True:
+                    words.append(f"--{option.name}")
+                    continue
                 values = [str(entry) for entry in value] if isinstance(value, list) else [str(value)]
                 # A value that begins with a dash would be taken for an option.
                 for entry in values:
@@ -249,7 +283,7 @@ def _checked(name: str, kind: str, value: Any, default: Any) -> Any:
     if value == AUTO and kind.endswith(f"'{AUTO}'"):
         return value
     kind = kind.split()[0]
-    if isinstance(value, bool) or not isinstance(value, _TYPES[kind]):
+    if isinstance(value, bool) != (kind == "bool") or not isinstance(value, _TYPES[kind]):
         raise TypeError(f"{name} must be of type {kind}, got {value!r}.")
     if kind == "float" and not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value!r}.")

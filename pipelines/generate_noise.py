@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hfnoise.errors import UsageError
 from hfnoise.latents_options import INITIAL_NOISE_OPTIONS
-from hfnoise.pipelines.brightness_offset import BrightnessOffset
+from hfnoise.pipelines.generate_members import MEMBERS
 from hfnoise.pipelines.guided import guided_class
 from hfnoise.pipelines.initial_noise import InitialNoise, StartState, check_initial_noise
-from hfnoise.pipelines.noise_chain import InitialNoiseChain
-from hfnoise.pipelines.one_more_step import OneMoreStep
+from hfnoise.pipelines.noise_chain import InitialNoiseChain, members_of
 from hfnoise.pipelines.saved_parts import PipelineRepository
 from hfnoise.pipelines.start_context import StartContext
 
@@ -47,8 +45,8 @@ def make_initial_noise(
     """
     members = [] if config.initial_noise == NO_NOISE else _saved(name, config, dtype)
     for key, options in INITIAL_NOISE_OPTIONS.items():
-        member_class, make, change = _MEMBERS[key]
-        own = next((place for place, member in enumerate(members) if type(member) is member_class), None)
+        classes, make, change = MEMBERS[key]
+        own = next((place for place, member in enumerate(members) if type(member) in classes), None)
         if getattr(config, key) is not None:
             made = make(config, dtype)
             if own is None:
@@ -113,47 +111,12 @@ class CountedStart(InitialNoise):
     @property
     def names(self) -> str:
         """The members, joined by +."""
-        members = self.noise.members if isinstance(self.noise, InitialNoiseChain) else [self.noise]
-        return " + ".join(type(member).__name__ for member in members)
+        return " + ".join(type(member).__name__ for member in members_of(self.noise))
 
     def __str__(self) -> str:
         count = self.evaluations
         cost = "no evaluation" if not count else f"{count} evaluation{'' if count == 1 else 's'} of a network"
         return f"start: {self.names}, {cost} per sample"
-
-
-def _one_more_step(config: GenerateConfig, dtype: torch.dtype) -> OneMoreStep:
-    options: dict[str, Any] = {} if config.oms_variant is None else {"variant": config.oms_variant}
-    try:
-        return OneMoreStep.from_pretrained(
-            str(config.oms_module), torch_dtype=dtype, **options, **_one_more_step_options(config)
-        )
-    except (OSError, ValueError, TypeError) as error:
-        message = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        hint = "" if options or not isinstance(error, OSError) else " The published modules need --oms_variant fp16."
-        raise UsageError(f"--oms_module {config.oms_module}: {message}{hint}") from error
-
-
-def _one_more_step_options(config: GenerateConfig) -> dict[str, Any]:
-    """Return the options of [`OneMoreStep`] that are given."""
-    given = {"eta": config.oms_eta, "guidance_scale": config.oms_guidance_scale, "scale": config.oms_scale}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _brightness(config: GenerateConfig, dtype: torch.dtype) -> BrightnessOffset:
-    assert config.brightness is not None
-    return BrightnessOffset(config.brightness)
-
-
-def _unchanged(config: GenerateConfig) -> dict[str, Any]:
-    return {}
-
-
-# By the option that asks for it: the class of a member, what makes it, and which options change a saved one.
-_MEMBERS: dict[str, tuple[type, Callable[[Any, torch.dtype], InitialNoise], Callable[[Any], dict[str, Any]]]] = {
-    "oms_module": (OneMoreStep, _one_more_step, _one_more_step_options),
-    "brightness": (BrightnessOffset, _brightness, _unchanged),
-}
 
 
 def _saved(name: str, config: GenerateConfig, dtype: torch.dtype) -> list[InitialNoise]:
@@ -171,6 +134,4 @@ def _saved(name: str, config: GenerateConfig, dtype: torch.dtype) -> list[Initia
         raise UsageError(f"{error} (--initial_noise none: without it)") from error
     if noise is None and config.initial_noise == SAVED_NOISE:
         raise UsageError(f"--initial_noise saved: {name!r} has no initial noise saved with it.")
-    if noise is None:
-        return []
-    return list(noise.members) if isinstance(noise, InitialNoiseChain) else [noise]
+    return list(members_of(noise))

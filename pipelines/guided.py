@@ -15,6 +15,7 @@ import diffusers
 from diffusers import DiffusionPipeline, ModularPipeline
 from diffusers.guiders import BaseGuidance
 
+from hfnoise.pipelines.call_options import noise_of_call
 from hfnoise.pipelines.guided_saving import GuidedSaving, stock_class
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.guider_checks import call_parameters, check_guider, check_run, own_scale, takes_guider
@@ -39,7 +40,9 @@ class GuidedPipeline(GuidedSaving):
     """What every guided pipeline has beside its own: the slots `guider` and `initial_noise`.
 
     Without them, and with settings that change nothing, it is the stock pipeline to the bit. Its `__call__` takes the
-    same arguments; the guidance scale of the call beats the guider's, which beats the pipeline's default.
+    same arguments; the guidance scale of the call beats the guider's, which beats the pipeline's default. It takes
+    `initial_noise=` too, for this call in the place of the slot's (`[]` is none), and with a [`OneMoreStep`] its
+    options for this call: `oms_eta`, `oms_guidance_scale`, `oms_prompt` and so on, and `oms_enabled=False`.
     """
 
     _initial_noise: InitialNoise | None = None
@@ -80,11 +83,12 @@ class GuidedPipeline(GuidedSaving):
         return self.guider.report
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        initial_noise, kwargs = noise_of_call(self, kwargs)
         with ExitStack() as stack:
             if self.guider is not None:
                 kwargs = stack.enter_context(_guided_call(self, self.guider, args, kwargs))
-            if self._initial_noise is not None:
-                stack.enter_context(refined_start(self, self._initial_noise, args, kwargs))
+            if initial_noise is not None:
+                stack.enter_context(refined_start(self, initial_noise, args, kwargs))
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def to(self, *args: Any, **kwargs: Any) -> Any:

@@ -54,14 +54,16 @@ def clip_verifier(model: Any, processor: Any) -> Verifier:
             "processor must have an image_processor and a tokenizer, such as CLIPProcessor, got "
             f"{type(processor).__name__}."
         )
-    length = min(tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
+    scorer: Any = model
+    length = min(tokenizer.model_max_length, scorer.config.text_config.max_position_embeddings)
 
     def image_text_similarity(images: Tensor, prompts: Sequence[str]) -> Tensor:
         # Padded to the full length, as SigLIP was trained; CLIP is told what is padding.
         words = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        known = {name: words[name].to(model.device) for name in ("input_ids", "attention_mask") if name in words}
-        pixels = prepared_pixels(images, images_of).to(model.device, model.dtype)
-        return model(pixel_values=pixels, **known).logits_per_image.diagonal()
+        known = {name: words[name].to(scorer.device) for name in ("input_ids", "attention_mask") if name in words}
+        pixels = prepared_pixels(images, images_of).to(scorer.device, scorer.dtype)
+        logits: Tensor = scorer(pixel_values=pixels, **known).logits_per_image
+        return logits.diagonal()
 
     return image_text_similarity
 
@@ -87,8 +89,8 @@ def prepared_pixels(images: Tensor, image_processor: Any) -> Tensor:
         mode = _RESAMPLING.get(int(settings.resample))
         if mode is None:
             raise ValueError(
-                f"the image processor resizes by method {settings.resample} of PIL; known are bilinear (2) and bicubic "
-                "(3)."
+                f"the image processor resizes by method {settings.resample} of PIL; known are bilinear (2) and "
+                "bicubic (3)."
             )
         pixels = F.interpolate(pixels, shape, mode=mode, antialias=True, align_corners=False).clamp(0.0, 1.0)
     if getattr(settings, "do_center_crop", False):

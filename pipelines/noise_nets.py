@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from os import PathLike
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from hfnoise.latents.hf_checkpoints import read_json
 from hfnoise.latents.hf_noise_net import NET_FOLDER, ModelMixin
 from hfnoise.latents.hf_npnet import NPNetModel
 from hfnoise.latents.hf_prompt_net import NoisePromptModel
@@ -22,6 +25,7 @@ __all__ = [
     "NPNet",
     "NoiseNet",
     "NoisePromptNet",
+    "load_noise_net",
 ]  # diffusers looks for ModelMixin where it finds a model
 
 
@@ -140,3 +144,40 @@ class NoisePromptNet(NoisePromptModel, NoiseNet):
         >>> with guide(pipe, initial_noise=net):
         ...     image = pipe("the digit seven", num_inference_steps=2).images[0]
     """
+
+
+_CLASSES: dict[str, Any] = {"NPNet": NPNet, "NoisePromptNet": NoisePromptNet}
+
+
+def load_noise_net(name: str | PathLike[str], **kwargs: Any) -> NoiseNet:
+    """Return the network of golden noise of a folder, Hub repository or file, of whatever class it is.
+
+    Args:
+        name (`str` or `os.PathLike`): of a network, or of a pipeline that has it in `npnet`; or the file of an
+            official checkpoint of NPNet.
+        kwargs: as in `from_pretrained` of the class; `scale=` replaces the saved one.
+
+    Raises:
+        ValueError: if there is none.
+
+    Example:
+        >>> from hfnoise.pipelines.noise_nets import NoisePromptNet, load_noise_net
+        >>> NoisePromptNet(encoder_hid_dim=64, pooled_dim=64, map_size=8, hidden_channels=32).save_pretrained("net")
+        >>> type(load_noise_net("net", scale=0.5)).__name__
+        'NoisePromptNet'
+    """
+    path = os.fspath(name)
+    if os.path.isfile(path):
+        net: NoiseNet = NPNet.from_single_file(path, **kwargs)
+        return net
+    config = next(
+        (found for file in ("config.json", f"{NET_FOLDER}/config.json") if (found := read_json(path, file, **kwargs))),
+        {},
+    )
+    if config.get("_class_name") not in _CLASSES:
+        raise ValueError(
+            f"{path} holds no network of golden noise: a folder or repository with the config.json of "
+            f"{' or '.join(_CLASSES)}, there or in {NET_FOLDER}/, is needed, or the file of an official checkpoint."
+        )
+    loaded: NoiseNet = _CLASSES[config["_class_name"]].from_pretrained(path, **kwargs)
+    return loaded

@@ -17,6 +17,7 @@ from hfnoise.pipelines.initial_noise import InitialNoise, StartState
 from hfnoise.pipelines.redenoise import check_count
 from hfnoise.pipelines.search_trace import SearchTrace, next_noise
 from hfnoise.pipelines.start_context import StartContext, check_words, repeated_words
+from hfnoise.pipelines.start_report import StartReport
 from hfnoise.pipelines.verifiers import Verifier, check_verifier, verified
 
 NO_PARENT = -1
@@ -74,6 +75,7 @@ class NoiseSearch(InitialNoise):
         self.batch_size, self.preview_steps, self.prompts = batch_size, preview_steps, prompts
         self.trace: SearchTrace | None = None
         self.images: Tensor | None = None
+        self.report: StartReport | None = None
         self._check()
 
     def _check(self) -> None:
@@ -114,19 +116,18 @@ class NoiseSearch(InitialNoise):
 
     def refine(self, unit_noise: Tensor, context: StartContext) -> StartState:
         """Return the noise of the best candidate of each sample."""
+        # What an earlier call found is not this one's, if this one fails.
+        self.trace = self.images = self.report = None
         self._check()
         self._check_call(context)
         search = _Search(self, unit_noise, context)
-        # What an earlier call found is not this one's, if this one fails.
-        self.trace = self.images = None
         with context.pipe.progress_bar(total=self.budget) as bar:
             bar.set_description("searching noise")
             search.run(bar)
         self.trace, self.images = search.trace(), search.images
-        evaluations = search.budget.per_sample_spent
-        if not any(self.trace.chosen):
-            return StartState(unit_noise, evaluations=evaluations)
-        return StartState(search.chosen_noise(), evaluations=evaluations)
+        chosen = search.chosen_noise() if any(self.trace.chosen) else unit_noise
+        self.report = StartReport.of(unit_noise, chosen, self.trace.evaluations)
+        return StartState(chosen, evaluations=self.trace.evaluations)
 
     def _check_call(self, context: StartContext) -> None:
         self.check_pipeline(type(context.pipe))
@@ -134,6 +135,11 @@ class NoiseSearch(InitialNoise):
             raise ValueError(
                 "a chain has two searches, and the second would be made anew for each candidate of the first. Use one "
                 "with the budget of both."
+            )
+        components = getattr(context.pipe, "components", {})
+        if "vae" in components and components["vae"] is None:
+            raise ValueError(
+                f"this {context.name} has no vae, so that there are no images to compare: load it with its vae."
             )
         generator = context.generator
         if isinstance(generator, list) and len(generator) != context.batch:
@@ -223,7 +229,8 @@ class _Search:
 
     def _keep(self, images: Tensor, first: int) -> None:
         for sample, (pictures, best) in enumerate(zip(self._pictures, self.chosen(), strict=True)):
-            pictures.update(enumerate(images[sample], first))
+            # Copies: a view would keep all images of its batch.
+            pictures.update(enumerate((one.clone() for one in images[sample]), first))
             # With ranks a new candidate may turn the order of two old ones, so that all images may be needed.
             if len(self.scores) == 1:
                 self._pictures[sample] = {best: pictures[best]}

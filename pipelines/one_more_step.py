@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any, ClassVar
@@ -14,7 +16,7 @@ from hfnoise.latents.hf_time_free_unet import module_output, module_residuals
 from hfnoise.latents.start_step import check_compat, check_guidance
 from hfnoise.pipelines.start_context import StartContext, check_words
 from hfnoise.pipelines.start_estimate import Estimate, StartEstimate
-from hfnoise.pipelines.start_text import StartText, check_width, encodes_prompts
+from hfnoise.pipelines.start_text import WORDS_OR_STATES, StartText, check_width, encodes_prompts, one_or_the_other
 from hfnoise.pipelines.terminal_prior import TerminalPrior, check_scale
 
 
@@ -86,10 +88,6 @@ class OneMoreStep(StartEstimate):
                 f"module must be the network of One More Step, got {type(module).__name__}. To load one: "
                 "OneMoreStep.from_pretrained(folder_or_repository)."
             )
-        if (text_encoder is None) != (tokenizer is None):
-            raise ValueError("text_encoder and tokenizer go together: give both, or none.")
-        if not (terminal_prior in (None, False) or isinstance(terminal_prior, TerminalPrior)):
-            raise TypeError(f"terminal_prior must be a TerminalPrior, False or None, got {terminal_prior!r}.")
         self.module, self.eta = module, eta
         self.guidance_scale, self.guidance_mode, self.prediction_type = guidance_scale, guidance_mode, prediction_type
         self.prompt, self.negative_prompt = prompt, negative_prompt
@@ -100,15 +98,21 @@ class OneMoreStep(StartEstimate):
 
     def _check(self) -> None:
         # Again at every call: the options are plain attributes, to be changed between calls.
+        if (self.text_encoder is None) != (self.tokenizer is None):
+            raise ValueError("text_encoder and tokenizer go together: give both, or none.")
+        if not (self.terminal_prior in (None, False) or isinstance(self.terminal_prior, TerminalPrior)):
+            raise TypeError(f"terminal_prior must be a TerminalPrior, False or None, got {self.terminal_prior!r}.")
         check_compat(self.compat, self.eta)
         check_scale(self.scale)
         check_guidance(1.0 if self.guidance_scale is None else self.guidance_scale, self.guidance_mode)
         if self.prediction_type not in ESTIMATE_TYPES:
             raise ValueError(f"prediction_type must be one of {ESTIMATE_TYPES}, got {self.prediction_type!r}.")
-        for name in ("prompt", "negative_prompt"):
+        for name, _ in WORDS_OR_STATES:
             check_words(getattr(self, name), name)
-        for name in ("prompt_embeds", "negative_prompt_embeds"):
+        for words, name in WORDS_OR_STATES:
             states = getattr(self, name)
+            if states is not None and getattr(self, words) is not None:
+                raise ValueError(f"{words} and {name} are both given, and one would be left out: give one of them.")
             if states is not None and not (isinstance(states, Tensor) and states.dim() == 3):
                 found = f"a tensor of shape {tuple(states.shape)}" if isinstance(states, Tensor) else f"{states!r:.80}"
                 raise ValueError(f"{name} must be a tensor of shape (1 or batch, tokens, width), got {found}.")
@@ -161,6 +165,24 @@ class OneMoreStep(StartEstimate):
         if self.text_encoder is not None:
             self.text_encoder.to(*args, **kwargs)
         return self
+
+    def with_options(self, **options: Any) -> OneMoreStep:
+        """Return the same with other options, and this one as it is; the networks are not copied.
+
+        Args:
+            options: any but `module`. Words take the place of embeddings of the same prompt, and the other way round.
+
+        Raises:
+            TypeError, ValueError: if there is no such option, or it is out of its range.
+        """
+        known = [name for name in inspect.signature(OneMoreStep).parameters if name != "module"]
+        if unknown := sorted(set(options) - set(known)):
+            raise TypeError(f"OneMoreStep has no option {', '.join(unknown)}; it has {', '.join(known)}.")
+        changed = copy.copy(self)
+        for name, value in one_or_the_other(options).items():
+            setattr(changed, name, value)
+        changed._check()
+        return changed
 
     @property
     def prior(self) -> TerminalPrior | None:

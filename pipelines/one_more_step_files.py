@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from hfnoise.latents.hf_checkpoints import MODULE_FOLDER, find_file, load_module, load_oms_components, read_json
+from hfnoise.pipelines.start_text import one_or_the_other
 from hfnoise.pipelines.terminal_prior import TerminalPrior
 
 OPTIONS_FILE = "one_more_step.json"
@@ -89,7 +90,7 @@ def _made(step_class: Any, module: Any, options: Mapping[str, Any], given: Mappi
         if isinstance(prior, dict):
             statistics = {key: value for key, value in prior.items() if key != "scale"}
             options = {**options, "terminal_prior": TerminalPrior(statistics, prior.get("scale", 1.0))}
-        return step_class(module, **{**options, **given})
+        return step_class(module, **{**options, **one_or_the_other(given)})
     except (TypeError, ValueError) as error:
         if not options:
             raise

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
 from torch import nn
 
 from hfnoise.latents.hf_checkpoints import MODULE_FOLDER
-from hfnoise.pipelines.auto_guided import AutoGuidedPipeline
-from hfnoise.pipelines.guided import guided_class
-from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
-from hfnoise.pipelines.noise_chain import InitialNoiseChain
+from hfnoise.pipelines.call_options import take_oms_options, with_oms_options
+from hfnoise.pipelines.initial_noise import InitialNoise
+from hfnoise.pipelines.noise_preset import InitialNoisePreset
 from hfnoise.pipelines.one_more_step import OneMoreStep
-from hfnoise.pipelines.saved_parts import PipelineRepository, part_dtype
-
-# All but the revision: it is another repository.
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 
 
-class OneMoreStepPipeline(AutoGuidedPipeline):
+class OneMoreStepPipeline(InitialNoisePreset):
     """[`AutoGuidedPipeline`] with [`OneMoreStep`]: images as dark and as bright as the prompt says.
 
     One More Step (arXiv 2311.15744). The initial noise is the one given, alone or in a list with others, or else the
     saved one. What is returned is the guided class of the model, with a guider if one is given or saved.
+    `from_pretrained` and `from_pipe` take `oms_module=`, a module, or its folder or repository, too: it is short for
+    `initial_noise=OneMoreStep(module)`.
+
+    Options of [`OneMoreStep`], with `oms_` before their names, are taken by both class methods, and by the call of
+    the pipeline for that call only: `pipe(prompt, oms_prompt="a black cat", oms_guidance_scale=1.5)`. With
+    `oms_enabled=False` a call is the stock pipeline's to the bit.
 
     Example:
         >>> from hfnoise.pipelines import OneMoreStepPipeline
@@ -34,6 +36,9 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
         >>> OneMoreStepPipeline.from_pretrained("digits").initial_noise.eta
         0.0
     """
+
+    network = "oms_module"
+    folder = MODULE_FOLDER
 
     @classmethod
     def from_pretrained(
@@ -52,17 +57,16 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
             initial_noise ([`OneMoreStep`] or a list with one, *optional*): instead of the saved one.
             oms_module (*optional*): a module, or its folder or repository, loaded with the `variant` and `dtype`
                 of this call, its `token`, `cache_dir` and so on; short for `initial_noise=OneMoreStep(module)`.
-            kwargs: as in [`AutoGuidedPipeline.from_pretrained`].
+            kwargs: as in [`AutoGuidedPipeline.from_pretrained`]; and `oms_...`, options of the [`OneMoreStep`].
 
         Raises:
-            TypeError: if there is no [`OneMoreStep`] in `initial_noise`.
+            TypeError: if there is no [`OneMoreStep`] in `initial_noise`, or no such option.
             ValueError: if there is none at all, or both `initial_noise` and `oms_module`, or the pipeline cannot take
                 it.
         """
-        options = {name: kwargs.get(name) for name in ("variant", "use_safetensors", *_HUB_OPTIONS)}
-        options["dtype"] = part_dtype(kwargs, MODULE_FOLDER)
-        noise = _given(initial_noise, oms_module, options)
-        return super().from_pretrained(pretrained_model_name_or_path, guider, noise, **kwargs)
+        changed, kwargs = _lasting_options(kwargs)
+        given = (pretrained_model_name_or_path, guider, initial_noise)
+        return _changed(super().from_pretrained(*given, oms_module=oms_module, **kwargs), changed)
 
     @classmethod
     def from_pipe(
@@ -80,45 +84,41 @@ class OneMoreStepPipeline(AutoGuidedPipeline):
             initial_noise ([`OneMoreStep`] or a list with one, *optional*): that of `pipeline` by default.
             oms_module (*optional*): a module, or its folder or repository, instead; loaded in the dtype of the
                 pipeline.
-            kwargs: as in [`AutoGuidedPipeline.from_pipe`].
+            kwargs: as in [`AutoGuidedPipeline.from_pipe`]; and `oms_...`, options of the [`OneMoreStep`].
 
         Raises:
-            TypeError: if there is no [`OneMoreStep`] in `initial_noise`.
+            TypeError: if there is no [`OneMoreStep`] in `initial_noise`, or no such option.
             ValueError: if there is none at all, or the pipeline cannot take it.
         """
-        given = _given(initial_noise, oms_module, {"dtype": getattr(pipeline, "dtype", None)})
-        noise = getattr(pipeline, "initial_noise", None) if given is None else given
-        stock: Any = type(pipeline)
-        noise = _checked(guided_class(stock), noise, stock.__name__)
-        return super().from_pipe(pipeline, initial_noise=noise, **kwargs)
+        changed, kwargs = _lasting_options(kwargs)
+        made = super().from_pipe(pipeline, initial_noise=initial_noise, oms_module=oms_module, **kwargs)
+        return _changed(made, changed)
 
     @classmethod
-    def _choose(cls, guided: type, repository: PipelineRepository, guider: Any, initial_noise: Any) -> tuple[Any, Any]:
-        guider, noise = super()._choose(guided, repository, guider, initial_noise)
-        return guider, _checked(guided, noise, repository.path)
+    def _of_network(cls, network: Any, options: dict[str, Any]) -> InitialNoise:
+        if isinstance(network, (str, PathLike)):
+            return OneMoreStep.from_pretrained(network, **options)
+        return network if isinstance(network, OneMoreStep) else OneMoreStep(network)
+
+    @classmethod
+    def _check_members(cls, members: Sequence[InitialNoise]) -> None:
+        if not any(isinstance(member, OneMoreStep) for member in members):
+            raise TypeError(
+                f"OneMoreStepPipeline takes a OneMoreStep, alone or in a list with others, got "
+                f"{' and '.join(type(member).__name__ for member in members)}. AutoGuidedPipeline takes any."
+            )
 
 
-def _given(initial_noise: Any, oms_module: Any, options: dict[str, Any]) -> Any:
-    if oms_module is None:
-        return initial_noise
-    if initial_noise is not None:
-        raise ValueError("give initial_noise or oms_module, which is short for initial_noise=OneMoreStep(module).")
-    if isinstance(oms_module, (str, PathLike)):
-        given = {name: value for name, value in options.items() if value is not None}
-        return OneMoreStep.from_pretrained(oms_module, **given)
-    return oms_module if isinstance(oms_module, OneMoreStep) else OneMoreStep(oms_module)
+def _changed(pipe: Any, options: dict[str, Any]) -> Any:
+    if options:
+        pipe.initial_noise = with_oms_options(pipe.initial_noise, options)
+    return pipe
 
 
-def _checked(pipeline_class: type, initial_noise: Any, place: str) -> InitialNoise:
-    noise = check_initial_noise(pipeline_class, initial_noise)
-    if noise is None:
-        raise ValueError(
-            f"{place} has no oms_module. Give oms_module=, a module or its repository, or initial_noise=."
-        )
-    members = noise.members if isinstance(noise, InitialNoiseChain) else (noise,)
-    if not any(isinstance(member, OneMoreStep) for member in members):
+def _lasting_options(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    if "oms_enabled" in kwargs:
         raise TypeError(
-            f"OneMoreStepPipeline takes a OneMoreStep, alone or in a list with others, got {type(noise).__name__}. "
-            "AutoGuidedPipeline takes any."
+            "oms_enabled is for one call of the pipeline: pipe(prompt, oms_enabled=False). For all calls it is "
+            "oms_scale=0."
         )
-    return noise
+    return take_oms_options(kwargs)

@@ -31,7 +31,7 @@ class PathSearch(NoiseSearch):
         renoising (`float`, defaults to `0.7`): eta of the first round, in (0, 1]: half of the power.
 
     Attributes:
-        trace, images: see [`RandomSearch`].
+        trace, images, report: see [`RandomSearch`].
 
     Raises:
         TypeError, ValueError: if an option is out of its range.

@@ -31,6 +31,7 @@ class RandomSearch(NoiseSearch):
     Attributes:
         trace ([`~hfnoise.pipelines.SearchTrace`]): of the last call: all scores, choices and costs.
         images (`torch.Tensor`): of the last call, those that were chosen, or their previews, in [0, 1].
+        report ([`~hfnoise.pipelines.StartReport`]): of the last call: cost, and how far the noise went.
 
     Raises:
         TypeError, ValueError: if an option is out of its range.

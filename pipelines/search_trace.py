@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -131,7 +132,7 @@ def next_noise(method: str, parents: Tensor, fresh: Tensor, size: float) -> Tens
     return noise_neighbour(parents, fresh, size) if method == "zero_order" else mixed_noise(parents, size, fresh)
 
 
-def _tuples(value: object) -> object:
+def _tuples(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_tuples(part) for part in value)
     return {name: _tuples(part) for name, part in value.items()} if isinstance(value, dict) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,9 @@ from hfnoise.pipelines.start_context import StartContext, repeated_words
 
 if TYPE_CHECKING:
     from hfnoise.pipelines.one_more_step import OneMoreStep
+
+# Options for the words of a prompt, and for the states that may be given in their place.
+WORDS_OR_STATES = (("prompt", "prompt_embeds"), ("negative_prompt", "negative_prompt_embeds"))
 
 
 class StartText:
@@ -41,7 +45,8 @@ class StartText:
             if words is None:
                 raise ValueError(
                     f"the module of One More Step has its own text encoder, and this call of {context.name} has "
-                    "embeddings and no words. Set prompt=... or prompt_embeds=... of OneMoreStep."
+                    "embeddings and no words. Give the call oms_prompt=... or oms_prompt_embeds=..., or set prompt or "
+                    "prompt_embeds of OneMoreStep."
                 )
             return self._encode(words)
         if own is not None:
@@ -84,6 +89,18 @@ class StartText:
         encoder = placed(self.step.text_encoder, self.context.device)
         with torch.no_grad():
             return encoder(tokens.input_ids.to(self.context.device))[0]
+
+
+def one_or_the_other(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options that replace others: words with `None` for states of the same prompt, and the other way round.
+
+    Example:
+        >>> from hfnoise.pipelines.start_text import one_or_the_other
+        >>> one_or_the_other({"prompt": "a", "eta": 0.5})
+        {'prompt': 'a', 'prompt_embeds': None, 'eta': 0.5}
+    """
+    pairs = (pair for pair in WORDS_OR_STATES if any(options.get(name) is not None for name in pair))
+    return {**{name: None for pair in pairs for name in pair}, **options}
 
 
 def encodes_prompts(pipeline_class: type) -> bool:

@@ -28,7 +28,7 @@ class ZeroOrderSearch(NoiseSearch):
             code.
 
     Attributes:
-        trace, images: see [`RandomSearch`].
+        trace, images, report: see [`RandomSearch`].
 
     Raises:
         TypeError, ValueError: if an option is out of its range.

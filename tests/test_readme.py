@@ -28,6 +28,7 @@ PYTHON_BLOCKS = [
         "guidance",
         "one_more_step",
         "diffusion_training",
+        "golden_noise",
     )
     for block in python_blocks(f"docs/{page}.md")
 ]
@@ -49,6 +50,8 @@ SMALLER = {
     "target_epsilon=6)": "noise_multiplier=1.0)",
     "num_inference_steps=20": "num_inference_steps=4",
     "max_steps=20": "max_steps=2",
+    "noises_per_prompt=16": "noises_per_prompt=2",
+    "budget=40": "budget=20",
     "guidance_scale=4.0)": "guidance_scale=4.0, num_inference_steps=8)",
     '{digit}"] * 8': '{digit}"] * 2',
 }
@@ -70,6 +73,15 @@ def test_table_of_methods():
     assert "\n".join(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_names_in_the_docs_are_public():
+    import hfnoise
+
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    # Calls, also outside of blocks; a module has more dots.
+    named = {name for page in pages for name in re.findall(r"\bhfnoise\.(\w+)\(", page.read_text(encoding="utf-8"))}
+    assert "start_gap" in named and not [name for name in named if not hasattr(hfnoise, name)]
+
+
 @pytest.fixture
 def empty_folder(tmp_path, monkeypatch):
     """Run in an empty folder, with secrets and ledgers below it and not in the tester's home folder."""
@@ -89,7 +101,7 @@ def test_blocks_of_the_docs_run(block, empty_folder):
 
 
 def test_blocks_of_the_readme(empty_folder, capsys):
-    on_a_gpu, on_a_cpu, private, one_bit, guided = python_blocks("README.md")
+    on_a_gpu, on_a_cpu, private, one_bit, guided, brightness = python_blocks("README.md")
     compile(on_a_gpu, "README.md", "exec")  # it downloads a model, so it is not run
     import hfnoise
 
@@ -113,6 +125,7 @@ def test_blocks_of_the_readme(empty_folder, capsys):
     assert re.search(r"21 weights quantised: [\d,]+ entries at 1\.\d+ bits", capsys.readouterr().out)
 
     exec(compile(smaller(guided), "README.md", "exec"), {})
+    exec(compile(smaller(brightness), "README.md", "exec"), {})
     shown = capsys.readouterr().out
     assert re.search(r"8 samples, 8 steps: \d+ of 128 evaluations, \d+\.\d % saved; .*stopped", shown)
     assert (empty_folder / "seven.png").is_file()

@@ -89,6 +89,16 @@ def save_and_share(trainer: Any, training: Any, script: Any) -> None:
     logger.info("model and card saved to %s", training.output_dir)
 
 
+def last_metrics(trainer: Any) -> dict[str, float]:
+    """Return the metrics of the trained module, measured unless the last step was evaluated."""
+    if trainer.eval_dataset is None:
+        return {}
+    history = reversed(trainer.state.log_history)
+    last: dict[str, float] = next((one for one in history if "eval_loss" in one), {})
+    found: dict[str, float] = last if last.get("step") == trainer.state.global_step else trainer.evaluate()
+    return found
+
+
 def build(trainer_class: Any, script: Any, training: Any, model: Any, data: tuple[Any, Any], **more: Any) -> Any:
     """Return a Trainer of TRL built from a command line.
 

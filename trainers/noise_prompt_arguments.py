@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from hfnoise.golden_noise_options import GOLDEN_NOISE_OPTIONS
+from hfnoise.options import option_default, option_help
 from hfnoise.trainers.diffusion_arguments import DiffusionTrainingArguments, finite_number
 from hfnoise.trainers.one_more_step_arguments import WITHOUT_NOISE_LEVELS
 
 NOISE_PROMPT_LOSSES = ("pairs", "reward")
+
+
+def _field(name: str) -> Any:
+    default = option_default(GOLDEN_NOISE_OPTIONS, name)
+    return field(default=default, metadata={"help": option_help(GOLDEN_NOISE_OPTIONS, name)})
 
 
 @dataclass
@@ -37,17 +45,13 @@ class NoisePromptTrainingArguments(DiffusionTrainingArguments):
         0.5
     """
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "Of AdamW."})
-    weight_decay: float = field(default=1e-2, metadata={"help": "Of AdamW."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls."})
-    loss: str = field(default="pairs", metadata={"help": "pairs or reward."})
-    min_margin: float | None = field(
-        default=None, metadata={"help": "Pairs that gain no more than this are left out."}
-    )
-    margin_temperature: float | None = field(
-        default=None, metadata={"help": "Pairs count sigmoid(margin / this); without it all alike."}
-    )
-    delta_penalty: float = field(default=0.01, metadata={"help": "Of loss=reward: weight of the size of the change."})
+    learning_rate: float = _field("learning_rate")
+    weight_decay: float = _field("weight_decay")
+    lr_scheduler_type: str = _field("lr_scheduler_type")
+    loss: str = _field("loss")
+    min_margin: float | None = _field("min_margin")
+    margin_temperature: float | None = _field("margin_temperature")
+    delta_penalty: float = _field("delta_penalty")
 
     def __post_init__(self) -> None:
         given = {
@@ -62,12 +66,18 @@ class NoisePromptTrainingArguments(DiffusionTrainingArguments):
             raise ValueError(
                 f"prompt_dropout is {self.prompt_dropout}; the network is never used without a prompt. Leave it out."
             )
+        if self.gradient_checkpointing or self.activation_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing and activation_checkpointing: the networks of golden noise are small and have "
+                "none. Leave them out; where a reward takes the memory, call enable_gradient_checkpointing() of the "
+                "pipeline's denoiser."
+            )
         if self.batch_eval_metrics:
             raise ValueError("batch_eval_metrics must be False: a share of the variance is of all rows.")
         if self.loss not in NOISE_PROMPT_LOSSES:
             raise ValueError(f"loss is {self.loss!r}; choose {' or '.join(NOISE_PROMPT_LOSSES)}.")
         for name in ("min_margin", "margin_temperature", "delta_penalty"):
-            if getattr(self, name) is not None:
+            if name == "delta_penalty" or getattr(self, name) is not None:
                 setattr(self, name, finite_number(name, getattr(self, name)))
         if self.min_margin is not None and self.margin_temperature is not None:
             raise ValueError("min_margin leaves pairs out and margin_temperature weighs them: give one of the two.")

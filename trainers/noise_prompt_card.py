@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from hfnoise.trainers.diffusion_card import DiffusionCardMixin
 
+_R2 = "delta_r2"
+
 
 class NoisePromptCardMixin(DiffusionCardMixin):
     """The part of [`~hfnoise.NoisePromptTrainer`] that writes `README.md`."""
@@ -51,7 +53,11 @@ class NoisePromptCardMixin(DiffusionCardMixin):
         )
 
     def _metric_rows(self) -> list[tuple[str, str]]:
-        name = "eval_delta_r2"
-        last = next((entry[name] for entry in reversed(self.state.log_history) if name in entry), None)
-        shown = [] if last is None else [("R² of the change", f"{last:.4f}")]
+        # Of each dataset, where there are several: eval_..._delta_r2.
+        last = {name: value for entry in self.state.log_history for name, value in entry.items()
+                if name.startswith("eval_") and name.endswith(_R2)}  # fmt: skip
+        datasets = {name.removeprefix("eval_").removesuffix(_R2).rstrip("_"): value for name, value in last.items()}
+        shown = [
+            (f"R² of the change{f' ({name})' if name else ''}", f"{value:.4f}") for name, value in datasets.items()
+        ]
         return super()._metric_rows() + shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
 from hfnoise.latents.hf_time_free_unet import (
@@ -22,7 +23,8 @@ from hfnoise.latents.hf_time_free_unet import (
 
 MODULE_FOLDER = "oms_module"
 _STOCK_NAME = "UNet2DConditionModel"
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+# Of `from_pretrained`, about downloads.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 def find_file(repository: str | PathLike[str], name: str, **hub_options: Any) -> str | None:
@@ -34,7 +36,7 @@ def find_file(repository: str | PathLike[str], name: str, **hub_options: Any) ->
         hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, ...
 
     Raises:
-        OSError: if there is no such repository.
+        OSError: if there is no such repository, or the Hub is out of reach and nothing of it is in the cache.
         ValueError: if `repository` can be neither.
 
     Example:
@@ -46,14 +48,28 @@ def find_file(repository: str | PathLike[str], name: str, **hub_options: Any) ->
     if os.path.isdir(path):
         file = os.path.join(path, *name.split("/"))
         return file if os.path.isfile(file) else None
-    hub_options = {key: hub_options[key] for key in _HUB_OPTIONS if hub_options.get(key) is not None}
+    hub_options = {key: hub_options[key] for key in HUB_OPTIONS if hub_options.get(key) is not None}
     try:
         found: str = hf_hub_download(path, name, **hub_options)
+    except LocalEntryNotFoundError:
+        _check_cached(path, hub_options)
+        return None
     except EntryNotFoundError:
         return None
     except HFValidationError as error:
         raise ValueError(f"{path} is neither a folder nor the name of a repository on the Hub.") from error
     return found
+
+
+def _check_cached(repository: str, hub_options: dict[str, Any]) -> None:
+    """Raise unless something of a repository is in the cache: offline, a file that is not there is no news then."""
+    try:
+        snapshot_download(repository, **hub_options | {"local_files_only": True})
+    except LocalEntryNotFoundError as error:
+        raise OSError(
+            f"{repository!r} is no folder here, and the Hub cannot be asked for it: it is out of reach, or switched "
+            "off by HF_HUB_OFFLINE, and nothing of the repository is in the cache."
+        ) from error
 
 
 def read_json(repository: str | PathLike[str], name: str, **hub_options: Any) -> dict[str, Any] | None:
@@ -117,7 +133,7 @@ def load_module(
         wanted = " or ".join(f"{place}/config.json".lstrip("/") for place in places)
         raise ValueError(
             f"{path} holds no module of One More Step: there is no {wanted} of a UNet. Give the folder that "
-            "save_pretrained wrote, or say subfolder=..."
+            "save_pretrained wrote, or name the sub-folder."
         )
     if "torch_dtype" in kwargs:  # diffusers 0.42 warns of the name
         kwargs["dtype"] = kwargs.pop("torch_dtype")
@@ -167,14 +183,19 @@ def convert_oms_checkpoint(
     return result
 
 
-def _options(module: Any) -> dict[str, Any]:
-    return {name: value for name, value in module.config.items() if name != "residuals" and not name.startswith("_")}
+def _new(unet_class: Any, module: Any) -> Any:
+    """Return a network of the sizes and the dtype of a module."""
+    # The configs of released modules hold other entries too.
+    known = inspect.signature(UNet2DConditionModel).parameters
+    made = unet_class(**{name: value for name, value in module.config.items() if name in known}).eval()
+    # That of diffusers warns that no part of it stays in float32.
+    return nn.Module.to(made, module.dtype)
 
 
 def _stock_form(module: Any) -> Any:
     if not isinstance(module, TimeFreeUNet2DConditionModel):
         return module
-    converted = UNet2DConditionModel(**_options(module)).to(module.dtype).eval()
+    converted = _new(UNet2DConditionModel, module)
     weights = module.state_dict()
     zeros = {name: torch.zeros_like(value) for name, value in converted.state_dict().items() if name not in weights}
     converted.load_state_dict({**weights, **zeros})
@@ -184,7 +205,7 @@ def _stock_form(module: Any) -> Any:
 def _time_free_form(module: Any) -> Any:
     if isinstance(module, TimeFreeUNet2DConditionModel):
         return module
-    converted = TimeFreeUNet2DConditionModel(**_options(module)).to(module.dtype).eval()
+    converted = _new(TimeFreeUNet2DConditionModel, module)
     names = set(converted.state_dict())
     weights = {name: value.clone() for name, value in module.state_dict().items() if name in names}
     with torch.no_grad():

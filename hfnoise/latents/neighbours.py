@@ -48,4 +48,5 @@ def noise_neighbour(noise: Tensor, direction: Tensor, cosine: float) -> Tensor:
     unit = rows / length
     across = other - (other * unit).sum(1, keepdim=True) * unit
     across = across / across.norm(dim=1, keepdim=True)
-    return (length * (cosine * unit + math.sqrt(1.0 - cosine * cosine) * across)).reshape(noise.shape).to(noise.dtype)
+    found: Tensor = length * (cosine * unit + math.sqrt(1.0 - cosine * cosine) * across)
+    return found.reshape(noise.shape).to(noise.dtype)

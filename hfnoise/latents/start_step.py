@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,8 +37,8 @@ def one_more_step(
         noise (`torch.Tensor` of the shape of `v`): of unit variance; what the network was given, so that the
             composition of the image without this step is kept. Where all noise is new (`eta=1`, and `"official"`) it
             is taken for z, unless `fresh_noise` or `generator` is given.
-        alpha_bar (`float`): signal power in [0, 1] at the first timestep of the scheduler, which need not be the last
-            one of training.
+        alpha_bar (`float` or `torch.Tensor`): signal power in [0, 1] at the first timestep of the scheduler, which
+            need not be the last one of training; or one a sample.
         eta (`float`, defaults to `0.0`): in [0, 1], share of z; 0 or 1 in `compat="official"`, where all is z.
         compat (`str`, *optional*): `"official"` for the arithmetic of the released code.
         fresh_noise (`torch.Tensor` of the shape of `v`, *optional*): z; drawn from `generator` by default.
@@ -55,21 +56,28 @@ def one_more_step(
         >>> one_more_step(torch.full((1, 1, 1, 1), -0.5), torch.ones(1, 1, 1, 1), alpha_bar=0.64).item()
         1.0
     """
-    if isinstance(alpha_bar, Tensor) and alpha_bar.numel() != 1:
-        raise ValueError(f"alpha_bar must be one number, got a tensor of shape {tuple(alpha_bar.shape)}.")
-    power = float(alpha_bar)
-    if not 0.0 <= power <= 1.0:
-        raise ValueError(f"alpha_bar must be in [0, 1], got {power}: it is the square of the signal's factor.")
+    power = torch.as_tensor(alpha_bar, dtype=torch.float64, device="cpu")
+    if power.numel() != 1 and power.numel() != len(v) * (power.shape[0] == len(v)):
+        raise ValueError(
+            f"alpha_bar must be one number or one a sample, got a tensor of shape {tuple(power.shape)} for "
+            f"{len(v)} samples."
+        )
+    if not bool(((power >= 0) & (power <= 1)).all()):
+        raise ValueError(f"alpha_bar must be in [0, 1], got {alpha_bar}: it is the square of the signal's factor.")
     if v.shape != noise.shape:
         raise ValueError(
             f"v is of shape {tuple(v.shape)} and the noise of {tuple(noise.shape)}: they must be the same."
         )
+    eta = plain_number(eta)
     check_compat(compat, eta)
     share = 1.0 if compat == "official" else eta
     if share != 1.0 or fresh_noise is not None or generator is not None:
         noise = mixed_noise(noise, share, fresh_noise, generator)
-    spread = 1.0 - power if compat == "official" else math.sqrt(1.0 - power)
-    return _sum(-math.sqrt(power), v, spread, noise)
+    spread = 1.0 - power if compat == "official" else (1.0 - power).sqrt()
+    signal, spread = (
+        factor.float().reshape(-1, *[1] * (v.dim() - 1)).to(v.device) for factor in (power.sqrt(), spread)
+    )
+    return spread * noise.float() - signal * v.float()
 
 
 def mixed_noise(
@@ -92,6 +100,7 @@ def mixed_noise(
         >>> mixed_noise(torch.ones(2), 1.0, torch.zeros(2))
         tensor([0., 0.])
     """
+    eta = plain_number(eta)
     check_eta(eta)
     if eta == 0.0:
         return noise
@@ -103,7 +112,7 @@ def mixed_noise(
             f"fresh_noise is of shape {tuple(fresh_noise.shape)} and the noise of {tuple(noise.shape)}: they must be "
             "the same."
         )
-    return _sum(math.sqrt(1.0 - eta * eta), noise, eta, fresh_noise)
+    return math.sqrt(1.0 - eta * eta) * noise.float() + eta * fresh_noise.float()
 
 
 def check_eta(eta: float) -> None:
@@ -113,7 +122,7 @@ def check_eta(eta: float) -> None:
         >>> from hfnoise.latents.start_step import check_eta
         >>> check_eta(0.5)
     """
-    if not isinstance(eta, Real) or not 0.0 <= eta <= 1.0:
+    if not isinstance(plain_number(eta), Real) or not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must be in [0, 1], got {eta!r}: 0 keeps the noise, 1 replaces it.")
 
 
@@ -152,6 +161,7 @@ def guided_estimate(uncond: Tensor, cond: Tensor, guidance_scale: float, mode: s
         >>> [guided_estimate(torch.zeros(1), torch.ones(1), 4.0, mode).item() for mode in ("plain", "normalized")]
         [4.0, 1.0]
     """
+    guidance_scale = plain_number(guidance_scale)
     check_guidance(guidance_scale, mode)
     guided = uncond.float() + guidance_scale * (cond.float() - uncond.float())
     return guided / guidance_scale if mode == "normalized" else guided
@@ -166,7 +176,7 @@ def check_guidance(guidance_scale: float, mode: str) -> None:
     """
     if mode not in GUIDANCE_MODES:
         raise ValueError(f"guidance_mode must be one of {GUIDANCE_MODES}, got {mode!r}.")
-    in_range = isinstance(guidance_scale, Real) and 0.0 <= guidance_scale < math.inf
+    in_range = isinstance(plain_number(guidance_scale), Real) and 0.0 <= guidance_scale < math.inf
     if not in_range or (mode == "normalized" and guidance_scale == 0.0):
         least = "above 0, since it divides" if mode == "normalized" else "at least 0"
         raise ValueError(f"guidance_scale of the start must be {least}, got {guidance_scale!r}.")
@@ -193,5 +203,13 @@ def estimated_x0(output: Tensor, prediction_type: str = "v") -> Tensor:
     return -output.float() if prediction_type == "v" else output.float()
 
 
-def _sum(first: float, a: Tensor, second: float, b: Tensor) -> Tensor:
-    return first * a.float() + second * b.float()
+def plain_number(value: Any) -> Any:
+    """Return the number in a tensor or array without dimensions; anything else as it is.
+
+    Example:
+        >>> import torch
+        >>> from hfnoise.latents.start_step import plain_number
+        >>> plain_number(torch.tensor(0.5))
+        0.5
+    """
+    return value.item() if getattr(value, "ndim", None) == 0 else value

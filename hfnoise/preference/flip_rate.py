@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfnoise.preference.flip_rate_likelihood import CHI_SQUARED_95, fit_flip_rate
+from hfnoise.intervals import wilson_interval
+from hfnoise.preference.flip_rate_likelihood import fit_flip_rate
 from hfnoise.preference.pair_loss_table import check_flip_rate
 
 METHODS = ("auto", "audit", "likelihood", "anchor")
@@ -187,11 +188,7 @@ def _anchor(margins: Tensor) -> tuple[int, int]:
 def _binomial(method: str, successes: int, count: int, remedy: str) -> FlipRateEstimate:
     """Return the share of successes with its Wilson interval (Wilson 1927, eq. 8)."""
     share = successes / count
-    shrunk = 1 + CHI_SQUARED_95 / count
-    centre = (share + CHI_SQUARED_95 / (2 * count)) / shrunk
-    half_width = math.sqrt(CHI_SQUARED_95 * (share * (1 - share) / count + CHI_SQUARED_95 / (4 * count**2))) / shrunk
-    # At a share of 0 or 1 the end is exactly that, which rounding would miss by 1e-17.
-    interval = (0.0 if successes == 0 else centre - half_width, 1.0 if successes == count else centre + half_width)
+    interval = wilson_interval(successes, count)
     reason = _why_refused(share, interval, count, remedy)
     standard_error = math.sqrt(share * (1 - share) / count)
     return FlipRateEstimate(

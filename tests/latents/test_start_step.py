@@ -73,6 +73,18 @@ def test_half_inputs_are_summed_in_float32(dtype):
     assert torch.equal(one_more_step(v, noise, 0.005), one_more_step(v.float(), noise.float(), 0.005))
 
 
+def test_numbers_in_tensors():
+    """One alpha_bar, eta or scale may come in a tensor; there may be an alpha_bar a sample."""
+    v, noise = torch.randn(2, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    powers = torch.tensor([0.25, 0.005])
+    alone = [one_more_step(v[row : row + 1], noise[row : row + 1], power) for row, power in enumerate(powers)]
+    for shape in ((2,), (2, 1, 1, 1)):
+        assert torch.equal(one_more_step(v, noise, powers.reshape(shape)), torch.cat(alone))
+    one, half = torch.tensor(1.0), torch.tensor(0.5)
+    assert torch.equal(one_more_step(v, noise, half, one, "official"), one_more_step(v, noise, 0.5, 1.0, "official"))
+    assert torch.equal(guided_estimate(v, noise, numpy.array(2.0)), guided_estimate(v, noise, 2.0))
+
+
 X = torch.zeros(1, 2, 4, 4)
 
 
@@ -81,7 +93,7 @@ X = torch.zeros(1, 2, 4, 4)
     [
         (lambda: one_more_step(X, X, 1.5), r"alpha_bar must be in \[0, 1\], got 1.5"),
         (lambda: one_more_step(X, X, float("nan")), "alpha_bar"),
-        (lambda: one_more_step(X, X, torch.ones(2)), r"alpha_bar must be one number, got a tensor of shape \(2,\)"),
+        (lambda: one_more_step(X, X, torch.ones(2)), r"one number or one a sample, .* \(2,\) for 1 samples"),
         (lambda: one_more_step(X, X[:, :1], 0.1), r"v is of shape \(1, 2, 4, 4\)"),
         (lambda: one_more_step(X, X, 0.1, 1.5), r"eta must be in \[0, 1\], got 1.5"),
         (lambda: one_more_step(X, X, 0.1, "0.5"), r"eta must be in \[0, 1\], got '0.5'"),

@@ -157,7 +157,10 @@ def official(unet, folder, encoder, subfolder="text_encoder", variant="fp16"):
     """Write what an official repository looks like."""
     unet.save_pretrained(folder / "oms_module", variant=variant)
     config = folder / "oms_module" / "config.json"
-    config.write_text(config.read_text().replace("TimeFreeUNet2DConditionModel", "UNet2DConditionWoCTModel"))
+    entries = json.loads(config.read_text())
+    # Released ones have a sub-folder in their config too.
+    entries |= {"_class_name": "UNet2DConditionWoCTModel", "subfolder": "oms_module"}
+    config.write_text(json.dumps(entries))
     for name, place in (("oms_text_encoder", subfolder), ("oms_tokenizer", "tokenizer")):
         (folder / name).mkdir()
         redirect = {"_name_or_path": str(encoder), "subfolder": place}
@@ -173,6 +176,9 @@ def test_redirects(unet, inputs, text_repository, tmp_path):
     assert found.text_encoder.config.hidden_size == 16
     assert found.tokenizer("the digit seven").input_ids[0] == 1
     assert load_oms_components(repo, variant="fp16", text_encoder=False).text_encoder is None
+    for stock in (True, False):
+        converted = convert_oms_checkpoint(repo, tmp_path / f"converted-{stock}", stock, variant="fp16")
+        assert torch.equal(output(converted, inputs), output(unet, inputs))
 
 
 def test_redirects_to_nowhere(unet, text_repository, tmp_path):
@@ -215,3 +221,18 @@ def test_no_module(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is no JSON"):
         load_module(tmp_path)
+
+
+def test_the_hub_out_of_reach_is_no_missing_module(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        OSError, match=r"'someone/module' is no folder here, .* nothing of the repository is in the cache"
+    ):
+        load_module("someone/module", cache_dir=tmp_path)
+    snapshot = tmp_path / "models--someone--module" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "README.md").touch()
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
+    with pytest.raises(ValueError, match="someone/module holds no module"):
+        load_module("someone/module", cache_dir=tmp_path)

@@ -13,7 +13,7 @@ from hfnoise.__main__ import main
 from hfnoise.latents_options import INITIAL_NOISE_OPTIONS, START_OPTIONS
 from hfnoise.pipelines.generate import parse_generate
 from hfnoise.pipelines.generate_config import GenerateConfig
-from hfnoise.pipelines.generate_noise import _MEMBERS
+from hfnoise.pipelines.generate_members import MEMBERS
 from hfnoise.pipelines.initial_noise_files import INITIAL_NOISES
 from tests.pipelines.test_generate import images, usage_error
 
@@ -53,8 +53,9 @@ def arguments(folders, name="plain", *options):
 
 def test_the_table_is_complete():
     """What is asked for by an option is made, and would take the place of a saved one."""
-    assert set(_MEMBERS) == set(INITIAL_NOISE_OPTIONS)
-    assert {member_class.__name__ for member_class, _, _ in _MEMBERS.values()} <= set(INITIAL_NOISES)
+    assert set(MEMBERS) == set(INITIAL_NOISE_OPTIONS)
+    names = {member.__name__ for key, (classes, _, _) in MEMBERS.items() if key != "search" for member in classes}
+    assert names <= set(INITIAL_NOISES)
     assert all(options[0].name == name for name, options in INITIAL_NOISE_OPTIONS.items())
     # Nothing is taken for given: it would change what is saved.
     assert all(option.default is None for option in START_OPTIONS)

@@ -4,12 +4,20 @@ import json
 
 import pytest
 import torch
-from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLAutoBlocks
+from diffusers import (
+    AutoencoderKL,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionXLAutoBlocks,
+)
 
 import hfnoise
 from hfnoise.pipelines import (
     AdaptiveGuidance,
     BrightnessOffset,
+    ConditioningNoise,
+    OneMoreStep,
     PathSearch,
     RandomSearch,
     ReDenoise,
@@ -20,10 +28,15 @@ from hfnoise.pipelines import (
 from hfnoise.pipelines.noise_search import NoiseSearch
 from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
 from tests.pipelines.digits_calls import PROMPTS
+from tests.pipelines.test_one_more_step import new_module
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
 
-SEARCHES = (RandomSearch, ZeroOrderSearch, PathSearch)
+SEARCHES = [
+    pytest.param(RandomSearch, marks=pytest.mark.slow),
+    ZeroOrderSearch,
+    pytest.param(PathSearch, marks=pytest.mark.slow),
+]
 
 
 def brightness(images, prompts):
@@ -73,6 +86,8 @@ def test_the_budget_is_spent_and_not_overspent(pipe, kind):
     assert (trace.evaluations, trace.budget, trace.candidates) == (20, 22, 5)
     assert [len(row) for row in (*trace.values, *trace.judge, *trace.parents)] == [5] * 6
     assert noise.shape == (2, 4, 8, 8) and noise.dtype == torch.float32
+    report = search.report
+    assert report.evaluations == 20 and report.alignment_lost > 0
     # The run in the slot is one image more, and draws what was found to be the best.
     with Rows(pipe.unet) as rows:
         images = run(pipe, search, **call_of())
@@ -136,11 +151,17 @@ def test_any_candidate_is_drawn_again_from_the_trace(pipe, kind):
         trace.noise(0, 7)
 
 
-@pytest.mark.parametrize("generators", ["list", "one", "none"])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    ("generators", "count"),
+    [
+        ("list", 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("one", 1), ("one", 2), ("none", 1), ("none", 2)]),
+    ],
+)
 def test_a_stochastic_sampler_draws_what_was_judged(pipe, generators, count):
     """What the search keeps is the image of the call, whoever gives the random numbers."""
-    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    kind = LCMScheduler if generators == "one" else EulerAncestralDiscreteScheduler
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
     search = RandomSearch(brightness, 16, batch_size=3)
     call = call_of(count)
     call["generator"] = {"list": call["generator"], "one": torch.Generator().manual_seed(3), "none": None}[generators]
@@ -153,7 +174,7 @@ def test_a_stochastic_sampler_draws_what_was_judged(pipe, generators, count):
 
 def test_candidates_are_run_under_the_guider_of_the_call(pipe):
     """With the evaluations that it really needs, and its report is of the call alone."""
-    guider = AdaptiveGuidance(guidance_scale=5.0, threshold=1e-6, min_steps=0.0, space="model", per_sample=False)
+    guider = AdaptiveGuidance(guidance_scale=5.0, threshold=1e-6, min_steps=0.0)
     search = RandomSearch(brightness, 16)
     images = run(pipe, search, guider, **call_of())
     torch.testing.assert_close(images, search.images, rtol=0, atol=1e-6)
@@ -166,6 +187,7 @@ def test_candidates_are_run_under_the_guider_of_the_call(pipe):
     assert outside.trace == search.trace
 
 
+@pytest.mark.slow
 def test_candidates_pass_through_what_comes_after_the_search(pipe):
     search, offset = RandomSearch(brightness, 12), BrightnessOffset(-0.5, direction=[1.0, 0.0, 0.0, 0.0])
     images = run(pipe, [search, offset], **call_of())
@@ -179,6 +201,7 @@ def test_candidates_pass_through_what_comes_after_the_search(pipe):
         run(pipe, [RandomSearch(brightness, 8), search], **call_of())
 
 
+@pytest.mark.slow
 def test_an_ensemble_compares_by_ranks(pipe):
     verifiers = {"brightness": lambda images, prompts: 1e-6 * brightness(images, prompts), "contrast": contrast}
     search = RandomSearch(verifiers, 24)
@@ -190,12 +213,13 @@ def test_an_ensemble_compares_by_ranks(pipe):
         assert sum(ranks) / 2 == max(search.trace.values[sample])
 
 
+@pytest.mark.slow
 def test_previews_cost_their_steps(pipe):
     search = ZeroOrderSearch(brightness, 20, preview_steps=1, neighbours=3)
     run(pipe, search, **call_of())
     assert (search.trace.candidates, search.trace.evaluations, search.trace.num_inference_steps) == (10, 20, 1)
     assert search.trace.parents[0][1:4] == (0, 0, 0) and search.trace.parents[0][4] in range(4)
-    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     with pytest.raises(ValueError, match="the call gives timesteps"):
         search.latents(pipe, **call_of(timesteps=[900, 300]))
 
@@ -259,24 +283,68 @@ def test_options_are_refused_at_once():
     assert issubclass(RandomSearch, NoiseSearch) and hfnoise.pipelines.RandomSearch is RandomSearch
 
 
+def with_vae(pipe):
+    """Return the pipeline with something to decode its latents, if it has nothing."""
+    if pipe.vae is None:
+        config = pipe.transformer.config
+        channels = config.in_channels // 4 if hasattr(pipe, "_pack_latents") else config.in_channels
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            pipe.vae = AutoencoderKL(
+                block_out_channels=(4,), norm_num_groups=2, latent_channels=channels, shift_factor=0.0
+            )
+    return pipe
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sdxl", "flux", "sd3", "sd-controlnet", "sd-inpaint-9", "sd-heun", "pixart-alpha"])
 def test_searches_in_every_kind_of_pipeline(name):
-    """Batches of candidates, images of ControlNets and masks among what goes with them."""
+    """Batches of candidates; images of ControlNets and masks among what goes with them; one call or two a step."""
     family = FAMILIES[name]
-    pipe = family.build()
-    steps = 7 if name == "sd-heun" else 4
-    search = RandomSearch(brightness, steps * 2 * 4 + 1, batch_size=3)
-    call = {**family.call(2), "output_type": "pt"}
+    pipe = with_vae(family.build())
+    with Rows(getattr(pipe, "unet", None) or pipe.transformer) as rows:
+        stock = images_of(pipe(**{**family.call(2), "output_type": "pt"}))
+    cost = rows.count // 2
+    search = RandomSearch(brightness, 4 * cost + 1, batch_size=3, prompts="a digit")
     with guide(pipe, initial_noise=search):
-        images = images_of(pipe(**call))
-    assert (search.trace.evaluations, search.trace.candidates) == (steps * 2 * 4, 4)
-    assert any(search.trace.chosen)
+        images = images_of(pipe(**{**family.call(2), "output_type": "pt"}))
+    assert (search.trace.evaluations, search.trace.candidates) == (4 * cost, 4)
+    assert any(search.trace.chosen) and not torch.equal(images, stock)
     torch.testing.assert_close(images.float(), search.images, rtol=0, atol=1e-4)
+    plain = torch.tensor([row[0] for row in search.trace.values])
+    torch.testing.assert_close(brightness(stock.float(), None), plain, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_videos_are_refused():
-    family = FAMILIES["wan-2.1"]
+def test_what_makes_no_images_is_refused():
+    for name in ("wan-2.1", "flux"):
+        family = FAMILIES[name]
+        with pytest.raises(ValueError, match="has no vae, so that there are no images to compare"):
+            RandomSearch(brightness, 1000, prompts="a digit").latents(family.build(), **family.call(1))
+    family = FAMILIES["animatediff"]
     with pytest.raises(ValueError, match="compares images"):
-        RandomSearch(brightness, 1000).latents(family.build(), **family.call(1))
+        RandomSearch(brightness, 1000, prompts="a digit").latents(with_vae(family.build()), **family.call(1))
+
+
+@pytest.mark.slow
+def test_candidates_are_made_of_the_call_s_own_text_states(pipe):
+    """Noise on them is that of the call, for one candidate and for several in a batch."""
+    search = RandomSearch(brightness, 16, batch_size=3)
+    images = run(pipe, [ConditioningNoise(0.4), search], **call_of())
+    assert search.trace.candidates == 4
+    torch.testing.assert_close(images, search.images, rtol=0, atol=1e-5)
+    plain = RandomSearch(brightness, 16, batch_size=3)
+    run(pipe, plain, **call_of())
+    assert abs(plain.trace.values[0][0] - search.trace.values[0][0]) > 1e-5
+
+
+@pytest.mark.slow
+def test_evaluations_of_another_network_are_counted(pipe):
+    """One More Step has its own: with guidance 2 evaluations beside the 4 of an image."""
+    step = OneMoreStep(new_module(pipe.unet.config.cross_attention_dim), guidance_scale=2.0)
+    search = RandomSearch(brightness, 30)
+    with Rows(step.module) as rows:
+        images = run(pipe, [search, step], **call_of())
+    torch.testing.assert_close(images, search.images, rtol=0, atol=1e-5)
+    assert (search.trace.evaluations, search.trace.candidates) == (30, 5)
+    assert rows.count == 2 * 2 * 6

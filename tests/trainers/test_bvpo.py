@@ -210,6 +210,7 @@ def in_two_processes(make, losses, shares, losses_of):
     assert alphas(trainer) == pytest.approx(shares, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes(make, losses_of, two_processes):
     one = make(max_steps=3)
     one.train()

@@ -120,6 +120,7 @@ def test_yaml_trains_and_the_command_line_wins(capsys, caplog, config_file, tmp_
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_audit_labels(capsys, caplog, tiny_model_path, tmp_path, make_pairs):
     make_pairs(240).to_parquet(tmp_path / "pairs.parquet")
     arguments = [

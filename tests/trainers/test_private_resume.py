@@ -127,6 +127,7 @@ def test_what_is_no_resume(make_private_trainer, make_texts, tmp_path):
         make_private_trainer(**SAVING).train(resume_from_checkpoint=str(state.parent))
 
 
+@pytest.mark.slow
 def test_the_budget_ends_the_training(make_private_trainer, tmp_path, caplog):
     """A run that goes on beyond its plan stops where the budget is spent, and a second run finds nothing left."""
     dp = {
@@ -205,7 +206,8 @@ def train_on_both(make_private_trainer, trained_weights, expected, dp, folder):
     assert sums[0] == sums[1]
 
 
-@pytest.mark.parametrize("clipping", ["flat", pytest.param("per_layer", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("clipping", ["flat", "per_layer"])
 def test_two_processes(clipping, make_private_trainer, trained_weights, two_processes, tmp_path):
     """Masks, noise and dropout are the same, micro-batches dealt out whole: with float64 sums weights are bitwise."""
     dp = FLOAT64 | {"clipping": clipping, "unsafe_seed": None, "secret_file": str(tmp_path / "secret")}
