@@ -101,7 +101,7 @@ def test_blocks_of_the_docs_run(block, empty_folder):
 
 
 def test_blocks_of_the_readme(empty_folder, capsys):
-    on_a_gpu, on_a_cpu, private, one_bit, guided, brightness = python_blocks("README.md")
+    on_a_gpu, on_a_cpu, private, one_bit, guided, brightness, golden = python_blocks("README.md")
     compile(on_a_gpu, "README.md", "exec")  # it downloads a model, so it is not run
     import hfnoise
 
@@ -126,6 +126,7 @@ def test_blocks_of_the_readme(empty_folder, capsys):
 
     exec(compile(smaller(guided), "README.md", "exec"), {})
     exec(compile(smaller(brightness), "README.md", "exec"), {})
+    exec(compile(smaller(golden), "README.md", "exec"), {})
     shown = capsys.readouterr().out
     assert re.search(r"8 samples, 8 steps: \d+ of 128 evaluations, \d+\.\d % saved; .*stopped", shown)
     assert (empty_folder / "seven.png").is_file()
