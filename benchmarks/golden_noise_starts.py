@@ -31,8 +31,8 @@ NLG = "Noise Level Guidance, {} steps"
 PAPER_STEP = 0.5 / 16
 # Scales that plain runs are swept over, beside those asked for.
 SWEEP = (1.5, 3.0, 6.0)
-# What ReDenoise costs.
-_REDENOISE = 3
+# What they cost: a network of golden noise counts as one evaluation.
+_NETWORK, _REDENOISE = 1, 3
 # Images that zero-order search and paths may make of a sample: those of best of 4.
 _SEARCHED = 4
 _OTHER_SEEDS = 10_000
@@ -83,8 +83,8 @@ def plain_runs(steps: int, scales: Sequence[float]) -> list[Plain]:
     """Return the plain runs that refined ones are compared with.
 
     Of every scale asked for: as many steps as the evaluations of ReDenoise, of best of 2 and of best of 4 pay. Of
-    these scales and of those of a sweep: as many steps as are asked for; and as many as a run without guidance and
-    ReDenoise cost.
+    these scales and of those of a sweep: as many steps as are asked for; and with guidance as many as a run without
+    it costs after a network of golden noise, and after ReDenoise.
 
     Args:
         steps (`int`): asked for.
@@ -97,7 +97,7 @@ def plain_runs(steps: int, scales: Sequence[float]) -> list[Plain]:
     for scale in (*scales, *SWEEP):
         found += [Plain(steps, scale)]
         if scale != 1:
-            found += [Plain(max(1, (steps + _REDENOISE) // 2), scale)]
+            found += [Plain((steps + extra) // 2, scale) for extra in (_NETWORK, _REDENOISE)]
     return sorted(set(found), key=lambda run: (run.scale, run.steps))
 
 

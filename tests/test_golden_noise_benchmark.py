@@ -71,8 +71,8 @@ def test_each_bound_can_be_missed():
 def test_plain_runs_cost_what_refined_ones_do():
     runs = plain_runs(10, [1.0, 2.0])
     assert {run.evaluations for run in runs if run.scale == 1.0} == {10, 13, 20, 40}
-    # 12 for the 13 of a run without guidance and ReDenoise, 22 for 23: never more.
-    assert {run.evaluations for run in runs if run.scale == 2.0} == {12, 20, 22, 40, 80}
+    # 10 for the 11 of a run without guidance and a network, 12 for the 13 of ReDenoise, 22 for 23: never more.
+    assert {run.evaluations for run in runs if run.scale == 2.0} == {10, 12, 20, 22, 40, 80}
     plain = {Plain(10, 1.0): score(0.8, 9.0), Plain(6, 2.0): score(0.9, 8.0), Plain(10, 2.0): score(0.95, 5.0)}
     assert best_plain(plain, 13, "judge_accuracy") == Plain(6, 2.0)
     assert best_plain(plain, 11, "frechet_distance") == Plain(10, 1.0)
