@@ -73,9 +73,17 @@ def plot(found: dict[str, Any], steps: int, path: Path) -> None:
     for axes in panels[:, 0]:
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
-    panels[1, 0].set_yticks(_DISTANCES, map(str, _DISTANCES))
+    low, high = panels[1, 0].get_ylim()
+    ticks = [one for one in _DISTANCES if low <= one <= high]
+    panels[1, 0].set_yticks(ticks, map(str, ticks))
     handles = dict(zip(*reversed(panels[0, 0].get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=2 if len(panels[0]) == 1 else 4,
+        frameon=False,
+    )
     figure.savefig(path, dpi=110)
 
 

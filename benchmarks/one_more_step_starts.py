@@ -25,7 +25,7 @@ from hfnoise.worlds.brightness import (
 WHITE, ARITHMETIC, OMS, MATCHED = "white noise", "official arithmetic", "One More Step", "with terminal prior"
 OFFICIAL, SING = "code of One More Step", "code of SingDiffusion"
 EXACT, EXACT_MATCHED, LIMIT = "exact mean", "exact mean with terminal prior", "noised data"
-_TRAIN_SIZE, _BATCH, _MEASURED = 16, 16, 1024
+_BATCH, _MEASURED = 16, 1024
 
 
 def train_module(steps: int, seed: int) -> tuple[TimeFreeUNet2DConditionModel, float]:
@@ -49,8 +49,8 @@ def train_module(steps: int, seed: int) -> tuple[TimeFreeUNet2DConditionModel, f
         trainer = OneMoreStepTrainer(
             new_brightness_module(seed),
             args,
-            train_dataset=brightness_rows(steps * _BATCH, generator, _TRAIN_SIZE),
-            eval_dataset=brightness_rows(_MEASURED, generator, _TRAIN_SIZE),
+            train_dataset=brightness_rows(steps * _BATCH, generator),
+            eval_dataset=brightness_rows(_MEASURED, generator),
             empty_prompt={"encoder_hidden_states": empty_states(1)},
         )
         trainer.remove_callback(PrinterCallback)  # with its bar disabled, the Trainer prints every log entry instead

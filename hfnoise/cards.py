@@ -20,7 +20,7 @@ from hfnoise.worlds import docstrings
 
 # Of transformers, TRL and trackers; the value is a secret.
 _TOKEN_OPTION = re.compile(r"--\w*[-_]?(token|api[-_]key|password)")
-_LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
+_LIBRARIES = ("torch", "transformers", "trl", "diffusers", "accelerate", "peft", "datasets")
 
 
 def render_card(template: str, card_data: ModelCardData, **values: Any) -> ModelCard:

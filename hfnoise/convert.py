@@ -36,4 +36,5 @@ def main(arguments: Sequence[str]) -> int:
             module, _, function = one.launch.partition(":")
             return int(getattr(import_module(module), function)(rest) or 0)
     known = ", ".join(one.name for one in CONVERSIONS)
-    raise UsageError(f"say what to convert: {known} (see hfnoise convert --help); got {kind!r}.")
+    got = f"; got {kind!r}" if kind else ""
+    raise UsageError(f"say what to convert: {known} (see hfnoise convert --help){got}.")

@@ -11,6 +11,7 @@ from torch import Tensor
 from hfnoise.pipelines.initial_noise import (
     InitialNoise,
     StartState,
+    cast_start,
     check_initial_noise,
     refined_state,
 )
@@ -83,5 +84,6 @@ class _Stop(InitialNoise):
         return changed
 
     def refine(self, unit_noise: Tensor, context: StartContext) -> StartState:
-        self.start = refined_state(self.inner, unit_noise, context).latents.to(context.dtype)
+        refined = refined_state(self.inner, unit_noise, context).latents
+        self.start = cast_start(self.inner, refined, unit_noise.shape, context.dtype)
         raise SideRunStopped

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
-from hfnoise.pipelines.noise_chain import InitialNoiseChain
+from hfnoise.pipelines.noise_chain import InitialNoiseChain, members_of
 
 if TYPE_CHECKING:
     from hfnoise.pipelines.one_more_step import OneMoreStep
@@ -115,5 +115,4 @@ def one_more_steps(initial_noise: InitialNoise | None) -> list[OneMoreStep]:
     """
     from hfnoise.pipelines.one_more_step import OneMoreStep
 
-    members = initial_noise.members if isinstance(initial_noise, InitialNoiseChain) else (initial_noise,)
-    return [member for member in members if isinstance(member, OneMoreStep)]
+    return [member for member in members_of(initial_noise) if isinstance(member, OneMoreStep)]

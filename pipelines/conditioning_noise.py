@@ -11,6 +11,7 @@ from torch import Tensor
 from hfnoise.guidance.number_check import check_number
 from hfnoise.latents import noised_condition
 from hfnoise.pipelines.initial_noise import InitialNoise, StartState
+from hfnoise.pipelines.side_run import kept_random_state
 from hfnoise.pipelines.start_context import StartContext, copied_generators
 from hfnoise.pipelines.start_report import StartReport
 
@@ -112,15 +113,16 @@ def _noise_beside(context: StartContext, states: Tensor) -> Tensor:
     generators = copied_generators(context.generator)
     if isinstance(generators, list) and len(generators) != len(states):
         raise ValueError(f"there are {len(generators)} generators, and {len(states)} samples: give one a sample.")
-    with torch.random.fork_rng(devices=[]):
+    # Without generators the noise of the latents is drawn where they are, and moves on from call to call there only.
+    with kept_random_state(states.device):
         if isinstance(generators, list):
             own: Any = [_seeded_by(generator) for generator in generators]
         else:
-            own = _seeded_by(generators)
+            own = _seeded_by(generators, states.device)
     return randn_tensor(tuple(states.shape), own, device=states.device, dtype=torch.float32)
 
 
-def _seeded_by(generator: torch.Generator | None) -> torch.Generator:
-    device = "cpu" if generator is None else generator.device
+def _seeded_by(generator: torch.Generator | None, default: torch.device | None = None) -> torch.Generator:
+    device = default if generator is None else generator.device
     seed = torch.randint(2**62, (1,), generator=generator, device=device)
     return torch.Generator().manual_seed(int(seed))

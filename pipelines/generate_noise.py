@@ -12,7 +12,7 @@ from hfnoise.latents_options import INITIAL_NOISE_OPTIONS
 from hfnoise.pipelines.generate_members import MEMBERS
 from hfnoise.pipelines.guided import guided_class
 from hfnoise.pipelines.initial_noise import InitialNoise, StartState, check_initial_noise
-from hfnoise.pipelines.noise_chain import InitialNoiseChain
+from hfnoise.pipelines.noise_chain import InitialNoiseChain, members_of
 from hfnoise.pipelines.saved_parts import PipelineRepository
 from hfnoise.pipelines.start_context import StartContext
 
@@ -111,8 +111,7 @@ class CountedStart(InitialNoise):
     @property
     def names(self) -> str:
         """The members, joined by +."""
-        members = self.noise.members if isinstance(self.noise, InitialNoiseChain) else [self.noise]
-        return " + ".join(type(member).__name__ for member in members)
+        return " + ".join(type(member).__name__ for member in members_of(self.noise))
 
     def __str__(self) -> str:
         count = self.evaluations
@@ -135,6 +134,4 @@ def _saved(name: str, config: GenerateConfig, dtype: torch.dtype) -> list[Initia
         raise UsageError(f"{error} (--initial_noise none: without it)") from error
     if noise is None and config.initial_noise == SAVED_NOISE:
         raise UsageError(f"--initial_noise saved: {name!r} has no initial noise saved with it.")
-    if noise is None:
-        return []
-    return list(noise.members) if isinstance(noise, InitialNoiseChain) else [noise]
+    return list(members_of(noise))

@@ -7,7 +7,7 @@ from typing import Any
 
 from hfnoise.latents.hf_noise_net import NET_FOLDER
 from hfnoise.pipelines.initial_noise import InitialNoise
-from hfnoise.pipelines.noise_chain import InitialNoiseChain
+from hfnoise.pipelines.noise_chain import members_of
 from hfnoise.pipelines.noise_nets import NoiseNet, load_noise_net
 from hfnoise.pipelines.noise_preset import InitialNoisePreset
 
@@ -47,7 +47,7 @@ class GoldenNoisePipeline(InitialNoisePreset):
 
     @classmethod
     def _check_kind(cls, noise: InitialNoise) -> None:
-        members = noise.members if isinstance(noise, InitialNoiseChain) else (noise,)
+        members = members_of(noise)
         if not any(member.space == "unit" for member in members):
             raise TypeError(
                 "GoldenNoisePipeline takes an initial noise that makes unit noise, alone or in a list with others, "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import diffusers
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
@@ -154,5 +153,5 @@ def _last_run(guider: UpdateGuidance) -> str:
 
 
 def _versions() -> str:
-    found = versions_by_library() | {"diffusers": diffusers.__version__}
+    found = versions_by_library()
     return ", ".join(f"{name} {found[name]}" for name in ("hfnoise", "diffusers", "transformers", "torch"))

@@ -66,6 +66,7 @@ class GuidedSaving:
         push = {name: kwargs.pop(name) for name in _PUSH_OPTIONS if name in kwargs}
         if push_to_hub:  # before gigabytes are written
             push["repo_id"] = _created(push, default=os.path.basename(os.path.normpath(directory)))
+            push.pop("private", None)  # of the repository, which is there now
         with _staged(directory, variant) as staging:
             self._write(staging, safe_serialization, variant=variant, max_shard_size=max_shard_size, **kwargs)
         if push_to_hub:
@@ -161,7 +162,6 @@ class GuidedSaving:
         token: str | None = None,
         create_pr: bool = False,
         subfolder: str | None = None,
-        private: bool | None = None,
         variant: str | None = None,
     ) -> Any:
         pipe: Any = self

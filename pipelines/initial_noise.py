@@ -264,17 +264,8 @@ def replaced_latents(prepared: Any, latents: torch.Tensor, initial_noise: Initia
         return prepared
     if context.arguments.get("latents") is None:
         _check_unit(own, context)
-    if state.latents.shape != latents.shape:
-        raise ValueError(
-            f"{type(initial_noise).__name__} made a start of shape {tuple(state.latents.shape)} of noise of shape "
-            f"{tuple(latents.shape)}."
-        )
-    start = (state.latents if state.space == "scheduler" else state.latents * sigma).to(latents.dtype)
-    if not bool(torch.isfinite(start).all()):
-        raise ValueError(
-            f"{type(initial_noise).__name__} made a start with NaN or infinity in it, in {start.dtype}: the image "
-            "would be black."
-        )
+    start = state.latents if state.space == "scheduler" else state.latents * sigma
+    start = cast_start(initial_noise, start, latents.shape, latents.dtype)
     if not isinstance(prepared, tuple):
         return start
     if state.space == "unit":
@@ -283,6 +274,23 @@ def replaced_latents(prepared: Any, latents: torch.Tensor, initial_noise: Initia
         rest = [noise if _is_noise(part, latents, sigma) else part for part in prepared[1:]]
         return (start, *rest)
     return (start, *prepared[1:])
+
+
+def cast_start(
+    initial_noise: InitialNoise, start: torch.Tensor, shape: torch.Size, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return a start in the dtype of the pipeline.
+
+    Raises:
+        ValueError: if it is of another shape than the noise, or there is NaN or infinity in it.
+    """
+    name = type(initial_noise).__name__
+    if start.shape != shape:
+        raise ValueError(f"{name} made a start of shape {tuple(start.shape)} of noise of shape {tuple(shape)}.")
+    start = start.to(dtype)
+    if not bool(torch.isfinite(start).all()):
+        raise ValueError(f"{name} made a start with NaN or infinity in it, in {dtype}: the image would be black.")
+    return start
 
 
 def refined_state(member: InitialNoise, unit_noise: torch.Tensor, context: StartContext) -> StartState:

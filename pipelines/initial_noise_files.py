@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from hfnoise.pipelines.initial_noise import InitialNoise
-from hfnoise.pipelines.noise_chain import InitialNoiseChain
+from hfnoise.pipelines.noise_chain import InitialNoiseChain, members_of
 
 NOISE_FOLDER = "initial_noise"
 NOISE_FILE = "initial_noise_config.json"
@@ -66,7 +66,7 @@ def saved_members(initial_noise: InitialNoise | None) -> list[InitialNoise]:
         >>> saved_members(BrightnessOffset(0.5))
         [BrightnessOffset(0.5, direction=None)]
     """
-    return [member for member in _members(initial_noise) if _is_saved(member)]
+    return [member for member in members_of(initial_noise) if _is_saved(member)]
 
 
 def check_can_be_saved(initial_noise: InitialNoise | None) -> None:
@@ -99,7 +99,7 @@ def save_initial_noise(
             weights is given those that it names.
         stacklevel (`int`, defaults to `2`): of the warning.
     """
-    members, saved = _members(initial_noise), saved_members(initial_noise)
+    members, saved = members_of(initial_noise), saved_members(initial_noise)
     left_out = [type(member).__name__ for member in members if not _is_saved(member)]
     if left_out:
         rest = f" Saved without: {', '.join(type(member).__name__ for member in saved)}." if saved else ""
@@ -163,12 +163,6 @@ def unusable(place: str, error: Exception) -> ValueError:
         f"the initial noise in {place} cannot be used: {str(error).rstrip('.')}. Correct the file, or give "
         "initial_noise=..., or [] to load without it."
     )
-
-
-def _members(initial_noise: InitialNoise | None) -> tuple[InitialNoise, ...]:
-    if initial_noise is None:
-        return ()
-    return initial_noise.members if isinstance(initial_noise, InitialNoiseChain) else (initial_noise,)
 
 
 def _is_saved(member: InitialNoise) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -54,14 +55,18 @@ class LatentSpace:
                 f"{context.name} keeps latents as tokens of shape {shape}, and their height and width are not known: "
                 "a call with one image of its own size is needed."
             )
-        rows = round((shape[0] * height / width) ** 0.5)
-        columns = shape[0] // max(rows, 1)
-        # Sides are rounded to whole tokens, so that the ratio is right to a token.
-        if rows * columns != shape[0]:
+        # Sides are rounded down to whole tokens: some width of a token makes just these rows and columns.
+        fits = [
+            (rows, columns)
+            for rows, columns in ((rows, shape[0] // rows) for rows in range(1, shape[0] + 1) if shape[0] % rows == 0)
+            if max(height / (rows + 1), width / (columns + 1)) < min(height / rows, width / columns)
+        ]
+        if not fits:
             raise ValueError(
                 f"{context.name} keeps {shape[0]} tokens for an image of {height} x {width}: these are no rows and "
                 "columns of it."
             )
+        rows, columns = min(fits, key=lambda sides: abs(math.log(sides[0] * width / (sides[1] * height))))
         return cls((shape[1] // PATCH**2, rows * PATCH, columns * PATCH), packed=True)
 
     def unpack(self, latents: Tensor) -> Tensor:

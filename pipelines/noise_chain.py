@@ -39,7 +39,7 @@ class InitialNoiseChain(InitialNoise):
         for member in members:
             if not isinstance(member, InitialNoise):
                 raise TypeError(f"a chain is made of members of InitialNoise, got {type(member).__name__}.")
-            flat.extend(member.members if isinstance(member, InitialNoiseChain) else [member])
+            flat.extend(members_of(member))
         if not flat:
             raise ValueError("a chain needs a member; for the pipeline's own noise, set initial_noise = None.")
         for first, second in zip(flat, flat[1:], strict=False):
@@ -94,3 +94,17 @@ class InitialNoiseChain(InitialNoise):
         return isinstance(other, InitialNoiseChain) and self.members == other.members
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def members_of(initial_noise: InitialNoise | None) -> tuple[InitialNoise, ...]:
+    """Return what is in a slot, one by one.
+
+    Example:
+        >>> from hfnoise.pipelines import BrightnessOffset
+        >>> from hfnoise.pipelines.noise_chain import members_of
+        >>> members_of(BrightnessOffset(0.5)), members_of(None)
+        ((BrightnessOffset(0.5, direction=None),), ())
+    """
+    if initial_noise is None:
+        return ()
+    return initial_noise.members if isinstance(initial_noise, InitialNoiseChain) else (initial_noise,)

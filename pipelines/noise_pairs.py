@@ -16,8 +16,12 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
+from hfnoise.pipelines.noise_chain import InitialNoiseChain
 from hfnoise.pipelines.noise_pairs_card import write_card
+from hfnoise.pipelines.side_run import guided_side_pipeline, per_prompt
+from hfnoise.pipelines.start_context import copied_generators
 from hfnoise.pipelines.verifiers import Verifier, check_verifier, verified
+from hfnoise.pipelines.weights_fingerprint import weights_fingerprint
 
 SETTINGS_FILE = "collection.json"
 # torch's generator on a CPU reads no more bits of its seed.
@@ -48,13 +52,15 @@ def collect_noise_pairs(
 
     The folder grows by files of `pairs_per_file` pairs, each written whole. Called again after an interruption, or on
     another number of processes (`accelerate launch`: each takes every so manieth file), it goes on with what is
-    missing, and no pair comes twice. What is asked for must be the same, or it is refused.
+    missing, and no pair comes twice. What is asked for must be the same, and so must the pipeline's weights and
+    scheduler, or it is refused.
 
     Departures from the official code: noise is drawn in the dtype of the pipeline as its plain run with that seed
     draws it; every prompt has `noises_per_prompt` noises; scores are kept in place of pairs being filtered by them.
 
     Args:
-        pipe (`DiffusionPipeline`): whose `encode_prompt` and denoiser are used, with a branch without prompt.
+        pipe (`DiffusionPipeline`): whose `encode_prompt` and denoiser are used, with a branch without prompt. What it
+            has in the slot `initial_noise` is left out.
         prompts (sequence of `str`): each once.
         output_dir (`str` or `os.PathLike`): a folder that `datasets.load_dataset` reads and that can be uploaded.
         verifier (`Callable`, *optional*): takes images `(batch, channels, height, width)` in [0, 1] and prompts, and
@@ -63,7 +69,8 @@ def collect_noise_pairs(
         noises_per_prompt (`int`, defaults to `1`), seed (`int`, defaults to `0`): of the noise.
         batch_size (`int`, defaults to `8`): pairs that are made together.
         pairs_per_file (`int`, defaults to `64`): of the folder; what an interruption can lose.
-        **call: of the pipeline's call: `num_inference_steps`, `guidance_scale`, `height`, ...
+        **call: of the pipeline's call: `num_inference_steps`, `guidance_scale`, `height`, ...; a negative prompt is
+            that of all prompts.
 
     Returns:
         `datasets.Dataset` with `prompt`, `seed`, `delta` (float16, of the shape of the latents), and with a verifier
@@ -85,12 +92,15 @@ def collect_noise_pairs(
     """
     from hfnoise.pipelines.redenoise import ReDenoise
 
-    made = refiner if refiner is not None else ReDenoise()
-    _check(pipe, prompts, verifier, made, call, noises_per_prompt, batch_size, pairs_per_file)
+    made = _checked_refiner(pipe, refiner if refiner is not None else ReDenoise())
+    _check(prompts, verifier, call, seed, noises_per_prompt, batch_size, pairs_per_file)
     state = PartialState()
     folder = Path(output_dir)
     settings = {
-        "pipeline": type(pipe).__name__.removeprefix("Guided"), "refiner": repr(made),
+        "pipeline": type(pipe).__name__.removeprefix("Guided"), "weights": weights_fingerprint(pipe),
+        "scheduler": type(pipe.scheduler).__name__, "scheduler_options": _scheduler_options(pipe.scheduler),
+        "refiner": type(made).__name__ if isinstance(made, torch.nn.Module) else repr(made),
+        "refiner_options": _described(made),
         "verifier": None if verifier is None else getattr(verifier, "__name__", type(verifier).__name__),
         "prompts": len(prompts), "prompts_hash": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
         "noises_per_prompt": noises_per_prompt, "seed": seed, "pairs_per_file": pairs_per_file,
@@ -121,6 +131,7 @@ def collect_noise_pairs(
     return pairs
 
 
+@torch.no_grad()
 def _pairs(
     pipe: Any, refiner: InitialNoise, verifier: Verifier | None, prompts: list[str], seeds: list[int],
     call: dict[str, Any],
@@ -128,13 +139,15 @@ def _pairs(
     def generators() -> list[torch.Generator]:
         return [torch.Generator().manual_seed(one) for one in seeds]
 
+    call = per_prompt(call, len(prompts))
     golden = refiner.latents(pipe, prompts, generator=generators(), **call)
     if golden.dim() != 4:
         raise ValueError(
             f"{type(pipe).__name__} has latents of shape {tuple(golden.shape[1:])}, and pairs are made of (channels, "
             "height, width)."
         )
-    noise = torch.stack([torch.randn(golden.shape[1:], generator=one) for one in generators()])
+    drawn_from = generators()
+    noise = torch.stack([torch.randn(golden.shape[1:], generator=one) for one in drawn_from])
     delta = (golden.float().cpu() - noise).to(torch.float16)
     rows: list[dict[str, Any]] = [
         {"prompt": prompt, "seed": one, "delta": part.numpy()}
@@ -142,8 +155,10 @@ def _pairs(
     ]
     if verifier is None:
         return rows
+    plain = guided_side_pipeline(pipe, None)
     for name, start in (("score_noise", noise.to(golden)), ("score_golden", golden)):
-        drawn = pipe(prompts, latents=start, generator=generators(), output_type="pt", **call)
+        # Behind the noise, as in the plain run: stochastic samplers would add the very noise again.
+        drawn = plain(prompts, latents=start, generator=copied_generators(drawn_from), output_type="pt", **call)
         for row, score in zip(rows, verified(verifier, drawn.images, prompts).tolist(), strict=True):
             row[name] = score
     return rows
@@ -173,9 +188,10 @@ def _write(rows: list[dict[str, Any]], file: Path) -> None:
 
 def _begin(folder: Path, settings: dict[str, Any]) -> None:
     file = folder / SETTINGS_FILE
+    unfinished = file.with_suffix(".unfinished")
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
-        other = [f"{name}: {before.get(name)!r} there, {settings[name]!r} here" for name in settings
+        other = [f"{name}: {before.get(name)!r:.80} there, {settings[name]!r:.80} here" for name in settings
                  if before.get(name) != settings[name]]  # fmt: skip
         if other:
             raise ValueError(
@@ -183,21 +199,50 @@ def _begin(folder: Path, settings: dict[str, Any]) -> None:
                 "another output_dir."
             )
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(one.name not in (unfinished.name, "data") for one in folder.iterdir()):
         raise ValueError(f"{str(folder)!r} is not empty and holds no collection of pairs. Give another output_dir.")
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, file)
 
 
 def _is_quiet(pipe: Any) -> bool:
     return bool(getattr(pipe, "_progress_bar_config", {}).get("disable"))
 
 
-def _check(pipe: Any, prompts: Any, verifier: Any, refiner: Any, call: dict[str, Any], *counts: int) -> None:
+def _checked_refiner(pipe: Any, refiner: Any) -> InitialNoise:
+    made = check_initial_noise(type(pipe), refiner)
+    if made is None or made.space != "unit":
+        raise ValueError(f"the refiner must make unit noise, and {type(refiner).__name__} makes none.")
+    if getattr(made, "is_off", False) or getattr(made, "scale", None) == 0.0:
+        raise ValueError(f"the refiner {made!r:.100} changes nothing: there is nothing to learn from its pairs.")
+    return made
+
+
+def _described(refiner: InitialNoise) -> Any:
+    """Return all options of a refiner, as JSON has them."""
+    if isinstance(refiner, InitialNoiseChain):
+        return [_described(member) for member in refiner.members]
+    config = refiner.to_config()
+    if config is None:
+        return repr(refiner)
+    weights = {"weights": weights_fingerprint(refiner)} if isinstance(refiner, torch.nn.Module) else {}
+    # As it comes back from the file: tuples as lists.
+    return json.loads(json.dumps({"class": type(refiner).__name__, **config, **weights}))
+
+
+def _scheduler_options(scheduler: Any) -> dict[str, str]:
+    # Without what diffusers notes for itself, in an order that changes from run to run.
+    return {name: repr(value) for name, value in sorted(scheduler.config.items()) if not name.startswith("_")}
+
+
+def _check(prompts: Any, verifier: Any, call: dict[str, Any], seed: Any, *counts: int) -> None:
     if isinstance(prompts, str) or not prompts or not all(isinstance(one, str) for one in prompts):
         raise ValueError(f"prompts must be a list of texts, with at least one; got {prompts!r:.100}.")
     if len(set(prompts)) < len(prompts):
         raise ValueError("prompts come more than once: give each once, with noises_per_prompt.")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be a whole number, got {seed!r}.")
     for name, count in zip(("noises_per_prompt", "batch_size", "pairs_per_file"), counts, strict=True):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}.")
@@ -206,6 +251,3 @@ def _check(pipe: Any, prompts: Any, verifier: Any, refiner: Any, call: dict[str,
         raise ValueError(f"{given} are given to the pipeline by the collection itself: leave them out.")
     if verifier is not None:
         check_verifier(verifier)
-    noise = check_initial_noise(type(pipe), refiner)
-    if noise is None or noise.space != "unit":
-        raise ValueError(f"the refiner must make unit noise, and {type(refiner).__name__} makes none.")

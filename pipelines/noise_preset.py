@@ -6,13 +6,14 @@ from abc import abstractmethod
 from os import PathLike
 from typing import Any, ClassVar
 
+from hfnoise.latents.hf_checkpoints import HUB_OPTIONS
 from hfnoise.pipelines.auto_guided import AutoGuidedPipeline
 from hfnoise.pipelines.guided import guided_class
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
 from hfnoise.pipelines.saved_parts import PipelineRepository, part_dtype
 
 # All but the revision: it is another repository.
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
+_DOWNLOAD_OPTIONS = tuple(name for name in HUB_OPTIONS if name != "revision")
 
 
 class InitialNoisePreset(AutoGuidedPipeline):
@@ -49,7 +50,7 @@ class InitialNoisePreset(AutoGuidedPipeline):
         """
         network = kwargs.pop(cls.network, None)
         changed, kwargs = cls._take_options(kwargs)
-        options = {name: kwargs.get(name) for name in ("variant", "use_safetensors", *_HUB_OPTIONS)}
+        options = {name: kwargs.get(name) for name in ("variant", "use_safetensors", *_DOWNLOAD_OPTIONS)}
         options["dtype"] = part_dtype(kwargs, cls.folder)
         noise = cls._given(initial_noise, network, options)
         pipe = super().from_pretrained(pretrained_model_name_or_path, guider, noise, **kwargs)

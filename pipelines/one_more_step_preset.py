@@ -53,6 +53,11 @@ class OneMoreStepPipeline(InitialNoisePreset):
 
     @classmethod
     def _take_options(cls, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        if "oms_enabled" in kwargs:
+            raise TypeError(
+                "oms_enabled is for one call of the pipeline: pipe(prompt, oms_enabled=False). For all calls it is "
+                "oms_scale=0."
+            )
         return take_oms_options(kwargs)
 
     @classmethod

@@ -63,7 +63,7 @@ class ReDenoise(InitialNoise):
         compat: str | None = None,
     ) -> None:
         self.num_steps = 10 if num_steps is None and strength is None else num_steps
-        self.strength, self.guidance_scales = strength, tuple(guidance_scales)
+        self.strength, self.guidance_scales = strength, guidance_scales
         self.iterations, self.normalize, self.compat = iterations, normalize, compat
         self.report: StartReport | None = None
         self._check()
@@ -82,8 +82,9 @@ class ReDenoise(InitialNoise):
             assert self.strength is not None
             if not 0.0 <= self.strength < float("inf"):
                 raise ValueError(f"strength must be at least 0, where 0 is off; got {self.strength}.")
-        if len(self.guidance_scales) != 2:
-            raise ValueError(f"guidance_scales are two, down and up, got {self.guidance_scales}.")
+        if not isinstance(self.guidance_scales, (list, tuple)) or len(self.guidance_scales) != 2:
+            raise ValueError(f"guidance_scales are a pair, down and up, got {self.guidance_scales!r}.")
+        self.guidance_scales = tuple(self.guidance_scales)
         for scale in self.guidance_scales:
             check_number("guidance_scales", scale)
             if not 0.0 <= scale < float("inf"):

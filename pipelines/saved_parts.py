@@ -19,7 +19,7 @@ from diffusers.guiders import BaseGuidance
 from huggingface_hub import get_cached_repo_tree, hf_hub_download
 from huggingface_hub.errors import CachedRepoTreeNotFoundError, EntryNotFoundError, LocalEntryNotFoundError
 
-from hfnoise.latents.hf_checkpoints import read_json
+from hfnoise.latents.hf_checkpoints import HUB_OPTIONS, read_json
 from hfnoise.pipelines.guiders import AutoGuider
 from hfnoise.pipelines.initial_noise import InitialNoise
 from hfnoise.pipelines.initial_noise_files import (
@@ -39,7 +39,6 @@ _WRITTEN = ("config.json", "guider_config.json", NOISE_FILE, "one_more_step.json
 _WEIGHTS = "diffusion_pytorch_model"
 _WRITTEN_FOLDERS = ("text_encoder", "tokenizer")
 _LOADING = ("dtype", "torch_dtype", "variant", "use_safetensors")
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 def marker_files() -> dict[str, str]:
@@ -175,7 +174,7 @@ class PipelineRepository:
                     f"Download it (huggingface_hub.snapshot_download({path!r})) and give the folder."
                 )
             path = os.path.join(path, subfolder)
-        options = {name: arguments[name] for name in _HUB_OPTIONS if arguments.get(name) is not None}
+        options = {name: arguments[name] for name in HUB_OPTIONS if arguments.get(name) is not None}
         index, commit = DiffusionPipeline.load_config(path, return_commit_hash=True, **options)
         if commit is not None and not os.path.isdir(path):
             # One commit for all parts, even if somebody pushes in between.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,7 +45,7 @@ def side_pipeline(pipe: Any) -> Any:
     return side
 
 
-def guided_side_pipeline(pipe: Any, initial_noise: InitialNoise) -> Any:
+def guided_side_pipeline(pipe: Any, initial_noise: InitialNoise | None) -> Any:
     """Return a [`side_pipeline`] that is guided as the pipeline is, and starts from what it is given.
 
     Its guider is one of its own, so that the report of the pipeline's is of the pipeline's run. Call it within
@@ -53,7 +53,7 @@ def guided_side_pipeline(pipe: Any, initial_noise: InitialNoise) -> Any:
 
     Args:
         pipe: of diffusers, guided or not.
-        initial_noise ([`InitialNoise`]): for the slot, which is not what the pipeline has there.
+        initial_noise ([`InitialNoise`], *optional*): for the slot, in place of what the pipeline has there.
 
     Example:
         >>> from hfnoise.pipelines import BrightnessOffset
@@ -83,6 +83,22 @@ def _own_guider(guider: Any) -> Any:
     if getattr(guider, "inner", None) is not None:
         twin.__dict__["inner"] = _own_guider(guider.inner)
     return twin
+
+
+def per_prompt(call: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Return arguments of a call of several prompts, with a negative prompt for each where one was given for all.
+
+    Pipelines of Stable Diffusion refuse one text beside several.
+
+    Example:
+        >>> from hfnoise.pipelines.side_run import per_prompt
+        >>> per_prompt({"negative_prompt": "blurry", "num_inference_steps": 4}, 2)
+        {'negative_prompt': ['blurry', 'blurry'], 'num_inference_steps': 4}
+    """
+    return {
+        name: [value] * count if name.startswith("negative_prompt") and isinstance(value, str) else value
+        for name, value in call.items()
+    }
 
 
 @contextlib.contextmanager

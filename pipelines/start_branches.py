@@ -103,9 +103,14 @@ class StartBranches:
             uncond (`bool`, defaults to `True`): whether the one without prompt is needed.
 
         Raises:
-            ValueError: if the model has no branch without prompt after all, or its prediction is in another space
-                than its noise.
+            ValueError: if the noise holds NaN, the model has no branch without prompt after all, or its prediction is
+                in another space than its noise.
         """
+        if not bool(torch.isfinite(noise).all()):
+            raise ValueError(
+                f"the noise to be refined of {self.context.name} holds NaN or infinity: the latents that were given "
+                "do, or the model predicts such, as some do in float16."
+            )
         # Another guided run of this call may be around the denoiser: these evaluations are none of its steps.
         run = outside(self._run)
         step: FirstStep = run(noise, uncond and self.weak_model is None)

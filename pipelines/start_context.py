@@ -11,6 +11,8 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from hfnoise.latents.text_mask import text_mask
+
 # Options of `encode_prompt` for one prompt a sample, without guidance; not every pipeline has them.
 _ENCODE_ALONE = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
 
@@ -106,8 +108,7 @@ class StartContext:
         states = self.prompt_embeds
         if states is None or self.encoded is None:
             return None
-        parts = (part for part in self.encoded[1:] if isinstance(part, Tensor) and part.shape == states.shape[:2])
-        return next((part for part in parts if _is_mask(part)), None)
+        return text_mask(self.encoded)
 
     @property
     def negative_prompt_embeds(self) -> Tensor | None:
@@ -160,11 +161,6 @@ class StartContext:
 
     def _per_sample(self, words: Any, name: str) -> list[str] | None:
         return repeated_words(words, self.batch, name)
-
-
-def _is_mask(part: Tensor) -> bool:
-    # Pooled states are numbers of any size; some pipelines cast masks to their dtype.
-    return bool(((part == 0) | (part == 1)).all() and part.bool().any(1).all())
 
 
 def repeated_words(words: str | Sequence[str] | None, batch: int, name: str) -> list[str] | None:

@@ -28,6 +28,7 @@ PYTHON_BLOCKS = [
         "guidance",
         "one_more_step",
         "diffusion_training",
+        "golden_noise",
     )
     for block in python_blocks(f"docs/{page}.md")
 ]
@@ -49,6 +50,8 @@ SMALLER = {
     "target_epsilon=6)": "noise_multiplier=1.0)",
     "num_inference_steps=20": "num_inference_steps=4",
     "max_steps=20": "max_steps=2",
+    "noises_per_prompt=16": "noises_per_prompt=2",
+    "budget=40": "budget=20",
     "guidance_scale=4.0)": "guidance_scale=4.0, num_inference_steps=8)",
     '{digit}"] * 8': '{digit}"] * 2',
 }
@@ -68,6 +71,15 @@ def test_table_of_methods():
         for method in METHODS
     ]
     assert "\n".join(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_names_in_the_docs_are_public():
+    import hfnoise
+
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    # Calls, also outside of blocks; a module has more dots.
+    named = {name for page in pages for name in re.findall(r"\bhfnoise\.(\w+)\(", page.read_text(encoding="utf-8"))}
+    assert "start_gap" in named and not [name for name in named if not hasattr(hfnoise, name)]
 
 
 @pytest.fixture

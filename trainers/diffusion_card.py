@@ -22,6 +22,8 @@ class DiffusionCardMixin:
     args: Any
     model: Any
     state: Any
+    # Hub id of the pipeline that the model is trained for, where a launcher knows it: the model has a folder's name.
+    pipeline_name: str | None = None
     _card_tags: tuple[str, ...] = _TAGS
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -38,7 +40,7 @@ class DiffusionCardMixin:
         tags = given.get("tags") or []
         folder = Path(self.args.output_dir)
         adapter = self._is_adapter()  # type: ignore[attr-defined]
-        base = given.get("finetuned_from") or hub_name(self._denoiser().config.get("_name_or_path") or "")  # type: ignore[attr-defined]
+        base = given.get("finetuned_from") or self._base_name()
         relation = {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"} if base else {}
         data = ModelCardData(
             library_name="diffusers",
@@ -76,6 +78,9 @@ class DiffusionCardMixin:
         ]
         names = ("noise_offset", "input_perturbation", "prompt_dropout", "ema_decay")
         return rows + [(f"`{name}`", f"{getattr(args, name):g}") for name in names if getattr(args, name)]
+
+    def _base_name(self) -> str | None:
+        return self.pipeline_name or hub_name(self._denoiser().config.get("_name_or_path") or "")  # type: ignore[attr-defined]
 
     def _lead(self, base: str | None, adapter: bool) -> str:
         kind = type(self._denoiser()).__name__  # type: ignore[attr-defined]

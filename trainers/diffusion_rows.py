@@ -44,12 +44,14 @@ class DenoiserInputs:
         input_name (`str`): its argument for the noisy latents, `"sample"` or `"hidden_states"`.
         names (`frozenset[str]`): its other arguments.
         required (`frozenset[str]`): those of them without default.
+        source (`str`): what makes such columns, for messages.
     """
 
     name: str
     input_name: str
     names: frozenset[str]
     required: frozenset[str]
+    source: str = "hfnoise.trainers.diffusion_latents.precompute_latents makes them from images and captions."
 
     @classmethod
     def of(cls, model: Any, timed: bool = True) -> DenoiserInputs:
@@ -90,7 +92,7 @@ class DenoiserInputs:
         if missing:
             raise ValueError(
                 f"{where} has no column {', '.join(missing)}, which {self.name} needs; it has {sorted(columns)}. "
-                "hfnoise.trainers.diffusion_latents.precompute_latents makes them from images and captions."
+                f"{self.source}"
             )
         strange = sorted(name for name in columns if name != LATENTS and name.partition(".")[0] not in self.names)
         if strange:

@@ -39,11 +39,24 @@ class DiffusionSavingMixin:
         Raises:
             ValueError: for a damaged checkpoint, or one of another run.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-        if resume_from_checkpoint:
-            check_identity(str(resume_from_checkpoint), self.identity())
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)  # type: ignore[misc]
+        return super().train(self.checkpoint_to_resume(resume_from_checkpoint), *args, **kwargs)  # type: ignore[misc]
+
+    def checkpoint_to_resume(self, given: str | bool | None) -> str | None:
+        """Return the folder of a checkpoint of this run; `None` for a run from the start.
+
+        Args:
+            given (`str` or `bool`, *optional*): a checkpoint; `True` is the last whole one. On a command line it is a
+                word, `"true"` or `"false"`.
+
+        Raises:
+            ValueError: for a damaged checkpoint, one of another run, or if there is none.
+        """
+        word = str(given).lower()
+        if not given or word == "false":
+            return None
+        folder = last_complete_checkpoint(self.args.output_dir) if word == "true" else str(given)
+        check_identity(folder, self.identity())
+        return folder
 
     if TYPE_CHECKING:
 
@@ -168,7 +181,7 @@ def load_weights(model: Any, folder: Path) -> None:
         return
     if not (folder / "config.json").is_file():
         raise ValueError(f"{str(folder)!r} has no config.json, so it is not a saved {type(model).__name__}.")
-    loaded = type(model).from_pretrained(folder, torch_dtype=next(model.parameters()).dtype).state_dict()
+    loaded = type(model).from_pretrained(folder, dtype=next(model.parameters()).dtype).state_dict()
     _check_shapes(folder, {name: one.shape for name, one in loaded.items()}, model.state_dict())
     model.load_state_dict(loaded)
 

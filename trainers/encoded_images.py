@@ -13,6 +13,7 @@ import datasets
 import torch
 from torch import Tensor
 
+from hfnoise.cards import hub_name
 from hfnoise.folders import new_folder
 from hfnoise.latents.hf_checkpoints import read_json
 from hfnoise.trainers.diffusion_latents import encode_prompts, precompute_latents
@@ -79,6 +80,16 @@ def load_training_pipeline(script: Any, device: Any, denoiser: bool = True) -> A
         if module is not None:
             module.to(device).eval().requires_grad_(False)
     return pipe
+
+
+def pipeline_on_the_hub(script: Any) -> str | None:
+    """Return the Hub id of the pipeline that the script arguments name; `None` for a folder or an embedded one.
+
+    Args:
+        script ([`~hfnoise.trainers.image_arguments.ImageScriptArguments`]): of the command line.
+    """
+    name = script.model_name_or_path
+    return None if name is None else hub_name(resolve_pipeline(name))
 
 
 def encode_images(script: Any, training: Any, pipe: Any) -> EncodedImages:

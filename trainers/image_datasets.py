@@ -45,7 +45,9 @@ def load_images(script: Any, seed: int) -> tuple[datasets.Dataset, datasets.Data
             f"dataset {name!r} has no split {script.dataset_train_split!r}; it has {sorted(splits)}. Name one with "
             "--dataset_train_split."
         )
-    train, held_out = splits[script.dataset_train_split], splits.get(script.dataset_test_split)
+    # Before some are held out: rows are named by their number.
+    names = (script.dataset_train_split, script.dataset_test_split)
+    train, held_out = (_checked(splits[one], script) if one in splits else None for one in names)
     if held_out is None and script.validation_size:
         size = script.validation_size
         rows = int(size) if size >= 1 else round(size * len(train))
@@ -57,8 +59,7 @@ def load_images(script: Any, seed: int) -> tuple[datasets.Dataset, datasets.Data
         parts = train.train_test_split(test_size=rows, seed=seed)
         train, held_out = parts["train"], parts["test"]
         logger.info("%d of %d images are held out for evaluation.", rows, rows + len(train))
-    parts = [None if one is None else _checked(one, script) for one in (train, held_out)]
-    return parts[0], parts[1]
+    return train, held_out
 
 
 def world_images(world: DigitWorld, image_column: str = "image", caption_column: str = "text") -> dict[str, Any]:

@@ -55,9 +55,10 @@ def train_module(arguments: Sequence[str]) -> int:
     script, training = parse(f"hfnoise {name}", types, options, needed)
     try:
         trainer = _trainer(script, training)
+        checkpoint = trainer.checkpoint_to_resume(training.resume_from_checkpoint)
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise UsageError(str(error)) from error
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     metrics = last_metrics(trainer)
     save_and_share(trainer, training, script)
     if trainer.is_world_process_zero():
@@ -67,16 +68,34 @@ def train_module(arguments: Sequence[str]) -> int:
 
 
 def _trainer(script: OneMoreStepScriptArguments, training: Any) -> Any:
-    from transformers import set_seed
-
-    from hfnoise.trainers.diffusion_rows import STATES
+    from hfnoise.trainers.diffusion_latents import encode_prompts
+    from hfnoise.trainers.encoded_images import encode_images, load_training_pipeline, pipeline_on_the_hub
     from hfnoise.trainers.one_more_step import OneMoreStepTrainer
 
     check_writable(training.output_dir)
-    data = _brightness(training.seed) if script.world else _encoded(script, training)
-    row = data.train[0]
-    channels, width = row["latents"].shape[0], row[STATES].shape[-1]
-    set_seed(training.seed)
+    if script.world:
+        data = _brightness(training.seed)
+        module = _fitting_module(script, training.seed, data.train[0]["latents"].shape[0], data.empty_prompt)
+    else:
+        pipe = load_training_pipeline(script, training.device, denoiser=False)
+        # Before the images are encoded, which may take hours.
+        module = _fitting_module(script, training.seed, pipe.vae.config.latent_channels, encode_prompts(pipe, [""]))
+        data = encode_images(script, training, pipe)
+    trainer = OneMoreStepTrainer(
+        module, training, train_dataset=data.train, eval_dataset=data.evaluation, empty_prompt=data.empty_prompt
+    )
+    trainer.pipeline_name = pipeline_on_the_hub(script)
+    return trainer
+
+
+def _fitting_module(script: OneMoreStepScriptArguments, seed: int, channels: int, empty_prompt: Any) -> Any:
+    """Return [`new_module`] for latents and text states, after a check that it reads those."""
+    from transformers import set_seed
+
+    from hfnoise.trainers.diffusion_rows import STATES
+
+    width = empty_prompt[STATES].shape[-1]
+    set_seed(seed)
     module = new_module(script, channels, width)
     found = module.config.cross_attention_dim
     if found != width:
@@ -85,15 +104,7 @@ def _trainer(script: OneMoreStepScriptArguments, training: Any) -> Any:
             f"those of {script.model_name_or_path or script.world!r} are {width} wide. Train it with the text "
             "encoder that it reads, or make a new one: leave --module_name_or_path out."
         )
-    return OneMoreStepTrainer(
-        module, training, train_dataset=data.train, eval_dataset=data.evaluation, empty_prompt=data.empty_prompt
-    )
-
-
-def _encoded(script: OneMoreStepScriptArguments, training: Any) -> EncodedImages:
-    from hfnoise.trainers.encoded_images import encode_images, load_training_pipeline
-
-    return encode_images(script, training, load_training_pipeline(script, training.device, denoiser=False))
+    return module
 
 
 def _brightness(seed: int) -> EncodedImages:
@@ -134,7 +145,7 @@ def new_module(script: OneMoreStepScriptArguments, channels: int, width: int) ->
 
     if script.module_name_or_path:
         variant = script.module_variant
-        module: Any = load_module(script.module_name_or_path, variant=variant, torch_dtype=torch.float32)
+        module: Any = load_module(script.module_name_or_path, variant=variant, dtype=torch.float32)
         return module
     widths = tuple(script.block_out_channels or _PUBLISHED_WIDTHS)
     levels = len(widths) - 1

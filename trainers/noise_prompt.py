@@ -15,7 +15,7 @@ from hfnoise.trainers.diffusion_noise import TrainingNoise
 from hfnoise.trainers.diffusion_rows import LATENTS, DenoiserInputs
 from hfnoise.trainers.noise_prompt_arguments import NoisePromptTrainingArguments
 from hfnoise.trainers.noise_prompt_card import NoisePromptCardMixin
-from hfnoise.trainers.noise_prompt_rows import DELTA, MARGIN, MASK, PROMPT_INDEX, STATES
+from hfnoise.trainers.noise_prompt_rows import DELTA, MARGIN, MASK, PROMPT_INDEX, STATES, margins_of
 
 Reward = Callable[[Tensor, dict[str, Tensor]], Tensor]
 
@@ -90,6 +90,8 @@ class NoisePromptTrainer(NoisePromptCardMixin, DiffusionTrainer):
         self.reward = reward
         self._margin_scale = 1.0
         super().__init__(model, training, **kwargs)
+        for where in ("train_dataset", "eval_dataset"):
+            self._check_first_row(getattr(self, where), where)
         if training.loss == "pairs":
             self.compute_metrics = _explained
 
@@ -102,20 +104,25 @@ class NoisePromptTrainer(NoisePromptCardMixin, DiffusionTrainer):
                 "hfnoise.NPNet(...)."
             )
         pairs = self.args.loss == "pairs"
-        weighted = self.args.min_margin is not None or self.args.margin_temperature is not None
-        required = {STATES} | ({DELTA} if pairs else set()) | ({MARGIN} if weighted else set())
+        required = {STATES} | ({DELTA} if pairs else set()) | ({MARGIN} if self._is_weighted else set())
         return DenoiserInputs(
             type(network).__name__,
             "noise",
             frozenset({STATES, MASK, DELTA, MARGIN, PROMPT_INDEX}),
             frozenset(required),
+            "hfnoise.trainers.noise_prompt_rows.NoisePairRows makes them from pairs, with margins where a verifier "
+            "has scored them, and PromptRows from prompts.",
         )
 
     def set_schedule(self, scheduler: Any, loss_weighting: Any) -> None:
-        """Find the scale of the weights, so that their mean over the training set is 1; there is no schedule."""
-        margins = getattr(self.train_dataset, "margins", None)
-        if margins is None or self.args.loss != "pairs":
+        """Find the scale of the weights, so that their mean over the training set is 1; there is no schedule.
+
+        Raises:
+            ValueError: if margins are to weigh a stream, whose mean weight nobody knows, or leave no pair.
+        """
+        if not self._is_weighted or self.train_dataset is None:
             return
+        margins = margins_of(self.train_dataset)
         mean = float(self._weights_of(margins.double()).mean())
         if not mean > 0:
             raise ValueError(
@@ -133,8 +140,7 @@ class NoisePromptTrainer(NoisePromptCardMixin, DiffusionTrainer):
         """Return the loss of a batch, a scalar in float32; see the class."""
         if self.args.loss == "reward":
             return self._reward_loss(model, inputs, draws.noise)
-        delta = self._refined(model, inputs, inputs[LATENTS].float()).delta
-        errors = (delta - inputs[DELTA].float()).square().flatten(1).mean(1)
+        errors = self._left(model, inputs).mean(1)
         return (errors * self._weights(inputs, errors)).mean()
 
     def prediction_step(
@@ -148,10 +154,20 @@ class NoisePromptTrainer(NoisePromptCardMixin, DiffusionTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             if self.args.loss == "reward":
                 return self._reward_loss(model, inputs, draws.noise), None, None
-            target = inputs[DELTA].float()
-            left = (self._refined(model, inputs, inputs[LATENTS].float()).delta - target).square().flatten(1)
+            left = self._left(model, inputs)
             loss = (left.mean(1) * self._weights(inputs, left)).mean()
-            return loss, left.sum(1), target.square().flatten(1).sum(1)
+            return loss, left.sum(1), inputs[DELTA].float().square().flatten(1).sum(1)
+
+    def _left(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """Return what is left of the change, squared, one row a sample."""
+        if inputs[DELTA].shape != inputs[LATENTS].shape:
+            raise ValueError(
+                f"{DELTA} is of shape {tuple(inputs[DELTA].shape)} and {LATENTS} of {tuple(inputs[LATENTS].shape)}: a "
+                "change is of the shape of its noise."
+            )
+        return (
+            (self._refined(model, inputs, inputs[LATENTS].float()).delta - inputs[DELTA].float()).square().flatten(1)
+        )
 
     def _refined(self, model: Any, inputs: dict[str, Tensor], noise: Tensor) -> Any:
         return model(noise, inputs[STATES].float(), inputs.get(MASK))
@@ -172,17 +188,42 @@ class NoisePromptTrainer(NoisePromptCardMixin, DiffusionTrainer):
             )
         return -reward.float().mean() + self.args.delta_penalty * refined.delta.square().flatten(1).sum(1).mean() / 2
 
+    @property
+    def _is_weighted(self) -> bool:
+        return self.args.min_margin is not None or self.args.margin_temperature is not None
+
+    def _check_first_row(self, dataset: Any, where: str) -> None:
+        """Raise ValueError if the network does not take the first row; a stream is not read."""
+        if isinstance(dataset, dict):
+            for name, one in dataset.items():
+                self._check_first_row(one, f"{where}[{name!r}]")
+            return
+        if not hasattr(dataset, "__len__"):
+            return
+        network = self._denoiser()
+        device, was_training = next(network.parameters()).device, network.training
+        inputs = {name: one.to(device) for name, one in self.data_collator([dataset[0]]).items()}
+        try:
+            with torch.no_grad():
+                network.eval()
+                if self.args.loss == "pairs":
+                    self._left(network, inputs)
+                else:
+                    self._refined(network, inputs, inputs[LATENTS].float())
+        except ValueError as error:
+            raise ValueError(f"the first row of {where}: {error}") from error
+        finally:
+            network.train(was_training)
+
     def _weights(self, inputs: dict[str, Tensor], like: Tensor) -> Tensor:
-        if self.args.min_margin is None and self.args.margin_temperature is None:
+        if not self._is_weighted:
             return torch.ones(len(like), device=like.device)
         return self._weights_of(inputs[MARGIN].float()) * self._margin_scale
 
     def _weights_of(self, margins: Tensor) -> Tensor:
         if self.args.margin_temperature is not None:
             return torch.sigmoid(margins / self.args.margin_temperature)
-        if self.args.min_margin is not None:
-            return (margins > self.args.min_margin).to(margins.dtype)
-        return torch.ones_like(margins)
+        return (margins > self.args.min_margin).to(margins.dtype)
 
 
 def _explained(prediction: EvalPrediction) -> dict[str, float]:

@@ -66,12 +66,18 @@ class NoisePromptTrainingArguments(DiffusionTrainingArguments):
             raise ValueError(
                 f"prompt_dropout is {self.prompt_dropout}; the network is never used without a prompt. Leave it out."
             )
+        if self.gradient_checkpointing or self.activation_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing and activation_checkpointing: the networks of golden noise are small and have "
+                "none. Leave them out; where a reward takes the memory, call enable_gradient_checkpointing() of the "
+                "pipeline's denoiser."
+            )
         if self.batch_eval_metrics:
             raise ValueError("batch_eval_metrics must be False: a share of the variance is of all rows.")
         if self.loss not in NOISE_PROMPT_LOSSES:
             raise ValueError(f"loss is {self.loss!r}; choose {' or '.join(NOISE_PROMPT_LOSSES)}.")
         for name in ("min_margin", "margin_temperature", "delta_penalty"):
-            if getattr(self, name) is not None:
+            if name == "delta_penalty" or getattr(self, name) is not None:
                 setattr(self, name, finite_number(name, getattr(self, name)))
         if self.min_margin is not None and self.margin_temperature is not None:
             raise ValueError("min_margin leaves pairs out and margin_temperature weighs them: give one of the two.")

@@ -8,6 +8,8 @@ from hfnoise.cards import hub_name
 from hfnoise.trainers.diffusion_card import DiffusionCardMixin
 from hfnoise.worlds.pipeline_names import EMBEDDED
 
+_R2 = "delta_r2"
+
 
 class NoisePromptCardMixin(DiffusionCardMixin):
     """The part of [`~hfnoise.NoisePromptTrainer`] that writes `README.md`."""
@@ -66,8 +68,12 @@ class NoisePromptCardMixin(DiffusionCardMixin):
         last: dict[str, float] = {}
         for entry in self.state.log_history:
             last |= entry
-        names = {"eval_delta_r2": "R² of the change", "eval_win_rate": "images preferred over those of plain noise"}
-        shown = [(text, f"{last[name]:.4f}") for name, text in names.items() if name in last]
+        # Of each dataset, where there are several: eval_..._delta_r2.
+        shares = {name.removeprefix("eval_").removesuffix(_R2).rstrip("_"): value for name, value in last.items()
+                  if name.startswith("eval_") and name.endswith(_R2)}  # fmt: skip
+        shown = [(f"R² of the change{f' ({name})' if name else ''}", f"{value:.4f}") for name, value in shares.items()]
+        if "eval_win_rate" in last:
+            shown.append(("images preferred over those of plain noise", f"{last['eval_win_rate']:.4f}"))
         for name in last:
             what = name.removeprefix("eval_").removesuffix("_plain")
             if name.endswith("_plain"):

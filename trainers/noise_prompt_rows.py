@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from hfnoise.latents.pair_diagnosis import PairDiagnosis, diagnose_pairs
+from hfnoise.latents.text_mask import text_mask
 from hfnoise.trainers.diffusion_rows import LATENTS
 
 STATES, MASK, DELTA, MARGIN = "prompt_embeds", "attention_mask", "delta", "margin"
@@ -50,27 +52,30 @@ class NoisePairRows(Dataset):
                 f"pairs have the columns {_COLUMNS}; {missing or 'all rows'} missing in {pairs.column_names}. "
                 "hfnoise.collect_noise_pairs makes them."
             )
-        unknown = sorted(set(pairs["prompt"]) - set(states))
+        # A whole column at once: one by one its rows take seconds, of a hundred thousand.
+        unknown = sorted(set(pairs["prompt"][:]) - set(states))
         if unknown:
             raise ValueError(f"no text states of {unknown[:3]}: encode all prompts of the pairs.")
         self.pairs, self.states = pairs.with_format("torch"), states
         self.margins: Tensor | None = None
         if {"score_noise", "score_golden"} <= set(pairs.column_names):
-            self.margins = torch.as_tensor(pairs["score_golden"]) - torch.as_tensor(pairs["score_noise"])
+            golden, noise = (torch.as_tensor(pairs[name][:]) for name in ("score_golden", "score_noise"))
+            self.margins = golden - noise
 
     @classmethod
-    def from_pairs(cls, pairs: Any, pipe: Any, batch_size: int = 64) -> NoisePairRows:
+    def from_pairs(cls, pairs: Any, pipe: Any, batch_size: int = 64, **call: Any) -> NoisePairRows:
         """Return rows with the text states of a pipeline, those that it gives its denoiser.
 
         Args:
             pairs (`datasets.Dataset`): see the class.
             pipe (`DiffusionPipeline`): whose `encode_prompt` is used.
             batch_size (`int`, defaults to `64`): prompts that are encoded together.
+            **call: of the pipeline's call, as in [`prompt_states`].
 
         Raises:
             ValueError: if the pipeline encodes no prompts.
         """
-        return cls(pairs, prompt_states(pipe, list(dict.fromkeys(pairs["prompt"])), batch_size))
+        return cls(pairs, prompt_states(pipe, list(dict.fromkeys(pairs["prompt"][:])), batch_size, **call))
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -131,6 +136,7 @@ class PromptRows(Dataset):
         pipe (`DiffusionPipeline`): whose `encode_prompt` is used.
         prompts (sequence of `str`): as often as they are to come.
         shape (`tuple` of three `int`): of the latents of a sample.
+        **call: of the pipeline's call, as in [`prompt_states`].
 
     Raises:
         ValueError: if there are no prompts.
@@ -142,12 +148,12 @@ class PromptRows(Dataset):
         torch.Size([8, 64])
     """
 
-    def __init__(self, pipe: Any, prompts: Sequence[str], shape: Sequence[int]) -> None:
+    def __init__(self, pipe: Any, prompts: Sequence[str], shape: Sequence[int], **call: Any) -> None:
         if not prompts or isinstance(prompts, str):
             raise ValueError("prompts must be a list of texts, with at least one.")
         self.prompts, self.shape = list(prompts), tuple(shape)
         distinct = list(dict.fromkeys(self.prompts))
-        self.states = prompt_states(pipe, distinct)
+        self.states = prompt_states(pipe, distinct, **call)
         self.numbers = {prompt: number for number, prompt in enumerate(distinct)}
 
     def __len__(self) -> int:
@@ -160,13 +166,21 @@ class PromptRows(Dataset):
 
 
 @torch.no_grad()
-def prompt_states(pipe: Any, prompts: Sequence[str], batch_size: int = 64) -> dict[str, dict[str, Tensor]]:
+def prompt_states(
+    pipe: Any, prompts: Sequence[str], batch_size: int = 64, **call: Any
+) -> dict[str, dict[str, Tensor]]:
     """Return the text states of prompts as a pipeline gives them to its denoiser, with the mask where there is one.
+
+    What a pipeline's call tells `encode_prompt` by default, it is told here too: Sana's instruction to rewrite a
+    prompt, the length of Qwen-Image's. Where states are as long as the longest prompt of their batch, all are padded
+    to the longest, behind the mask.
 
     Args:
         pipe (`DiffusionPipeline`): whose `encode_prompt` is used.
         prompts (sequence of `str`): each once.
         batch_size (`int`, defaults to `64`): prompts that are encoded together.
+        **call: of the pipeline's call, in place of its defaults; `encode_prompt` is given those that it takes, such as
+            `clip_skip` and `max_sequence_length`.
 
     Raises:
         ValueError: if the pipeline encodes no prompts.
@@ -182,24 +196,55 @@ def prompt_states(pipe: Any, prompts: Sequence[str], batch_size: int = 64) -> di
             f"{type(pipe).__name__} encodes no prompts. Make the states yourself: NoisePairRows(pairs, states)."
         )
     known = inspect.signature(pipe.encode_prompt).parameters
+    of_call = inspect.signature(type(pipe).__call__).parameters
+    options = {name: one.default for name, one in of_call.items() if one.default is not one.empty} | call
+    options |= {"num_images_per_prompt": 1, "do_classifier_free_guidance": False, "device": pipe._execution_device}
     found: dict[str, dict[str, Tensor]] = {}
     for start in range(0, len(prompts), batch_size):
         part = list(prompts[start : start + batch_size])
-        options = {"prompt": part, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-        options |= {"device": pipe._execution_device, "prompt_2": None, "prompt_3": None}
-        outputs = pipe.encode_prompt(**{name: value for name, value in options.items() if name in known})
-        states = outputs[0] if isinstance(outputs, tuple) else outputs
-        masks = _mask(outputs, states)
+        outputs = pipe.encode_prompt(
+            **{name: value for name, value in {**options, "prompt": part}.items() if name in known}
+        )
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        states, masks = outputs[0], text_mask(outputs)
         for row, prompt in enumerate(part):
             found[prompt] = {STATES: states[row].float().cpu()}
             if masks is not None:
-                found[prompt][MASK] = masks[row].cpu()
-    return found
+                found[prompt][MASK] = masks[row].long().cpu()
+    return _of_one_length(found)
 
 
-def _mask(outputs: Any, states: Tensor) -> Tensor | None:
-    """Return the mask among the outputs of `encode_prompt`: the first of whole numbers, a number a token."""
-    for one in outputs if isinstance(outputs, tuple) else ():
-        if isinstance(one, Tensor) and one.shape == states.shape[:2] and not one.is_complex():
-            return one
-    return None
+def _of_one_length(found: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    longest = max((len(row[STATES]) for row in found.values()), default=0)
+    if all(len(row[STATES]) == longest for row in found.values()) and len({MASK in row for row in found.values()}) < 2:
+        return found
+    padded = {}
+    for prompt, row in found.items():
+        states, missing = row[STATES], longest - len(row[STATES])
+        # Some pipelines leave out a mask that hides nothing.
+        mask = row.get(MASK, torch.ones(len(states), dtype=torch.long))
+        padded[prompt] = {STATES: F.pad(states, (0, 0, 0, missing)), MASK: F.pad(mask, (0, missing))}
+    return padded
+
+
+def margins_of(dataset: Any) -> Tensor:
+    """Return the margins of all rows of a dataset.
+
+    Args:
+        dataset: [`NoisePairRows`], a part of such rows, or any dataset with a number of rows.
+
+    Raises:
+        ValueError: if it is a stream.
+    """
+    if isinstance(getattr(dataset, "margins", None), Tensor):
+        return dataset.margins
+    if isinstance(dataset, Subset):
+        return margins_of(dataset.dataset)[list(dataset.indices)]
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(
+            "min_margin and margin_temperature weigh pairs at a mean of 1, and the mean of a stream is not known. "
+            "Give a dataset with a number of rows (NoisePairRows reads them as they are needed), or filter the stream."
+        )
+    if MARGIN in (getattr(dataset, "column_names", None) or ()):
+        return torch.as_tensor(dataset[MARGIN][:])
+    return torch.stack([torch.as_tensor(dataset[index][MARGIN]) for index in range(len(dataset))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hfnoise.cards import hub_name
 from hfnoise.latents import ResidualStatistics
 from hfnoise.latents.hf_time_free_unet import module_residuals
 from hfnoise.trainers.diffusion_card import DiffusionCardMixin
@@ -29,6 +30,10 @@ class OneMoreStepCardMixin(DiffusionCardMixin):
             rows.append((f"terminal prior: spread of the wave of {waves}", _spread(part)))
         return rows
 
+    def _base_name(self) -> str | None:
+        # That it goes on from; the pipeline is no base of the module.
+        return hub_name(self._denoiser().config.get("_name_or_path") or "")  # type: ignore[attr-defined]
+
     def _lead(self, base: str | None, adapter: bool) -> str:
         source = f", from [{base}](https://huggingface.co/{base})" if base else ""
         return (
@@ -40,14 +45,20 @@ class OneMoreStepCardMixin(DiffusionCardMixin):
 
     def _snippet(self, base: str | None, adapter: bool) -> str:
         name = self.hub_model_id or self.args.output_dir  # type: ignore[attr-defined]
+        pipeline = self.pipeline_name or "the base pipeline"
         return (
             "from hfnoise import OneMoreStep, OneMoreStepPipeline\n\n"
             f'step = OneMoreStep.from_pretrained("{name}")\n'
-            'pipe = OneMoreStepPipeline.from_pretrained("the base pipeline", initial_noise=step)'
+            f'pipe = OneMoreStepPipeline.from_pretrained("{pipeline}", initial_noise=step)'
         )
 
     def _use_note(self) -> str:
-        return "It serves every model and scheduler with the autoencoder and the text states that it was trained on."
+        name = self.pipeline_name
+        source = f", those of [{name}](https://huggingface.co/{name})" if name else ""
+        return (
+            "It serves every model and scheduler with the autoencoder and the text states that it was trained on"
+            f"{source}."
+        )
 
     def _metric_rows(self) -> list[tuple[str, str]]:
         name = "eval_low_frequency_r2"

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from hfnoise import DiffusionTrainer, DiffusionTrainingArguments
 from hfnoise.errors import UsageError
 from hfnoise.trainers.command_line import parse
-from hfnoise.trainers.encoded_images import encode_images, load_training_pipeline
+from hfnoise.trainers.encoded_images import encode_images, load_training_pipeline, pipeline_on_the_hub
 from hfnoise.trainers.image_arguments import ImageScriptArguments
 from hfnoise.trainers.launch import save_and_share
 
@@ -52,7 +52,7 @@ def make_trainer(script, training, lora):
     """Return the trainer of what a command line asks for."""
     pipe = load_training_pipeline(script, training.device)
     data = encode_images(script, training, pipe)
-    return DiffusionTrainer(
+    trainer = DiffusionTrainer(
         pipe.unet,
         training,
         scheduler=pipe.scheduler,
@@ -61,6 +61,8 @@ def make_trainer(script, training, lora):
         empty_prompt=data.empty_prompt,
         peft_config=lora.config(),
     )
+    trainer.pipeline_name = pipeline_on_the_hub(script)  # for the card
+    return trainer
 
 
 def main(arguments):
@@ -69,11 +71,12 @@ def main(arguments):
     try:
         script, training, lora = parse("train_text_to_image.py", types, arguments, NEEDED)
         trainer = make_trainer(script, training, lora)
+        checkpoint = trainer.checkpoint_to_resume(training.resume_from_checkpoint)
     except (UsageError, ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     before = None if trainer.eval_dataset is None else trainer.evaluate()["eval_loss"]
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     after = None if trainer.eval_dataset is None else trainer.evaluate()["eval_loss"]
     save_and_share(trainer, training, script)
     if trainer.is_world_process_zero():

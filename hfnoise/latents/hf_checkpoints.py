@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
 from hfnoise.latents.hf_time_free_unet import (
@@ -23,7 +23,8 @@ from hfnoise.latents.hf_time_free_unet import (
 
 MODULE_FOLDER = "oms_module"
 _STOCK_NAME = "UNet2DConditionModel"
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+# Of `from_pretrained`, about downloads.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 def find_file(repository: str | PathLike[str], name: str, **hub_options: Any) -> str | None:
@@ -35,7 +36,7 @@ def find_file(repository: str | PathLike[str], name: str, **hub_options: Any) ->
         hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, ...
 
     Raises:
-        OSError: if there is no such repository.
+        OSError: if there is no such repository, or the Hub is out of reach and nothing of it is in the cache.
         ValueError: if `repository` can be neither.
 
     Example:
@@ -47,14 +48,28 @@ def find_file(repository: str | PathLike[str], name: str, **hub_options: Any) ->
     if os.path.isdir(path):
         file = os.path.join(path, *name.split("/"))
         return file if os.path.isfile(file) else None
-    hub_options = {key: hub_options[key] for key in _HUB_OPTIONS if hub_options.get(key) is not None}
+    hub_options = {key: hub_options[key] for key in HUB_OPTIONS if hub_options.get(key) is not None}
     try:
         found: str = hf_hub_download(path, name, **hub_options)
+    except LocalEntryNotFoundError:
+        _check_cached(path, hub_options)
+        return None
     except EntryNotFoundError:
         return None
     except HFValidationError as error:
         raise ValueError(f"{path} is neither a folder nor the name of a repository on the Hub.") from error
     return found
+
+
+def _check_cached(repository: str, hub_options: dict[str, Any]) -> None:
+    """Raise unless something of a repository is in the cache: offline, a file that is not there is no news then."""
+    try:
+        snapshot_download(repository, **hub_options | {"local_files_only": True})
+    except LocalEntryNotFoundError as error:
+        raise OSError(
+            f"{repository!r} is no folder here, and the Hub cannot be asked for it: it is out of reach, or switched "
+            "off by HF_HUB_OFFLINE, and nothing of the repository is in the cache."
+        ) from error
 
 
 def read_json(repository: str | PathLike[str], name: str, **hub_options: Any) -> dict[str, Any] | None:
@@ -118,7 +133,7 @@ def load_module(
         wanted = " or ".join(f"{place}/config.json".lstrip("/") for place in places)
         raise ValueError(
             f"{path} holds no module of One More Step: there is no {wanted} of a UNet. Give the folder that "
-            "save_pretrained wrote, or say subfolder=..."
+            "save_pretrained wrote, or name the sub-folder."
         )
     if "torch_dtype" in kwargs:  # diffusers 0.42 warns of the name
         kwargs["dtype"] = kwargs.pop("torch_dtype")

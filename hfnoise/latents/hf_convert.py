@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         with new_folder(out) as folder:
             module = convert_oms_checkpoint(
                 given.src, folder, given.stock, subfolder=given.subfolder, variant=given.variant,
-                torch_dtype=getattr(torch, dtype), **options,
+                dtype=getattr(torch, dtype), **options,
             )  # fmt: skip
     except (OSError, ValueError) as error:
         no_weights = isinstance(error, OSError) and not given.variant

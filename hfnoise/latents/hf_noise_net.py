@@ -32,8 +32,9 @@ class RefinedNoise(BaseOutput):  # type: ignore[misc]
         delta (`torch.Tensor` of the same shape): the change for `scale=1`; what training compares with its target.
     """
 
-    noise: Tensor
-    delta: Tensor
+    # Defaults, since accelerate makes it anew of a dictionary, in mixed precision.
+    noise: Tensor = None  # type: ignore[assignment]
+    delta: Tensor = None  # type: ignore[assignment]
 
 
 class NoiseNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hfnoise.latents.singular_values import tile_shape, tiled
+
 # Frequencies below a quarter of the highest count as low: a map of a quarter of the side, as in NoisePromptNet.
 _LOW_SHARE = 4
 
@@ -107,15 +109,7 @@ def _prompt_share(delta: Tensor, prompts: Sequence[object]) -> float:
 
 def _diagonal(noise: Tensor, delta: Tensor) -> float:
     """Return the energy of the change that is diagonal in the singular vectors of the noise, tiled as NPNet does."""
-    tiled, change = (_tiled(one) for one in (noise, delta))
-    left, _, right = torch.linalg.svd(tiled)
-    diagonal = torch.einsum("bij,bik,bkl->bjl", left, change, right.mT).diagonal(dim1=1, dim2=2)
+    rows, _ = tile_shape(noise.shape[1])
+    left, _, right = torch.linalg.svd(tiled(noise, rows), full_matrices=False)
+    diagonal = torch.einsum("bji,bjk,bik->bi", left, tiled(delta, rows), right)
     return float(diagonal.square().sum())
-
-
-def _tiled(latents: Tensor) -> Tensor:
-    """Return the channels as tiles of one matrix: two in a row, or all in a column where they are odd."""
-    count, channels, height, width = latents.shape
-    columns = 2 if channels % 2 == 0 else 1
-    parts = latents.reshape(count, channels // columns, columns, height, width).transpose(2, 3)
-    return parts.reshape(count, channels // columns * height, columns * width)

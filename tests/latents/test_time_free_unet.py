@@ -221,3 +221,18 @@ def test_no_module(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is no JSON"):
         load_module(tmp_path)
+
+
+def test_the_hub_out_of_reach_is_no_missing_module(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        OSError, match=r"'someone/module' is no folder here, .* nothing of the repository is in the cache"
+    ):
+        load_module("someone/module", cache_dir=tmp_path)
+    snapshot = tmp_path / "models--someone--module" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "README.md").touch()
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
+    with pytest.raises(ValueError, match="someone/module holds no module"):
+        load_module("someone/module", cache_dir=tmp_path)

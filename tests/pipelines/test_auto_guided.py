@@ -25,13 +25,6 @@ def images(pipe, **options):
 
 
 @pytest.fixture(scope="module")
-def stock_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stock") / "digits"
-    new_digits_pipeline(width=8).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def linear_folder(stock_folder):
     """Return the same with a LinearGuidance saved."""
     folder = shutil.copytree(stock_folder, stock_folder.parent / "linear")
@@ -181,14 +174,6 @@ def test_auto_pipelines_of_diffusers_refuse_rather_than_lose_the_guider():
     pipe = hfnoise.AdaptiveGuidancePipeline.from_pipe(new_digits_pipeline(width=8))
     with pytest.raises(ValueError, match="can't find a pipeline linked to GuidedStableDiffusionPipeline"):
         AutoPipelineForImage2Image.from_pipe(pipe)
-
-
-@pytest.fixture
-def modules_cache(monkeypatch, tmp_path):
-    """Keep the copies that diffusers makes of custom code out of the user's cache."""
-    from diffusers.utils import dynamic_modules_utils
-
-    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
 
 
 @pytest.mark.slow

@@ -7,15 +7,7 @@ import pytest
 
 import hfnoise
 from hfnoise.pipelines import BrightnessOffset, initial_noise_files
-from hfnoise.worlds.digits_pipeline import new_digits_pipeline
 from tests.pipelines.saved_noises import LISTED, Mirrored, own_text, step
-
-
-@pytest.fixture(scope="module")
-def stock_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stock") / "digits"
-    new_digits_pipeline(width=8).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,22 +8,16 @@ from hfnoise import (
     BrightnessOffset,
     OneMoreStep,
     OneMoreStepPipeline,
-    TimeFreeUNet2DConditionModel,
 )
 from tests.pipelines.digits_calls import new_pipe
+from tests.pipelines.tiny_starts import new_module
 
 OFFSET = BrightnessOffset(0.5, direction=[1.0] * 4)
 
 
 @pytest.fixture(scope="module")
 def module():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return TimeFreeUNet2DConditionModel(
-            in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 8), cross_attention_dim=64,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), attention_head_dim=4, norm_num_groups=4,
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        ).eval()  # fmt: skip
+    return new_module(width=64, seed=1)
 
 
 def latents(pipe, **options):
@@ -82,7 +76,7 @@ def test_options_of_the_preset(pipe, module, tmp_path):
     assert (again.eta, again.guidance_scale, step.guidance_scale) == (0.25, 1.5, 1.0)
     assert from_pipe(pipe, oms_module=step).initial_noise is step
     made.save_pretrained(tmp_path / "digits")
-    assert load(tmp_path / "digits", oms_enabled=False).initial_noise.is_off
+    assert load(tmp_path / "digits", oms_scale=0).initial_noise.is_off
     new_pipe().save_pretrained(tmp_path / "stock")
     found = load(tmp_path / "stock", oms_module=tmp_path / "digits", oms_eta=0.5).initial_noise
     assert (found.eta, found.prompt) == (0.5, "a cat")
@@ -103,6 +97,8 @@ def test_errors(pipe, stock, module):
         latents(guided, oms_eta=2)
     with pytest.raises(ValueError, match="eta must be in"):
         OneMoreStepPipeline.from_pipe(pipe, oms_module=module, oms_eta=2)
+    with pytest.raises(TypeError, match="oms_enabled is for one call of the pipeline"):
+        OneMoreStepPipeline.from_pipe(pipe, oms_module=module, oms_enabled=False)
     with pytest.raises(TypeError, match="initial_noise must be an InitialNoise"):
         latents(guided, initial_noise=torch.zeros(1))
     plain = AutoGuidedPipeline.from_pipe(pipe)

@@ -71,7 +71,8 @@ def test_scores_are_the_logits_of_each_pair(model, processor):
 def test_it_searches_and_can_be_differentiated(model, processor, pipe):
     verifier = clip_verifier(model, processor)
     search = RandomSearch({"clip": verifier}, 12)
-    search.latents(pipe, PROMPTS, num_inference_steps=2, guidance_scale=1.0)
+    generator = torch.Generator().manual_seed(0)
+    search.latents(pipe, PROMPTS, num_inference_steps=2, guidance_scale=1.0, generator=generator)
     assert search.trace.candidates == 6 and max(search.trace.values[0]) > search.trace.values[0][0]
     images = torch.rand(1, 1, 16, 16, requires_grad=True)
     verifier(images, PROMPTS[:1]).sum().backward()

@@ -15,6 +15,7 @@ from hfnoise.pipelines.initial_noise import refined_start
 from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
 from hfnoise.worlds.tiny_pipelines.unets import new_scheduler
 from tests.conftest import VECTORS
+from tests.pipelines.tiny_starts import Mirrored, Told, run
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
 
@@ -22,32 +23,9 @@ DIRECTION = (0.5, -1.0, 2.0, 0.0)
 PRIOR = TerminalPrior(ResidualStatistics([0.1, 0.0, 0.0, 0.0], (0.04 * torch.eye(4)).tolist()))
 
 
-class Told(InitialNoise):
-    """Keeps what it is told and changes nothing."""
-
-    def refine(self, unit_noise, context):
-        self.noise, self.context = unit_noise, context
-        return StartState(unit_noise)
-
-
-class Mirrored(InitialNoise):
-    def refine(self, unit_noise, context):
-        return StartState(unit_noise.flip(-1), evaluations=1)
-
-
 def table():
     arrays = dict(numpy.load(VECTORS / "one_more_step" / "dev_terminal_table.npz"))
     return [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
-
-
-def run(pipe, call, initial_noise):
-    with guide(pipe, initial_noise=initial_noise):
-        return images_of(pipe(**call))
-
-
-@pytest.fixture(scope="module")
-def sd():
-    return FAMILIES["sd-ddim"].build()
 
 
 FAST = ("sd-euler",)

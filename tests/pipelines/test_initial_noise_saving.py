@@ -21,13 +21,6 @@ class Dimmer(BrightnessOffset):
 
 
 @pytest.fixture(scope="module")
-def stock_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stock") / "digits"
-    new_digits_pipeline(width=8).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Return a folder with every member, and what that makes."""
     folder = tmp_path_factory.mktemp("saved") / "digits"
@@ -35,14 +28,6 @@ def saved(tmp_path_factory):
     made = images(pipe)
     pipe.save_pretrained(folder)
     return folder, made
-
-
-@pytest.fixture
-def modules_cache(monkeypatch, tmp_path):
-    """Keep the copies that diffusers makes of custom code out of the user's cache."""
-    from diffusers.utils import dynamic_modules_utils
-
-    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
 
 
 def test_every_member_comes_back(saved):

@@ -22,8 +22,7 @@ from hfnoise.pipelines import (
 from hfnoise.worlds.tiny_pipelines import STOCK_WARNINGS
 from hfnoise.worlds.tiny_pipelines.unets import new_scheduler
 from tests.pipelines.modular_sdxl import call, classic_sdxl, modular_sdxl
-from tests.pipelines.test_initial_noise import Mirrored, Told
-from tests.pipelines.test_one_more_step import new_module
+from tests.pipelines.tiny_starts import Mirrored, Told, new_module
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
 

@@ -13,6 +13,7 @@ from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
 from hfnoise.worlds.tiny_pipelines.unets import WIDTH
 from tests.latents.npnet_states import TINY, perturbed
 from tests.pipelines.modular_sdxl import call, classic_sdxl, modular_sdxl
+from tests.pipelines.tiny_starts import run, sd_call
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
 
@@ -38,20 +39,6 @@ class Watched(hfnoise.NoisePromptNet):
     def forward(self, noise, prompt_embeds, attention_mask=None):
         self.given = (noise, prompt_embeds, attention_mask)
         return super().forward(noise, prompt_embeds, attention_mask)
-
-
-def run(pipe, call, initial_noise):
-    with guide(pipe, initial_noise=initial_noise):
-        return images_of(pipe(**call))
-
-
-@pytest.fixture(scope="module")
-def sd():
-    return FAMILIES["sd-ddim"].build()
-
-
-def sd_call(count=1, first=0):
-    return {**FAMILIES["sd-ddim"].call(count, first), "num_inference_steps": 2}
 
 
 SLOW = ("sd-inpaint-9", "sd-controlnet", "lcm", "sd3", "pixart-sigma", "sana", "flux", "qwen-image")

@@ -7,12 +7,14 @@ import json
 import datasets
 import pytest
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 
-from hfnoise.pipelines import ReDenoise
+from hfnoise.pipelines import InitialNoise, NoiseLevelGuidance, ReDenoise, StartState, guide
 from hfnoise.pipelines.noise_pairs import collect_noise_pairs
 from hfnoise.pipelines.verifiers import verified
 from hfnoise.trainers.noise_prompt_rows import NoisePairRows
 from hfnoise.worlds.digits_pipeline import new_digits_pipeline
+from hfnoise.worlds.tiny_pipelines import STOCK_WARNINGS
 
 PROMPTS = ["the digit seven", "the digit two", "the digit one"]
 CALL = {"num_inference_steps": 2, "guidance_scale": 1.0}
@@ -97,6 +99,65 @@ def test_another_collection_in_the_same_folder_is_refused(pipe, tmp_path):
     with pytest.raises(ValueError, match="is not empty"):
         collect(pipe, tmp_path / "other")
     assert json.loads((tmp_path / "collection.json").read_text(encoding="utf-8"))["seed"] == 0
+
+
+@pytest.mark.filterwarnings(*STOCK_WARNINGS)
+def test_scores_are_those_of_the_plain_run(tmp_path):
+    """Stochastic samplers draw on behind the noise, and what is in the slot refines none of the two."""
+    pipe = new_digits_pipeline(width=8)
+    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    with guide(pipe, initial_noise=NoiseLevelGuidance(1)):
+        pairs = collect(pipe, tmp_path, verifier=brightness, noises_per_prompt=1, negative_prompt="a digit")
+    for row in pairs:
+        generator = torch.Generator().manual_seed(row["seed"])
+        call = {**CALL, "generator": generator, "negative_prompt": "a digit", "output_type": "pt"}
+        images = pipe(row["prompt"], **call).images
+        assert row["score_noise"] == pytest.approx(float(brightness(images, None)), abs=1e-6)
+
+
+def test_another_model_or_other_options_are_another_collection(tmp_path):
+    pipe = new_digits_pipeline(width=8)
+    collect(pipe, tmp_path, noises_per_prompt=1)
+    with pytest.raises(ValueError, match="refiner_options"):
+        collect(pipe, tmp_path, noises_per_prompt=1, refiner=ReDenoise(iterations=2))
+    with torch.no_grad():
+        pipe.unet.conv_out.weight.mul_(2.0)
+    with pytest.raises(ValueError, match="weights"):
+        collect(pipe, tmp_path, noises_per_prompt=1)
+
+
+def test_cut_off_before_its_settings_were_written(pipe, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "collection.unfinished").write_text('{"pipe', encoding="utf-8")
+    assert len(collect(pipe, tmp_path, noises_per_prompt=1)) == 3
+
+
+@pytest.mark.slow
+def test_a_chain_refines(pipe, tmp_path):
+    pairs = collect(pipe, tmp_path, noises_per_prompt=1, refiner=[ReDenoise(), NoiseLevelGuidance(1)])
+    assert float(torch.as_tensor(pairs["delta"][:]).abs().max()) > 0
+
+
+class Broken(InitialNoise):
+    def __init__(self, change):
+        self.change = change
+
+    def refine(self, unit_noise, context):
+        return StartState(self.change(unit_noise))
+
+
+@pytest.mark.parametrize(
+    ("refiner", "message"),
+    [
+        (Broken(lambda noise: noise / 0), "made a start with NaN or infinity"),
+        (Broken(lambda noise: noise[:1, :2]), "made a start of shape"),
+        (ReDenoise(strength=0.0), "changes nothing"),
+    ],
+)
+def test_refiners_that_make_no_pairs(pipe, tmp_path, refiner, message):
+    with pytest.raises(ValueError, match=message):
+        collect(pipe, tmp_path, refiner=refiner)
+    assert not list(tmp_path.glob("data/*.parquet"))
 
 
 @pytest.mark.parametrize(

@@ -17,21 +17,11 @@ from hfnoise.pipelines.initial_noise import refined_start
 from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
 from hfnoise.worlds.tiny_pipelines.unets import WIDTH, new_scheduler, new_text_parts
 from tests.conftest import VECTORS
+from tests.pipelines.tiny_starts import SHAPE, new_module, run, sd_call
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
 
 STATISTICS = ResidualStatistics([0.1, 0.0, 0.0, 0.0], (0.04 * torch.eye(4)).tolist())
-SHAPE = {
-    "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": (8, 8),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": 4, "norm_num_groups": 4,
-}  # fmt: skip
-
-
-def new_module(width=WIDTH, unet_class=TimeFreeUNet2DConditionModel, seed=0):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return unet_class(cross_attention_dim=width, **SHAPE).eval().requires_grad_(False)
 
 
 class Watched(torch.nn.Module):
@@ -44,20 +34,6 @@ class Watched(torch.nn.Module):
     def forward(self, sample, encoder_hidden_states, return_dict=True):
         self.calls.append((sample, encoder_hidden_states))
         return self.module(sample, encoder_hidden_states, return_dict=return_dict)
-
-
-@pytest.fixture(scope="module")
-def sd():
-    return FAMILIES["sd-ddim"].build()
-
-
-def run(pipe, call, initial_noise):
-    with guide(pipe, initial_noise=initial_noise):
-        return images_of(pipe(**call))
-
-
-def sd_call(count=1, first=0):
-    return {**FAMILIES["sd-ddim"].call(count, first), "num_inference_steps": 2}
 
 
 def worded(prompt):

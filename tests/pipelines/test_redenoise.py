@@ -63,11 +63,6 @@ class Look(InitialNoise):
         return StartState(unit_noise)
 
 
-@pytest.fixture(scope="module")
-def sd():
-    return FAMILIES["sd-ddim"].build()
-
-
 @pytest.mark.parametrize("name", fast_and_slow("sd-euler", "flux"))
 def test_predictions_are_those_of_the_first_step(name):
     """Whether the call is guided or not, and nothing of it is changed."""

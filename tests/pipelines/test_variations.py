@@ -12,12 +12,10 @@ import hfnoise
 from hfnoise.latents import noised_condition
 from hfnoise.pipelines import (
     ConditioningNoise,
-    InitialNoise,
     LatentSpace,
     NoiseLevelGuidance,
     ReDenoise,
     SeedVariation,
-    StartState,
     guide,
 )
 from hfnoise.pipelines.initial_noise_files import INITIAL_NOISES
@@ -25,33 +23,16 @@ from hfnoise.pipelines.module_calls import intercepted
 from hfnoise.pipelines.start_context import StartContext
 from hfnoise.pipelines.start_report import StartReport
 from hfnoise.worlds.tiny_pipelines import FAMILIES, STOCK_WARNINGS, images_of
+from tests.pipelines.tiny_starts import Told, run
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS]
-
-
-def run(pipe, call, initial_noise):
-    with guide(pipe, initial_noise=initial_noise):
-        return images_of(pipe(**call))
 
 
 def seeds(*numbers):
     return [torch.Generator().manual_seed(number) for number in numbers]
 
 
-@pytest.fixture(scope="module")
-def sd():
-    return FAMILIES["sd-ddim"].build()
-
-
 WORDS = {"prompt": ["the digit one"] * 2, "num_inference_steps": 2, "output_type": "latent"}
-
-
-class Told(InitialNoise):
-    """Keeps what it is told and changes nothing."""
-
-    def refine(self, unit_noise, context):
-        self.noise, self.context = unit_noise, context
-        return StartState(unit_noise)
 
 
 # Seeds. -------------------------------------------------------------------------------------------------------------
@@ -180,7 +161,7 @@ def test_latent_space(name, shape, packed):
         torch.testing.assert_close(images[:1], drawn)
 
 
-def test_errors_of_latent_spaces():
+def test_sizes_of_latent_spaces_and_their_errors():
     class Packed:
         _pack_latents = None
 
@@ -192,6 +173,9 @@ def test_errors_of_latent_spaces():
         space(6)
     with pytest.raises(ValueError, match="keeps 7 tokens for an image of 48 x 32"):
         space(7, height=48, width=32)
+    # Sides that are no multiple of a token's are rounded down: 10 x 1 and 96 x 63 tokens of 16 pixels.
+    assert space(10, height=160, width=31).shape == (4, 20, 2)
+    assert space(96 * 63, height=1536, width=1023).shape == (4, 192, 126)
     video = space(6, height=48, width=32, num_frames=1)
     with pytest.raises(ValueError, match="no rows and columns"):
         video.unpack(torch.zeros(1, 6, 16))

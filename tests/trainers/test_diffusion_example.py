@@ -32,6 +32,13 @@ def test_bad_input_is_one_line(example, capsys, tmp_path):
 
 
 @pytest.mark.slow
+def test_no_checkpoint_is_one_line(example, capsys, tmp_path):
+    options = ["--output_dir", str(tmp_path / "out"), "--latents_dir", str(tmp_path / "latents")]
+    assert example([*SHORT, *options, "--resume_from_checkpoint", "true"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: no complete checkpoint in")
+
+
+@pytest.mark.slow
 def test_an_adapter_and_all_weights(example, capsys, tmp_path):
     folders = {rank: tmp_path / rank for rank in ("lora", "whole")}
     splits = {name: one.select(range(64)) for name, one in world_images(DIGITS).items()}

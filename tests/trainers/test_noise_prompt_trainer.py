@@ -6,7 +6,9 @@ import datasets
 import pytest
 import torch
 
+import hfnoise
 from hfnoise.latents.hf_prompt_net import NoisePromptModel
+from hfnoise.pipelines.few_step_reward import few_step_reward
 from hfnoise.trainers.noise_prompt_arguments import NoisePromptTrainingArguments
 from hfnoise.trainers.noise_prompt_rows import NoisePairRows, PromptRows
 from hfnoise.worlds.digits_pipeline import new_digits_pipeline
@@ -55,6 +57,44 @@ def test_margins_weigh_pairs_with_mean_one(tmp_path, settings, counts):
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(float(wanted), rel=1e-5)
 
 
+def in_another_form(form, rows):
+    if form == "subset":
+        return torch.utils.data.Subset(rows, range(len(rows)))
+    if form == "list":
+        return [rows[index] for index in range(len(rows))]
+    return datasets.Dataset.from_list(
+        [{name: one.tolist() for name, one in rows[index].items()} for index in range(len(rows))]
+    )
+
+
+@pytest.mark.parametrize("form", ["subset", "list", "dataset"])
+def test_margins_weigh_rows_of_any_form(tmp_path, form):
+    rows = make_rows(8)
+    other = in_another_form(form, rows)
+    losses = [
+        trainer.compute_loss(trainer.model, trainer.data_collator([rows[index] for index in range(4, 8)])).item()
+        for trainer in (new_trainer(tmp_path, rows=given, min_margin=0.0) for given in (rows, other))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    with pytest.raises(ValueError, match="leaves none of 8 pairs"):
+        new_trainer(tmp_path, rows=other, min_margin=2.0)
+
+
+def test_mixed_precision(tmp_path):
+    """Of the model's output accelerate makes a new one."""
+    trainer = new_trainer(tmp_path, eval_rows=make_rows(4), bf16=True, max_steps=2)
+    trainer.train()
+    assert 0.0 < r2(trainer) < 1.0
+
+
+def test_card_of_several_evaluations(tmp_path):
+    trainer = new_trainer(tmp_path, eval_rows={"seen": make_rows(4), "new": make_rows(6)})
+    trainer.evaluate()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "R² of the change (seen)" in card and "R² of the change (new)" in card
+
+
 def test_accumulation_changes_nothing(tmp_path):
     models = []
     for number, (size, steps) in enumerate([(4, 1), (2, 2)]):
@@ -95,14 +135,18 @@ def test_saved_network_is_the_trained_one(tmp_path):
     assert "24 pairs of 3 prompts" in card and "GoldenNoisePipeline" in card and "None" not in card
 
 
-def test_reward_of_images_is_raised(tmp_path):
-    from hfnoise.pipelines.few_step_reward import few_step_reward
+PROMPTS = ["the digit seven", "the digit two"]
 
-    pipe = new_digits_pipeline(width=8)
-    prompts = ["the digit seven", "the digit two"]
-    reward = few_step_reward(
-        pipe, lambda images, prompts: images.mean((1, 2, 3)), prompts, num_inference_steps=1, guidance_scale=1.0
-    )
+
+def brightness(images, prompts):
+    return images.mean((1, 2, 3))
+
+
+def test_reward_of_images_is_raised(tmp_path):
+    pipe, prompts = new_digits_pipeline(width=8), PROMPTS
+    reward = few_step_reward(pipe, brightness, prompts, num_inference_steps=1, guidance_scale=1.0)
+    with pytest.raises(ValueError, match="no column prompt_index"):
+        reward(torch.zeros(1, *SHAPE), {})
     net = NoisePromptModel(encoder_hid_dim=64, pooled_dim=8, pooling_heads=2, map_size=4, num_layers=0)
     trainer = new_trainer(
         tmp_path, net, PromptRows(pipe, prompts * 8, SHAPE), PromptRows(pipe, prompts, SHAPE), reward, loss="reward",
@@ -111,6 +155,31 @@ def test_reward_of_images_is_raised(tmp_path):
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < before - 0.02
+
+
+@pytest.mark.parametrize(
+    "new_guider",
+    [pytest.param(lambda: None, marks=pytest.mark.slow), lambda: hfnoise.ProjectedGuidance(eta=0.0)],
+    ids=["plain", "projected"],
+)
+def test_reward_is_that_of_the_pipeline_and_its_gradient(new_guider):
+    """The guider's own images, whatever is in the slot, by differences; a negative prompt of all."""
+    pipe = new_digits_pipeline(width=8)
+    call = {"num_inference_steps": 2, "guidance_scale": 3.0, "negative_prompt": "a digit"}
+    noise, way = (torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    columns = {"prompt_index": torch.tensor([1, 0])}
+    with hfnoise.guide(pipe, new_guider(), initial_noise=hfnoise.SeedVariation(0.5, seed=1)):
+        reward = few_step_reward(pipe, brightness, PROMPTS, **call)
+    with hfnoise.guide(pipe, new_guider()):
+        words = {**call, "negative_prompt": ["a digit"] * 2, "output_type": "pt"}
+        images = pipe(PROMPTS[::-1], latents=noise, **words).images
+    torch.testing.assert_close(reward(noise, columns).detach(), brightness(images, None), rtol=1e-5, atol=1e-6)
+    start = noise.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(reward(start, columns).sum(), start)
+    size = 1e-3
+    after, before = (reward(noise + sign * size * way, columns).double().sum().item() for sign in (1, -1))
+    # Single precision leaves four digits of a difference of this size.
+    assert (after - before) / (2 * size) == pytest.approx(float((gradient * way).sum()), rel=2e-2, abs=1e-4)
 
 
 def test_splits_hold_every_pair_once():
@@ -133,6 +202,8 @@ def test_diagnosis_of_known_pairs():
         ({"min_margin": 0.0, "margin_temperature": 1.0}, "one of the two"),
         ({"margin_temperature": 0.0}, "above 0"),
         ({"delta_penalty": -1.0}, "at least 0"),
+        ({"delta_penalty": None}, "delta_penalty is None; give a finite number"),
+        ({"gradient_checkpointing": True}, "are small and have none"),
         ({"loss": "reward", "min_margin": 0.0}, "has none"),
         ({"prompt_dropout": 0.1}, "never used without a prompt"),
         ({"snr_gamma": 5.0}, "no noise levels"),
@@ -150,6 +221,14 @@ def test_what_cannot_be_trained(tmp_path):
         new_trainer(tmp_path, loss="reward")
     with pytest.raises(ValueError, match="no column margin"):
         new_trainer(tmp_path, rows=make_rows(scored=False), min_margin=0.0)
+    with pytest.raises(ValueError, match="NoisePairRows makes them from pairs, with margins"):
+        new_trainer(tmp_path, eval_rows=make_rows(scored=False), min_margin=0.0)
+    with pytest.raises(ValueError, match="the mean of a stream is not known"):
+        new_trainer(tmp_path, rows=make_pairs().to_iterable_dataset(), min_margin=0.0)
+    with pytest.raises(ValueError, match=r"first row of train_dataset: .* text states of shape \(1, tokens, 7\)"):
+        new_trainer(tmp_path, NoisePromptModel(encoder_hid_dim=7, pooled_dim=8))
+    with pytest.raises(ValueError, match=r"first row of eval_dataset: delta is of shape \(1, 1, 8, 8\)"):
+        new_trainer(tmp_path, eval_rows=[{**make_rows(1)[0], "delta": torch.zeros(1, 8, 8)}])
     with pytest.raises(ValueError, match="leaves none of 24 pairs"):
         new_trainer(tmp_path, min_margin=2.0)
     with pytest.raises(ValueError, match="collect_noise_pairs makes them"):

@@ -109,6 +109,11 @@ def test_help(capsys):
         ({"posterior": "mode"}, "posterior is 'mode'; choose sample or mean."),
         ({"resolution": 0}, "resolution is 0"),
         ({"snr_gamma": 5}, "One More Step has no noise levels"),
+        ({"block_out_channels": "10 30", "norm_num_groups": 4}, "must be divisible by num_groups"),
+        (
+            {"module_name_or_path": str(ROOT / "docs"), **dict.fromkeys(("block_out_channels", "layers_per_block"))},
+            "holds no module",
+        ),
         ({"residual_samples": 1}, "a covariance needs at least 2 rows"),
         ({"caption_colunm": "text"}, "unknown option --caption_colunm"),
     ],
@@ -117,6 +122,14 @@ def test_bad_input_ends_before_anything_is_encoded(capsys, arguments, tmp_path, 
     monkeypatch.setattr("hfnoise.trainers.encoded_images.precompute_latents", lambda *_, **__: pytest.fail("encoded"))
     assert message in usage_error(capsys, arguments(**changes))
     assert not (tmp_path / "module").exists()
+
+
+def test_a_run_that_cannot_be_resumed_is_one_line(capsys, arguments, tmp_path):
+    changes = {"model_name_or_path": None, "dataset_name": None, "latents_dir": None, "world": "brightness"}
+    error = usage_error(capsys, arguments(**changes, resume_from_checkpoint="true"))
+    assert "no complete checkpoint in" in error and "start without resume_from_checkpoint" in error
+    error = usage_error(capsys, arguments(**changes, resume_from_checkpoint=str(tmp_path / "checkpoint-1")))
+    assert "checkpoint-1' is not a folder" in error
 
 
 def rows_in(folder, images=None, captions=None, **columns):
@@ -133,7 +146,8 @@ def test_rows_that_cannot_be_encoded(capsys, arguments, tmp_path):
         return usage_error(capsys, arguments(dataset_name=rows, **{"validation_size": 0} | changes))
 
     rows = rows_in(tmp_path / "a", captions=["one", None, None])
-    assert "2 of 3 rows have no text in 'text' (the first is row 1: None)" in error(rows)
+    for held_out in (0, 2):
+        assert "2 of 3 rows have no text in 'text' (the first is row 1: None)" in error(rows, validation_size=held_out)
     rows = rows_in(tmp_path / "b")
     assert "has no column 'caption'; it has ['image', 'text']. Name it by --caption_column." in error(
         rows, caption_column="caption"

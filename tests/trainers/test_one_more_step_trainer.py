@@ -3,6 +3,7 @@
 import json
 import math
 
+import diffusers
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -70,6 +71,11 @@ def test_the_saved_folder_starts_from_the_residuals_of_its_own_weights(tmp_path,
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert "OneMoreStep.from_pretrained" in card and "Stock diffusers loads it" not in card
+    assert '"the base pipeline"' in card and f"diffusers {diffusers.__version__}" in card
+    trainer.pipeline_name = "someone/pipeline"  # of a launcher
+    trainer.create_model_card()
+    named = (tmp_path / "README.md").read_text()
+    assert 'from_pretrained("someone/pipeline", initial_noise=step)' in named and "base_model" not in named
     assert f"{found.covariance[0][0] ** 0.5:.3g}, " in card and f"{metrics['eval_low_frequency_r2']:.4f}" in card
 
 
