@@ -68,10 +68,12 @@ class NoisePromptCardMixin(DiffusionCardMixin):
         last: dict[str, float] = {}
         for entry in self.state.log_history:
             last |= entry
-        # Of each dataset, where there are several: eval_..._delta_r2.
-        shares = {name.removeprefix("eval_").removesuffix(_R2).rstrip("_"): value for name, value in last.items()
-                  if name.startswith("eval_") and name.endswith(_R2)}  # fmt: skip
-        shown = [(f"R² of the change{f' ({name})' if name else ''}", f"{value:.4f}") for name, value in shares.items()]
+        shown = []
+        for name, value in last.items():
+            if name.startswith("eval_") and name.endswith(_R2):
+                # Of each dataset, where there are several: eval_..._delta_r2.
+                dataset = name.removeprefix("eval_").removesuffix(_R2).rstrip("_")
+                shown.append((f"R² of the change{f' ({dataset})' if dataset else ''}", f"{value:.4f}"))
         if "eval_win_rate" in last:
             shown.append(("images preferred over those of plain noise", f"{last['eval_win_rate']:.4f}"))
         for name in last:
