@@ -110,7 +110,8 @@ class NPNet(NPNetModel, NoiseNet):
         kwargs: as in [`hfnoise.latents.hf_npnet.NPNetModel`].
 
     Raises:
-        ValueError: if sizes do not fit each other, or an option is unknown.
+        TypeError: if an option is unknown, or `scale` is no number.
+        ValueError: if sizes do not fit each other.
 
     Example:
         >>> from hfnoise.pipelines import NPNet, guide

@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
@@ -94,7 +95,8 @@ def collect_noise_pairs(
 
     made = _checked_refiner(pipe, refiner if refiner is not None else ReDenoise())
     _check(prompts, verifier, call, seed, noises_per_prompt, batch_size, pairs_per_file)
-    state = PartialState()
+    # Without accelerators it counts processes only if it is told that there are none.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
     folder = Path(output_dir)
     settings = {
         "pipeline": type(pipe).__name__.removeprefix("Guided"), "weights": weights_fingerprint(pipe),

@@ -14,6 +14,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from hfnoise.guidance.number_check import check_number
 from hfnoise.latents.hf_checkpoints import read_json
 
 __all__ = ["ModelMixin", "NoiseNetModel", "RefinedNoise"]  # diffusers looks for ModelMixin where it finds a model
@@ -152,6 +153,7 @@ def checked_scale(scale: float) -> float:
     """Return the scale of a change.
 
     Raises:
+        TypeError: if it is no number.
         ValueError: unless it is finite and at least 0.
 
     Example:
@@ -159,6 +161,7 @@ def checked_scale(scale: float) -> float:
         >>> checked_scale(0.5)
         0.5
     """
+    check_number("scale", scale)
     if not 0.0 <= scale < float("inf"):
         raise ValueError(f"scale must be at least 0, where 0 is off; got {scale}.")
     return scale

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download, list_repo_files
+from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -33,6 +34,10 @@ _NO_PART = re.compile(r"unet_svd\.bn\..*|unet_embedding\.swin\.head\..*|.*\.(att
 _SWIN = "unet_embedding.swin."
 _MERGING = re.compile(r"(.*swin\.layers\.)(\d+)(\.downsample\..*)")
 _BLOCK = re.compile(r".*swin\.layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table")
+_HUBS = "|".join(map(re.escape, ("https://huggingface.co", "https://hf.co", ENDPOINT)))
+_ADDRESS = re.compile(
+    rf"(?:{_HUBS})/(?P<repository>[^/]+/[^/]+)/(?:blob|resolve)/(?P<revision>[^/]+)/(?P<file>[^?]+)(?:\?.*)?"
+)
 # Without these the sizes of the others are not known.
 _NEEDED = (
     "unet_svd.mlp1.0.weight", "unet_svd.mlp4.0.weight", "unet_embedding.downconv.weight",
@@ -59,7 +64,8 @@ def load_npnet_checkpoint(
     renamed; what has no part in the result (classifier, batch norm, tables) is left out.
 
     Args:
-        checkpoint (`str` or `os.PathLike`): file; or folder or Hub repository that holds one.
+        checkpoint (`str` or `os.PathLike`): file, or its address on the Hub; or folder or Hub repository that holds
+            one.
         filename (`str`, *optional*): of the file in a folder or repository that holds several.
         num_tokens (`int`, defaults to `77`): of a prompt.
         svd_attention (`bool`, *optional*): `False` leaves out the attention over singular vectors that is in the
@@ -148,17 +154,26 @@ def npnet_config(state: Mapping[str, Tensor], num_tokens: int = 77, name: str = 
 
 
 def _file(checkpoint: str | PathLike[str], filename: str | None, hub: dict[str, Any]) -> str:
-    path = os.fspath(checkpoint)
+    path = os.path.expanduser(os.fspath(checkpoint))
     if os.path.isfile(path):
         return path
+    if address := _ADDRESS.fullmatch(path):
+        # The address in a browser, as from_single_file of diffusers takes it.
+        path, filename = address["repository"], filename or address["file"]
+        hub = {"revision": address["revision"], **hub}
+        return _from_hub(path, filename, hub)
     if os.path.isdir(path):
         name = filename or _only(os.listdir(path), path)
         found = os.path.join(path, name)
         if not os.path.isfile(found):
             raise FileNotFoundError(f"{path} has no file {name}.")
         return found
-    if path.endswith(_FILES) or path.startswith((".", "~", os.sep)):
+    if path.endswith(_FILES) or path.startswith((".", os.sep)):
         raise FileNotFoundError(f"there is no file {path}.")
+    return _from_hub(path, filename, hub)
+
+
+def _from_hub(path: str, filename: str | None, hub: dict[str, Any]) -> str:
     try:
         if filename is None:
             where = {name: hub[name] for name in ("revision", "token") if name in hub}

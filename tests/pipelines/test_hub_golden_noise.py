@@ -7,7 +7,7 @@ import pytest
 pytestmark = [pytest.mark.hub, pytest.mark.slow]  # a fresh process that imports all libraries
 
 RUN = """
-    import torch
+    import os, torch
     torch.set_num_threads(1)
     import diffusers, hfnoise
     from huggingface_hub import HfApi
@@ -56,7 +56,9 @@ PULL = """
     assert torch.equal(refined(stock, net), with_npnet)
     official = hfnoise.NPNet.from_single_file("tester/official", num_tokens=8)
     assert type(official) is hfnoise.NPNet and official.config.svd_sign == "lapack"
-    assert all(torch.equal(value, net.state_dict()[name]) for name, value in official.state_dict().items())
+    address = os.environ["HF_ENDPOINT"] + "/tester/official/blob/main/official.pth"
+    for one in (official, hfnoise.NPNet.from_single_file(address, num_tokens=8)):
+        assert all(torch.equal(value, net.state_dict()[name]) for name, value in one.state_dict().items())
     for wrong, message in ((("tester/official",), "NPNet.from_single_file"), (("tester/digits",), "NoisePromptNet")):
         try:
             hfnoise.NPNet.from_pretrained(*wrong)

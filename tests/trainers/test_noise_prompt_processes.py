@@ -23,7 +23,8 @@ PROMPTS = ["the digit seven", "the digit two", "the digit one"]
 def results(trainer):
     trainer.train()
     metrics = trainer.evaluate()
-    return losses(trainer), [metrics["eval_delta_r2"], metrics["eval_loss"]], weights(trainer.model)
+    # The loss of the Trainer counts rows that fill up the last batch.
+    return losses(trainer), metrics["eval_delta_r2"], weights(trainer.model)
 
 
 def train_on_both(folder, expected_losses, expected, expected_weights):
