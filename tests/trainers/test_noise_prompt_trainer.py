@@ -190,7 +190,7 @@ def test_splits_hold_every_pair_once():
 
 def test_diagnosis_of_known_pairs():
     found = make_rows(96).diagnose()
-    assert (found.pairs, found.prompts) == (48, 3)  # 16 of each prompt
+    assert (found.pairs, found.prompts) == (96, 3)
     assert 0.8 < found.prompt_share < 1.0  # the rest is a tenth of the noise
     assert found.low_frequency_share > 0.8  # the map of a prompt is constant
 
