@@ -26,7 +26,7 @@ _SHOWN = {
 }
 # Of the images of a start; and pixels of the picture for one of the image.
 _COLUMNS, _ROWS, _SCALE = 10, 2, 4
-_DISTANCES = (1, 2, 3, 5, 10, 20, 50)
+_DISTANCES = (1, 2, 3, 4, 6, 8, 10, 15, 20, 30, 50)
 _RIGHT, _WRONG = (0.75, 0.75, 0.75), (0.85, 0.15, 0.1)
 
 
@@ -73,24 +73,20 @@ def plot(found: dict[str, Any], steps: int, path: Path) -> None:
     for axes in panels[:, 0]:
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
+    _name_scales(panels[1], found["plain"])
     low, high = panels[1, 0].get_ylim()
     ticks = [one for one in _DISTANCES if low <= one <= high]
     panels[1, 0].set_yticks(ticks, map(str, ticks))
     handles = dict(zip(*reversed(panels[0, 0].get_legend_handles_labels()), strict=True))
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=2 if len(panels[0]) == 1 else 4,
-        frameon=False,
-    )
+    columns = 2 if len(panels[0]) == 1 else 4
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
     figure.savefig(path, dpi=110)
 
 
 def _plain(axes: Any, plain: dict[Plain, Any], value: Any, scale: float) -> None:
     runs = sorted(plain, key=lambda run: run.evaluations)
     points = [(run.evaluations, value(plain[run])) for run in runs]
-    axes.scatter(*zip(*points, strict=True), s=16, c="0.6", label="plain, other settings", zorder=2)
+    axes.scatter(*zip(*points, strict=True), s=16, c="0.6", label="plain of another CFG (number)", zorder=2)
     own = [(run.evaluations, value(plain[run])) for run in runs if run.scale == scale]
     axes.plot(
         *zip(*own, strict=True), "o-", color="0.15", markersize=4, linewidth=1, label="plain of this CFG", zorder=2
@@ -101,6 +97,17 @@ def _plain(axes: Any, plain: dict[Plain, Any], value: Any, scale: float) -> None
         front.append((evaluations, least))
     axes.step(*zip(*front, strict=True), where="post", color="0.6", linewidth=1, linestyle="--", zorder=1,
               label="best plain for as much")  # fmt: skip
+
+
+def _name_scales(row: Any, plain: dict[Plain, Any]) -> None:
+    """Write beside the cheapest plain run of each scale which one it is."""
+    for scale in sorted({run.scale for run in plain}):
+        run = min((run for run in plain if run.scale == scale), key=lambda run: run.evaluations)
+        for axes in row:
+            axes.annotate(
+                f"{scale:g}", (run.evaluations, plain[run]["frechet_distance"]["mean"]), (-5, 0), fontsize=8,
+                textcoords="offset points", ha="right", va="center", color="0.4",
+            )  # fmt: skip
 
 
 def grid(shown: dict[float, dict[str, Tensor]], subject: Subject, checkpoint: str, path: Path) -> None:

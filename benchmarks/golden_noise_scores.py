@@ -96,6 +96,25 @@ def best_plain(plain: dict[Plain, dict[str, Any]], evaluations: float, score: st
     return min(allowed, key=lambda run: (sign * plain[run][score]["mean"], plain[run]["frechet_distance"]["mean"]))
 
 
+def no_worse_plain(one: dict[str, Any], plain: dict[Plain, dict[str, Any]]) -> Plain | None:
+    """Return the plain run nearest to real images of those that are as accurate for no more evaluations.
+
+    `None` if none of them is at least as near: then the start gives what no plain run does for as much.
+
+    Args:
+        one (`dict`): of [`scored`], a refined start.
+        plain (`dict`): scores by run.
+    """
+    accuracy, distance = (one[name]["mean"] for name in ("judge_accuracy", "frechet_distance"))
+    good = [
+        run for run, found in plain.items()
+        if run.evaluations <= one["evaluations"]
+        and found["judge_accuracy"]["mean"] >= accuracy
+        and found["frechet_distance"]["mean"] <= distance
+    ]  # fmt: skip
+    return min(good, key=lambda run: plain[run]["frechet_distance"]["mean"], default=None)
+
+
 def compared(one: dict[str, Any], base: Plain, plain: dict[Plain, dict[str, Any]]) -> dict[str, Any]:
     """Return the scores of a refined start, with what it wins over plain runs: its own one, and one of equal cost.
 

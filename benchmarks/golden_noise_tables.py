@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hfnoise.benchmarks.golden_noise_nets import OFFICIAL, OURS, parameters_for_sdxl
-from hfnoise.benchmarks.golden_noise_scores import search_bound, share_interval
+from hfnoise.benchmarks.golden_noise_scores import no_worse_plain, search_bound, share_interval
 from hfnoise.benchmarks.golden_noise_starts import BEST_OF, GOLDEN, Plain, branches
 from hfnoise.benchmarks.reporting import markdown
 
@@ -66,27 +66,27 @@ def _refined(scale: float, refined: dict[str, Any], base: dict[str, Any]) -> Tab
 
 
 def _at_equal_cost(scale: float, refined: dict[str, Any], plain: dict[Plain, Any]) -> Table:
-    header = [
-        "start",
-        "evaluations",
+    header = ["start", "evaluations", "judge, %", "Fréchet distance", "plain run no worse in both", "its scores"]
+    header += [
         "most accurate plain run",
-        "judge, %: start, run",
-        "Fréchet distance: start, run",
+        "its scores",
+        "wins over it, %",
+        "plain run nearest to real images",
+        "its scores",
     ]
-    header += ["wins over it, %", "plain run nearest to real images", "its Fréchet distance"]
     rows = []
     for name, one in refined.items():
+        cells = [name, f"{one['evaluations']:.0f}", *_pair(one)]
+        no_worse = no_worse_plain(one, plain)
+        cells += ["none", ""] if no_worse is None else [str(no_worse), ", ".join(_pair(plain[no_worse]))]
         rival, nearest = one["most_accurate_plain"], one["nearest_plain"]
-        accuracies, distances = ([found[score]["mean"] for found in (one, plain[rival])]
-                                 for score in ("judge_accuracy", "frechet_distance"))  # fmt: skip
-        cells = [", ".join(map(_share, accuracies)), "{:.2f}, {:.2f}".format(*distances)]
-        cells += [
-            _wins(one["wins_over_most_accurate_plain"]),
-            str(nearest),
-            f"{plain[nearest]['frechet_distance']['mean']:.2f}",
-        ]
-        rows.append([name, f"{one['evaluations']:.0f}", str(rival), *cells])
+        cells += [str(rival), ", ".join(_pair(plain[rival])), _wins(one["wins_over_most_accurate_plain"])]
+        rows.append([*cells, str(nearest), ", ".join(_pair(plain[nearest]))])
     return f"The same, and the best of all plain runs of no more evaluations (CFG {scale:g})", header, rows
+
+
+def _pair(found: dict[str, Any]) -> list[str]:
+    return [_share(found["judge_accuracy"]["mean"]), f"{found['frechet_distance']['mean']:.2f}"]
 
 
 def _plain(plain: dict[Plain, Any]) -> Table:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
 from hfnoise.latents.hf_noise_net import NET_FOLDER
 from hfnoise.pipelines.initial_noise import InitialNoise
+from hfnoise.pipelines.noise_chain import members_of
 from hfnoise.pipelines.noise_nets import NoiseNet, load_noise_net
 from hfnoise.pipelines.noise_preset import InitialNoisePreset
 
@@ -46,9 +46,10 @@ class GoldenNoisePipeline(InitialNoisePreset):
         return network
 
     @classmethod
-    def _check_members(cls, members: Sequence[InitialNoise]) -> None:
+    def _check_kind(cls, noise: InitialNoise) -> None:
+        members = members_of(noise)
         if not any(member.space == "unit" for member in members):
             raise TypeError(
-                "GoldenNoisePipeline takes an initial noise that makes unit noise, alone or in a list with others, got "
-                f"{' and '.join(type(member).__name__ for member in members)}. AutoGuidedPipeline takes any."
+                "GoldenNoisePipeline takes an initial noise that makes unit noise, alone or in a list with others, "
+                f"got {' and '.join(type(member).__name__ for member in members)}. AutoGuidedPipeline takes any."
             )

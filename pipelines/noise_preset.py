@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -11,7 +10,6 @@ from hfnoise.latents.hf_checkpoints import HUB_OPTIONS
 from hfnoise.pipelines.auto_guided import AutoGuidedPipeline
 from hfnoise.pipelines.guided import guided_class
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
-from hfnoise.pipelines.noise_chain import members_of
 from hfnoise.pipelines.saved_parts import PipelineRepository, part_dtype
 
 # All but the revision: it is another repository.
@@ -42,19 +40,23 @@ class InitialNoisePreset(AutoGuidedPipeline):
             pretrained_model_name_or_path (`str` or `os.PathLike`): of a stock pipeline too.
             guider (*optional*): as in [`AutoGuidedPipeline.from_pretrained`].
             initial_noise ([`InitialNoise`] or a list of them, *optional*): instead of the saved one.
-            kwargs: as in [`AutoGuidedPipeline.from_pretrained`]; and the network, by the name that the class has for
-                it. A folder or repository of one is loaded with the `variant` and `dtype` of this call, its `token`,
-                `cache_dir` and so on.
+            kwargs: as in [`AutoGuidedPipeline.from_pretrained`]; the network, by the name that the class has for it,
+                whose folder or repository is loaded with the `variant` and `dtype` of this call, its `token`,
+                `cache_dir` and so on; and options of the initial noise, where the class takes them.
 
         Raises:
             TypeError: if no member of `initial_noise` is of the preset's kind.
             ValueError: if there is none at all, or both `initial_noise` and a network, or the pipeline cannot take it.
         """
         network = kwargs.pop(cls.network, None)
+        changed, kwargs = cls._take_options(kwargs)
         options = {name: kwargs.get(name) for name in ("variant", "use_safetensors", *_DOWNLOAD_OPTIONS)}
         options["dtype"] = part_dtype(kwargs, cls.folder)
         noise = cls._given(initial_noise, network, options)
-        return super().from_pretrained(pretrained_model_name_or_path, guider, noise, **kwargs)
+        pipe = super().from_pretrained(pretrained_model_name_or_path, guider, noise, **kwargs)
+        if changed:
+            pipe.initial_noise = cls._with_options(pipe.initial_noise, changed)
+        return pipe
 
     @classmethod
     def from_pipe(cls, pipeline: Any, *, initial_noise: Any = None, **kwargs: Any) -> Any:
@@ -71,10 +73,12 @@ class InitialNoisePreset(AutoGuidedPipeline):
             ValueError: if there is none at all, or the pipeline cannot take it.
         """
         network = kwargs.pop(cls.network, None)
+        changed, kwargs = cls._take_options(kwargs)
         given = cls._given(initial_noise, network, {"dtype": getattr(pipeline, "dtype", None)})
         noise = getattr(pipeline, "initial_noise", None) if given is None else given
         stock: Any = type(pipeline)
         noise = cls._checked(guided_class(stock), noise, stock.__name__)
+        noise = cls._with_options(noise, changed) if changed else noise
         return super().from_pipe(pipeline, initial_noise=noise, **kwargs)
 
     @classmethod
@@ -84,8 +88,18 @@ class InitialNoisePreset(AutoGuidedPipeline):
 
     @classmethod
     @abstractmethod
-    def _check_members(cls, members: Sequence[InitialNoise]) -> None:
-        """Raise TypeError if none is of the preset's kind."""
+    def _check_kind(cls, noise: InitialNoise) -> None:
+        """Raise TypeError if neither it nor a member of it is of the preset's kind."""
+
+    @classmethod
+    def _take_options(cls, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return options of the initial noise among keyword arguments, and the others."""
+        return {}, kwargs
+
+    @classmethod
+    def _with_options(cls, noise: InitialNoise, changed: dict[str, Any]) -> InitialNoise:
+        """Return an initial noise with other options."""
+        return noise
 
     @classmethod
     def _choose(cls, guided: type, repository: PipelineRepository, guider: Any, initial_noise: Any) -> tuple[Any, Any]:
@@ -107,5 +121,5 @@ class InitialNoisePreset(AutoGuidedPipeline):
             raise ValueError(
                 f"{place} has no {cls.network}. Give {cls.network}=, a network or its repository, or initial_noise=."
             )
-        cls._check_members(members_of(noise))
+        cls._check_kind(noise)
         return noise

@@ -89,10 +89,10 @@ def compare_starts(
         >>> from hfnoise.pipelines import ReDenoise
         >>> from hfnoise.pipelines.start_comparison import compare_starts
         >>> from hfnoise.worlds.digits_pipeline import new_digits_pipeline
-        >>> compare_starts(
-        ...     new_digits_pipeline(width=8), ReDenoise(), ["the digit two"], lambda images, prompts: images.mean((1, 2, 3)),
-        ...     images=2, num_inference_steps=2,
-        ... ).images
+        >>> def brightness(images, prompts):
+        ...     return images.mean((1, 2, 3))
+        >>> pipe, call = new_digits_pipeline(width=8), {"num_inference_steps": 2}
+        >>> compare_starts(pipe, ReDenoise(), ["the digit two"], brightness, images=2, **call).images
         2
     """
     check_verifier(verifier)

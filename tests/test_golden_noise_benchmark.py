@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from hfnoise.benchmarks.golden_noise import main
-from hfnoise.benchmarks.golden_noise_scores import best_plain, search_bound, share_interval, win_rate
+from hfnoise.benchmarks.golden_noise_scores import (
+    best_plain,
+    no_worse_plain,
+    search_bound,
+    share_interval,
+    win_rate,
+)
 from hfnoise.benchmarks.golden_noise_starts import Plain, plain_runs
 from hfnoise.benchmarks.golden_noise_tables import acceptance
 
@@ -71,6 +77,10 @@ def test_plain_runs_cost_what_refined_ones_do():
     assert best_plain(plain, 13, "judge_accuracy") == Plain(6, 2.0)
     assert best_plain(plain, 11, "frechet_distance") == Plain(10, 1.0)
     assert best_plain(plain, 20, "frechet_distance") == Plain(10, 2.0)
+    assert no_worse_plain(score(0.9, 8.5, evaluations=13), plain) == Plain(6, 2.0)
+    assert no_worse_plain(score(0.9, 8.5, evaluations=20), plain) == Plain(10, 2.0)
+    assert no_worse_plain(score(0.85, 7.5, evaluations=13), plain) is None
+    assert no_worse_plain(score(0.92, 8.5, evaluations=13), plain) is None
 
 
 def test_win_rates_and_intervals():

@@ -44,7 +44,8 @@ class GoldenNoiseScriptArguments:
 
     Example:
         >>> from hfnoise.trainers.golden_noise_arguments import GoldenNoiseScriptArguments
-        >>> GoldenNoiseScriptArguments("digits", dataset_name="hfnoise:digits", net_options='{"map_size": 8}').net_options
+        >>> options = {"dataset_name": "hfnoise:digits", "net_options": '{"map_size": 8}'}
+        >>> GoldenNoiseScriptArguments("digits", **options).net_options
         {'map_size': 8}
     """
 

@@ -46,8 +46,9 @@ def load_images(script: Any, seed: int) -> tuple[datasets.Dataset, datasets.Data
             "--dataset_train_split."
         )
     # Before some are held out: rows are named by their number.
-    names = (script.dataset_train_split, script.dataset_test_split)
-    train, held_out = (_checked(splits[one], script) if one in splits else None for one in names)
+    train = _checked(splits[script.dataset_train_split], script)
+    test = script.dataset_test_split
+    held_out = _checked(splits[test], script) if test in splits else None
     if held_out is None and script.validation_size:
         size = script.validation_size
         rows = int(size) if size >= 1 else round(size * len(train))

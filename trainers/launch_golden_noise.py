@@ -31,7 +31,7 @@ _NOT_NEEDED = ("safety_checker", "image_encoder", "feature_extractor")
 
 
 def train_golden_noise(arguments: Sequence[str]) -> int:
-    """Collect pairs, train a network of golden noise on them and measure it, from a command line; return the exit code.
+    """Collect pairs, train a network on them and measure it, from a command line; return the exit code.
 
     Args:
         arguments (`Sequence[str]`): name of the method, then its options: those of

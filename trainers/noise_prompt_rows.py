@@ -19,7 +19,7 @@ STATES, MASK, DELTA, MARGIN = "prompt_embeds", "attention_mask", "delta", "margi
 PROMPT_INDEX = "prompt_index"
 # Of a dataset of pairs, as collect_noise_pairs writes it.
 _COLUMNS = ("prompt", "seed", DELTA)
-# Pairs of a prompt that are looked at: enough for the mean of the others to be one.
+# Pairs of a prompt that are looked at, at least: enough for the mean of the others to be one.
 _DIAGNOSED = 16
 
 
@@ -115,9 +115,9 @@ class NoisePairRows(Dataset):
         """Return what the pairs hold, of at most `limit` of them: some of each prompt, of prompts drawn at random."""
         members: dict[str, list[int]] = {}
         for index, prompt in enumerate(self.pairs["prompt"][:]):
-            if len(own := members.setdefault(prompt, [])) < _DIAGNOSED:
-                own.append(index)
-        groups = list(members.values())
+            members.setdefault(prompt, []).append(index)
+        most = max(_DIAGNOSED, -(-limit // len(members)))
+        groups = [rows[:most] for rows in members.values()]
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(0)).tolist()
         chosen = [index for number in order for index in groups[number]][:limit]
         rows = self.__getitems__(chosen)

@@ -206,7 +206,7 @@ def test_custom_pipelines_are_not_made_directly():
 
 
 def test_custom_pipeline_without_hfnoise_says_what_to_install():
-    for folder in (*PRESETS, "one-more-step"):
+    for folder in (*PRESETS, "one-more-step", "golden-noise"):
         code = (CARDS / folder / "pipeline.py").read_text().replace("hfnoise.pipelines", "hfnoise_missing.pipelines")
         with pytest.raises(ModuleNotFoundError, match="pip install hfnoise"):
             exec(code)
