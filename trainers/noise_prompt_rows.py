@@ -114,7 +114,7 @@ class NoisePairRows(Dataset):
     def diagnose(self, limit: int = 512) -> PairDiagnosis:
         """Return what the pairs hold, of at most `limit` of them: some of each prompt, of prompts drawn at random."""
         members: dict[str, list[int]] = {}
-        for index, prompt in enumerate(self.pairs["prompt"]):
+        for index, prompt in enumerate(self.pairs["prompt"][:]):
             members.setdefault(prompt, []).append(index)
         most = max(_DIAGNOSED, -(-limit // len(members)))
         groups = [rows[:most] for rows in members.values()]
