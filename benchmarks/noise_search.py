@@ -178,7 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_table(title, HEADER, rows)
     checks = acceptance(found, counts, cost, len(labels) * len(given.seeds))
     judged = judge(checks)
-    content = {"checkpoint": subject.name, "images": len(labels), "runs": found, "options": {name: value for name, value in vars(given).items() if name != "output_dir"},
+    options = {name: value for name, value in vars(given).items() if name != "output_dir"}
+    content = {"checkpoint": subject.name, "images": len(labels), "runs": found, "options": options,
                "acceptance": [list(check) for check in checks]}  # fmt: skip
     write_json(folder / "noise_search.json", {**circumstances(given.seeds), **content})
     (folder / "noise_search.md").write_text(f"**{title}**\n\n{markdown(HEADER, rows)}\n{judged}", encoding="utf-8")
