@@ -44,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(subject: Subject, settings: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+def run(subject: Subject, settings: argparse.Namespace) -> tuple[dict[str, Any], dict[float, dict[str, Any]]]:
     """Return what was found, and the images of the first seed by scale and start.
 
     Args:
@@ -64,15 +64,13 @@ def run(subject: Subject, settings: argparse.Namespace) -> tuple[dict[str, Any],
     refined: dict[float, dict[str, Any]] = {}
     shown: dict[float, dict[str, Any]] = {}
     for one in tqdm(plain_runs(steps, settings.scales), desc="plain runs"):
-        plain[one], first = drawn(lambda seed, one=one: plain_start(subject, labels, seed, one))
+        plain[one], first = drawn(partial(plain_start, subject, labels, run=one))
         if one.steps == steps and one.scale in settings.scales:
             shown[one.scale] = {"plain": first.images}
     for scale in settings.scales:
         base, refined[scale] = Plain(steps, scale), {}
         for name, member in tqdm(members(subject, checkpoint, nets, steps, scale).items(), desc=f"CFG {scale:g}"):
-            scores, first = drawn(
-                lambda seed, base=base, member=member: refined_start(subject, labels, seed, base, member)
-            )
+            scores, first = drawn(partial(refined_start, subject, labels, run=base, member=member))
             refined[scale][name] = compared(scores, base, plain)
             shown[scale][name] = first.images
     seeds = [variations(subject, labels, seed, steps, max(settings.scales)) for seed in range(settings.seeds)]

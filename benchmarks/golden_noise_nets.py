@@ -108,7 +108,7 @@ def trained_nets(subject: Subject, pairs: int, steps: int, sampler_steps: int) -
         parts = [[part[index] for index in range(len(part))] for part in (train, held_out)]
         nets, known = new_nets(subject), {}
         for name, net in nets.items():
-            known[name] = _trained(net, *parts, steps, folder)
+            known[name] = _trained(net, parts[0], parts[1], steps, folder)
         return nets, known, str(rows.diagnose())
 
 

@@ -84,7 +84,8 @@ class ReDenoise(InitialNoise):
                 raise ValueError(f"strength must be at least 0, where 0 is off; got {self.strength}.")
         if not isinstance(self.guidance_scales, (list, tuple)) or len(self.guidance_scales) != 2:
             raise ValueError(f"guidance_scales are two, down and up, got {self.guidance_scales!r}.")
-        self.guidance_scales = tuple(self.guidance_scales)
+        down, up = self.guidance_scales
+        self.guidance_scales = (down, up)
         for scale in self.guidance_scales:
             check_number("guidance_scales", scale)
             if not 0.0 <= scale < float("inf"):

@@ -66,7 +66,8 @@ def guided_side_pipeline(pipe: Any, initial_noise: InitialNoise | None) -> Any:
     from hfnoise.pipelines.guided import guided_class
 
     side = side_pipeline(pipe)
-    side.__class__ = guided_class(type(side))
+    stock: Any = type(side)
+    side.__class__ = guided_class(stock)
     guider = pipe.__dict__.get("guider")
     if guider is not None:
         side.__dict__["guider"] = _own_guider(guider)

@@ -119,13 +119,18 @@ def compare_starts(
             kept = (None, None) if summary is None else (plain_images[place], refined_images[place])
             rows.append((number, plain[place], refined[place], *kept))
     rows = sorted(gather_object(rows), key=lambda row: row[0])
-    plain, refined = ([row[column] for row in rows] for column in (1, 2))
-    wins = sum(1.0 if b > a else 0.5 if b == a else 0.0 for a, b in zip(plain, refined, strict=True))
+    plain_scores, refined_scores = [row[1] for row in rows], [row[2] for row in rows]
+    wins = sum(1.0 if b > a else 0.5 if b == a else 0.0 for a, b in zip(plain_scores, refined_scores, strict=True))
     words = [prompts[row[0] % len(prompts)] for row in rows]
     figures: list[dict[str, float]] = [{}, {}]
     if summary is not None:
         figures = [summary(torch.stack([row[column] for row in rows]), words) for column in (3, 4)]  # type: ignore[misc]
     count = len(rows)
     return StartComparison(
-        count, wins / count, wilson_interval(wins, count), sum(plain) / count, sum(refined) / count, *figures
+        count,
+        wins / count,
+        wilson_interval(wins, count),
+        sum(plain_scores) / count,
+        sum(refined_scores) / count,
+        *figures,
     )

@@ -74,7 +74,7 @@ class GoldenNoiseScriptArguments:
     eval_images: int = _field(NOISE_PAIR_OPTIONS, "eval_images")
     architecture: str = _field(NOISE_NET_OPTIONS, "architecture")
     npnet: str | None = _field(NOISE_NET_OPTIONS, "npnet")
-    net_options: dict | str | None = _field(NOISE_NET_OPTIONS, "net_options")  # type: ignore[type-arg]
+    net_options: dict | str | None = _field(NOISE_NET_OPTIONS, "net_options")
 
     def __post_init__(self) -> None:
         if (self.prompts_file is None) == (self.dataset_name is None):

@@ -98,8 +98,9 @@ class _Run:
     def trainer(self) -> Any:
         from transformers import set_seed
 
+        from hfnoise.trainers.diffusion_rows import LATENTS
         from hfnoise.trainers.noise_prompt import NoisePromptTrainer
-        from hfnoise.trainers.noise_prompt_rows import LATENTS, STATES
+        from hfnoise.trainers.noise_prompt_rows import STATES
 
         train, evaluation, reward = self._rows()
         row = train[0]
@@ -116,15 +117,15 @@ class _Run:
         if self.training.loss == "reward":
             # Refined by nothing: the noise of a call.
             noise = hfnoise.SeedVariation(0.0).latents(self.pipe, self.prompts[0], **script.call)
-            rows = PromptRows(self.pipe, self.prompts, noise.shape[1:])
-            return rows, None, hfnoise.few_step_reward(self.pipe, self.verifier, self.prompts, **script.call)
+            prompts = PromptRows(self.pipe, self.prompts, noise.shape[1:], **script.call)
+            return prompts, None, hfnoise.few_step_reward(self.pipe, self.verifier, self.prompts, **script.call)
         pairs = hfnoise.collect_noise_pairs(
             self.pipe, self.prompts, output_dir=pairs_folder(script, self.training), verifier=self.verifier,
             refiner=hfnoise.ReDenoise(script.redenoise_steps, strength=script.redenoise_strength),
             noises_per_prompt=script.noises_per_prompt, seed=self.training.seed, batch_size=script.pair_batch_size,
             **script.call,
         )  # fmt: skip
-        rows = NoisePairRows.from_pairs(pairs, self.pipe)
+        rows = NoisePairRows.from_pairs(pairs, self.pipe, **script.call)
         if self.training.process_index == 0:
             print(rows.diagnose())
         train, evaluation = rows.split(script.validation_size) if script.validation_size else (rows, None)
@@ -225,7 +226,8 @@ def new_net(script: GoldenNoiseScriptArguments, shape: tuple[int, ...], states: 
         heads = 8
         known |= {"map_size": max(side // _MAP_SHARE, min(side, _LEAST_MAP)), "pooling_heads": heads}
         known["pooled_dim"] = max(min(width, _WIDEST) // heads, 1) * heads
-    return getattr(hfnoise, script.net_class)(**known | (script.net_options or {}))
+    options: Any = script.net_options or {}
+    return getattr(hfnoise, script.net_class)(**known | options)
 
 
 def pairs_folder(script: GoldenNoiseScriptArguments, training: Any) -> Path:

@@ -45,8 +45,8 @@ def _of_dataset(script: Any) -> list[str]:
     if name in IMAGE_WORLDS:
         world = IMAGE_WORLDS[name]
         labels = world.combinations()
-        labels = labels[~world.is_held_out(labels)].tolist()
-        return [world.prompt(row, template) for template in world.templates for row in labels]
+        seen = labels[~world.is_held_out(labels)].tolist()
+        return [world.prompt(row, template) for template in world.templates for row in seen]
     if str(name).startswith("hfnoise:"):
         raise ValueError(f"there are no prompts named {name!r}; there are {', '.join(IMAGE_WORLDS)}.")
     splits = load_any(name, script.dataset_config)
