@@ -56,9 +56,10 @@ def train_golden_noise(arguments: Sequence[str]) -> int:
     try:
         run = _Run(script, training)
         trainer = run.trainer()
+        checkpoint = trainer.checkpoint_to_resume(training.resume_from_checkpoint)
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise UsageError(str(error)) from error
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     metrics = last_metrics(trainer)
     comparison = run.compared(trainer)
     save_and_share(trainer, training, script)

@@ -119,3 +119,9 @@ def test_by_reward(arguments, tmp_path, capsys):
     assert main(arguments(loss="reward", verifier="digits", num_inference_steps=1)) == 0
     assert "pairs of images" in capsys.readouterr().out and not (tmp_path / "net-pairs").exists()
     assert hfnoise.load_noise_net(tmp_path / "net").map.weight.abs().max() > 0
+
+
+@pytest.mark.slow
+def test_a_wrong_checkpoint_is_one_line(capsys, arguments, tmp_path):
+    wrong = arguments(resume_from_checkpoint=str(tmp_path / "nowhere"))
+    assert "is not a folder" in usage_error(capsys, wrong)
