@@ -92,7 +92,7 @@ PULL = """
     assert all(torch.equal(one, expected[name]) for name, one in net.state_dict().items())
     card = ModelCard.load("tester/tiny-net")
     assert card.data.library_name == "diffusers" and "golden-noise" in card.data.tags, card.data
-    assert "None" not in card.text and 'NoisePromptNet.from_pretrained("' in card.text, card
+    assert "None" not in card.text and 'npnet="tester/tiny-net")' in card.text, card
     try:
         net.latents(new_digits_pipeline(width=8), "the digit seven", num_inference_steps=1)
     except ValueError as error:
