@@ -224,9 +224,8 @@ def refined_start(
         given = _arguments(pipe, "prepare_latents", args, kwargs)
         check_starts_from_noise(pipe, given)
         states = encoded[0] if encoded else None
-        context = StartContext(
-            pipe, arguments, len(latents), latents.device, latents.dtype, states, encode, generators, given
-        )
+        dtype = _own_dtype(arguments, given, latents)
+        context = StartContext(pipe, arguments, len(latents), latents.device, dtype, states, encode, generators, given)
         return replaced_latents(prepared, latents, initial_noise, context)
 
     pipe.__dict__["prepare_latents"] = refined
@@ -242,7 +241,7 @@ def refined_start(
 
 
 def replaced_latents(prepared: Any, latents: torch.Tensor, initial_noise: InitialNoise, context: StartContext) -> Any:
-    """Return what a pipeline prepared, refined; the very same object if nothing is changed.
+    """Return what a pipeline prepared, refined, in its dtype; the very same object if nothing is changed.
 
     Args:
         prepared (`torch.Tensor` or `tuple`): latents in the scheduler's scale, alone or first of a tuple, in which the
@@ -260,17 +259,17 @@ def replaced_latents(prepared: Any, latents: torch.Tensor, initial_noise: Initia
     unit = own.clone()
     state = refined_state(initial_noise, unit, context)
     # A member may have written into what it was given.
-    if state.latents is unit and torch.equal(unit, own):
+    if state.latents is unit and torch.equal(unit, own) and latents.dtype == context.dtype:
         return prepared
     if context.arguments.get("latents") is None:
         _check_unit(own, context)
     start = state.latents if state.space == "scheduler" else state.latents * sigma
-    start = cast_start(initial_noise, start, latents.shape, latents.dtype)
+    start = cast_start(initial_noise, start, latents.shape, context.dtype)
     if not isinstance(prepared, tuple):
         return start
     if state.space == "unit":
         # Inpainting keeps its noise, and puts it on the known part of the image at every step.
-        noise = state.latents.to(latents.dtype)
+        noise = state.latents.to(context.dtype)
         rest = [noise if _is_noise(part, latents, sigma) else part for part in prepared[1:]]
         return (start, *rest)
     return (start, *prepared[1:])
@@ -306,6 +305,12 @@ def refined_state(member: InitialNoise, unit_noise: torch.Tensor, context: Start
             "hfnoise.pipelines.StartState(latents)."
         )
     return state
+
+
+def _own_dtype(arguments: Mapping[str, Any], given: Mapping[str, Any], latents: torch.Tensor) -> torch.dtype:
+    # What the pipeline would draw in: many hand on the user's latents as they are, on which the denoiser then fails.
+    asked = given.get("dtype")
+    return asked if arguments.get("latents") is not None and isinstance(asked, torch.dtype) else latents.dtype
 
 
 def _check_unit(unit: torch.Tensor, context: StartContext) -> None:

@@ -26,6 +26,8 @@ _NEEDED = {"model_name_or_path": "a Hub id, a folder, or digits"}
 # A map of B for a quarter of the side of SDXL's latents; of tiny latents no fewer than they have.
 _MAP_SHARE, _LEAST_MAP = 4, 8
 _WIDEST = 256
+# What only the collection of pairs reads, and says how pairs are made.
+_OF_PAIRS = ("pairs_dir", "redenoise_steps", "redenoise_strength")
 # Parts of a pipeline that have nothing to do with training; through a safety checker there is no gradient.
 _NOT_NEEDED = ("safety_checker", "image_encoder", "feature_extractor")
 
@@ -83,6 +85,9 @@ class _Run:
                 "the loss 'reward', min_margin and margin_temperature are of what a verifier says: give --verifier, "
                 "an embedded world or a model of images and text such as CLIP."
             )
+        unused = [name for name in _OF_PAIRS if getattr(script, name) is not None]
+        if unused and training.loss == "reward":
+            raise ValueError(f"{', '.join(unused)}: of pairs, and loss='reward' collects none. Leave it out.")
         self.prompts = load_prompts(script)
         self.pipe = load_golden_pipeline(script, training.device)
         self.verifier = self._verifier("verifier")

@@ -375,3 +375,19 @@ def test_states_of_the_scheduler_are_no_latents(sd):
         from hfnoise.pipelines.call_latents import call_latents
 
         call_latents(sd, 3, (), {})
+
+
+@pytest.mark.parametrize("given, own", [(torch.float16, torch.float32), (torch.float32, torch.bfloat16)])
+@pytest.mark.parametrize("member", [ReDenoise(), ReDenoise(strength=0.0)], ids=["on", "off"])
+def test_given_latents_of_another_dtype(given, own, member):
+    pipe = FAMILIES["sd-ddim"].build().to(own)
+    call = {**FAMILIES["sd-ddim"].call(1), "output_type": "latent"}
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)).to(given)
+    # The stock pipeline hands them on as they are, and its network fails.
+    with pytest.raises(RuntimeError, match="dtype|type"):
+        pipe(**call, latents=noise)
+    refined = member.latents(pipe, **call, latents=noise)
+    assert refined.dtype == own
+    with guide(pipe, initial_noise=member):
+        found = pipe(**call, latents=noise).images
+    assert torch.equal(found, pipe(**call, latents=refined).images)

@@ -53,6 +53,10 @@ def test_help(capsys):
         ({"dataset_name": "hfnoise:letters"}, "no prompts named 'hfnoise:letters'; there are hfnoise:digits"),
         ({"model_name_or_path": "./nowhere"}, "no such folder"),
         ({"loss": "reward"}, "give --verifier"),
+        (
+            {"loss": "reward", "verifier": "digits", "redenoise_strength": 2.0},
+            "redenoise_strength: of pairs, and loss='reward' collects none",
+        ),
         ({"min_margin": 0.0}, "give --verifier"),
         ({"verifier_processor": "x"}, "verifier_processor is of --verifier"),
         ({"architecture": "unet"}, "architecture is 'unet'; choose noise-prompt-net or npnet"),
