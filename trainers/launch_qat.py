@@ -12,9 +12,8 @@ from trl import ScriptArguments
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
 from hfnoise.options import QAT_DATA_OPTIONS, option_help
-from hfnoise.trainers.command_line import NoiseParser, parse, take_option
 from hfnoise.trainers.dataset_loading import CODE, EMBEDDED, resolve_model
-from hfnoise.trainers.launch import finish, launch_with_accelerate
+from hfnoise.trainers.launch import finish, run_command
 
 _NEEDED = {
     "model_name_or_path": f"a Hub id, a folder, or {EMBEDDED}",
@@ -63,19 +62,18 @@ def train_quantized(arguments: Sequence[str]) -> int:
     Raises:
         UsageError: for options, data or a model that cannot be trained; before anything is trained.
     """
-    name, *options = arguments
-    accelerate_config, options = take_option(options, "--accelerate_config")
-    if accelerate_config is not None:
-        return launch_with_accelerate(accelerate_config, [name, *options])
+    return run_command(arguments, _types, _train, _NEEDED)
+
+
+def _types(name: str) -> tuple[type, ...]:
     from trl import ModelConfig
 
     from hfnoise.trainers.qat_config import QATTrainingArguments
 
-    types = (QATScriptArguments, QATTrainingArguments, ModelConfig)
-    if "--help-all" in options:
-        NoiseParser(dataclass_types=list(types), prog=f"hfnoise {name}").print_help()
-        return 0
-    script, training, model = parse(f"hfnoise {name}", types, options, _NEEDED)
+    return QATScriptArguments, QATTrainingArguments, ModelConfig
+
+
+def _train(name: str, script: Any, training: Any, model: Any) -> None:
     try:
         trainer, base = _trainer(script, training, model)
     except (ValueError, TypeError, OSError) as error:
@@ -87,7 +85,6 @@ def train_quantized(arguments: Sequence[str]) -> int:
         print_samples(
             training.output_dir, base.to(trainer.model.device), trainer.processing_class, script.sample_prompt
         )
-    return 0
 
 
 def _trainer(script: Any, training: Any, given: Any) -> tuple[Any, Any]:
