@@ -32,7 +32,7 @@ def check_given_latents(name: str, latents: Any, prepare: Callable[..., Any], gi
         >>> import torch
         >>> from hfnoise.pipelines.given_latents import check_given_latents
         >>> latents = torch.zeros(2, 4, 8, 8)
-        >>> draw = lambda batch_size, latents: torch.randn(batch_size, 4, 8, 8)
+        >>> draw = lambda batch_size, latents, generator: torch.randn(batch_size, 4, 8, 8)
         >>> check_given_latents("It", latents, draw, {"batch_size": 1, "latents": latents})
         Traceback (most recent call last):
         ...
