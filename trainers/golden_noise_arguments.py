@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hfnoise.golden_noise_options import NOISE_NET_OPTIONS, NOISE_PAIR_OPTIONS
+from hfnoise.option_types import check_option_types
 from hfnoise.options import Option, option_default, option_help
 
 ARCHITECTURES = {"noise-prompt-net": "NoisePromptNet", "npnet": "NPNet"}
@@ -77,6 +78,7 @@ class GoldenNoiseScriptArguments:
     net_options: dict | str | None = _field(NOISE_NET_OPTIONS, "net_options")
 
     def __post_init__(self) -> None:
+        check_option_types(self, GoldenNoiseScriptArguments)
         if (self.prompts_file is None) == (self.dataset_name is None):
             raise ValueError(
                 "give either prompts_file, a text file with a prompt on each line, or dataset_name, a Hub id, a local "
@@ -84,14 +86,12 @@ class GoldenNoiseScriptArguments:
             )
         for name in _AT_LEAST_ONE:
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and value < 1:
                 raise ValueError(f"{name} is {value!r}; give a whole number of at least 1.")
-        self.validation_size = float(self.validation_size)
         if not 0 <= self.validation_size < 1:
             raise ValueError(f"validation_size is {self.validation_size}; give a share in [0, 1).")
         if self.redenoise_strength is not None:
-            self.redenoise_strength = float(self.redenoise_strength)
-            if not 0 < self.redenoise_strength < float("inf"):
+            if not self.redenoise_strength > 0:
                 raise ValueError(f"redenoise_strength is {self.redenoise_strength}; give a number above 0.")
             if self.redenoise_steps is not None:
                 raise ValueError("redenoise_steps and redenoise_strength both set the size of the step: give one.")
