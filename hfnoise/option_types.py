@@ -54,7 +54,8 @@ def check_option_types(config: Any, owner: type, *inherited: str) -> None:
             made = _as(value, hints[name])
         except _Mismatch:
             raise ValueError(
-                f"{name} must be {_described(hints[name])}, got {_shown(value)}.{_help(owner, name)}"
+                f"{name} must be {_described(hints[name])}, got {value!r:.80} of type {type(value).__name__}."
+                f"{_help(owner, name)}"
             ) from None
         if made is not value:
             setattr(config, name, made)
@@ -135,13 +136,6 @@ def _described(wanted: Any) -> str:
         return f"a list of {_described(arguments[0]).removeprefix('a ')}s"
     plain = origin or wanted
     return _WORDS.get(plain, getattr(plain, "__name__", str(plain)))
-
-
-def _shown(value: Any) -> str:
-    try:
-        return f"{value!r:.80} of type {type(value).__name__}"
-    except ValueError:  # Python writes no whole number of more than 4300 digits
-        return "a number of thousands of digits"
 
 
 def check_least(config: Any, least: int, *names: str) -> None:

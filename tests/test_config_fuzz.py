@@ -6,7 +6,7 @@ import math
 import types
 import typing
 import warnings
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import fields
 from importlib import import_module
 
 import pytest
@@ -42,13 +42,13 @@ CONFIGS = {
     "trace_pairs_run:TracePairsArguments": {**MODEL, **DATA, "reward": "arithmetic"},
     "generate_config:GenerateConfig": {"model_name_or_path": "digits", "prompt": ["a digit"]},
 }
-# One of the two says which other field it disagrees with.
-SAID_BY = {"loss_weighting_kwargs": "loss_weighting", "prompt_dropout": "noise", "guider": "guider"}
+# The first is named by the field that it belongs to, the second by transformers.
+SAID_BY = {"loss_weighting_kwargs": "loss_weighting", "lr_scheduler_type": "SchedulerType"}
 
 PLAIN = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.binary(max_size=4),
     st.sampled_from(
-        [math.nan, math.inf, -math.inf, -1, 0, 1e308, 10**400, 10**5000, "nan", "inf", "1e-3", "3", "auto", "none", "\0"]
+        [math.nan, math.inf, -math.inf, -1, 0, 1e308, 10**400, "nan", "inf", "1e-3", "3", "auto", "none", "\0"]
     ),
 )  # fmt: skip
 ANYTHING = st.one_of(
@@ -69,8 +69,9 @@ def config_class(place):
 
 def own_fields(cls):
     """Return the fields that are declared in hfnoise, without those of the stock class that we leave to it."""
-    names = [name for base in cls.__mro__ if base.__module__.startswith("hfnoise") for name in vars(base).get("__annotations__", ())]
-    return sorted(set(names) & {field.name for field in fields(cls)})
+    bases = [base for base in cls.__mro__ if base.__module__.startswith("hfnoise")]
+    names = {name for base in bases for name in vars(base).get("__annotations__", ())}
+    return sorted(names & {field.name for field in fields(cls)})
 
 
 def is_of(value, wanted):
@@ -127,4 +128,4 @@ def test_any_value_is_taken_or_refused_by_name(place):
 @pytest.mark.soak
 @pytest.mark.parametrize("place", CONFIGS)
 def test_any_value_is_taken_or_refused_by_name_at_length(place):
-    fuzz(2000, config_class(place), CONFIGS[place])
+    fuzz(400, config_class(place), CONFIGS[place])
