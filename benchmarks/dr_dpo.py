@@ -89,7 +89,7 @@ def _gradient(processes: int, size: int, accumulation: int, dr_beta: float, scop
         return gradient_of(size, accumulation, dr_beta, scope)
     with tempfile.NamedTemporaryFile(suffix=".pt") as file:
         debug_launcher(_in_processes, (size, accumulation, dr_beta, scope, file.name), num_processes=processes)
-        gradient: Tensor = torch.load(file.name)
+        gradient: Tensor = torch.load(file.name, weights_only=True)
     return gradient
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from hfnoise.golden_noise_options import NOISE_NET_OPTIONS, NOISE_PAIR_OPTIONS
+from hfnoise.option_types import check_least, check_option_types
 from hfnoise.options import Option, option_default, option_help
 
 ARCHITECTURES = {"noise-prompt-net": "NoisePromptNet", "npnet": "NPNet"}
 _DTYPES = (None, "float32", "float16", "bfloat16")
 _COUNTS = (
-    "max_prompts", "noises_per_prompt", "pair_batch_size", "num_inference_steps", "redenoise_steps", "height",
-    "width", "eval_images",
+    "max_prompts", "noises_per_prompt", "pair_batch_size", "num_inference_steps", "height", "width", "eval_images"
 )  # fmt: skip
 
 
@@ -80,21 +78,22 @@ class GoldenNoiseScriptArguments:
     net_options: dict | str | None = _field(NOISE_NET_OPTIONS, "net_options")
 
     def __post_init__(self) -> None:
+        check_option_types(self, GoldenNoiseScriptArguments)
         if (self.prompts_file is None) == (self.dataset_name is None):
             raise ValueError(
                 "give either prompts_file, a text file with a prompt on each line, or dataset_name, a Hub id, a local "
                 "file or folder, or hfnoise:digits."
             )
-        for name in _COUNTS:
-            value = getattr(self, name)
-            least = 2 if name == "redenoise_steps" else 1  # two points of a schedule make a step
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}.")
-        self.validation_size = self._number("validation_size", "a share in [0, 1)", lambda share: 0 <= share < 1)
-        self.guidance_scale = self._number("guidance_scale", "a number of at least 0", lambda scale: scale >= 0)
-        self.redenoise_strength = self._number("redenoise_strength", "a number above 0", lambda strength: strength > 0)
-        if self.redenoise_steps is not None:
-            if self.redenoise_strength is not None:
+        check_least(self, 1, *_COUNTS)
+        # Two points of a schedule make a step.
+        check_least(self, 2, "redenoise_steps")
+        check_least(self, 0, "guidance_scale")
+        if self.validation_size is not None and not 0 <= self.validation_size < 1:
+            raise ValueError(f"validation_size is {self.validation_size}; give a share in [0, 1).")
+        if self.redenoise_strength is not None:
+            if not self.redenoise_strength > 0:
+                raise ValueError(f"redenoise_strength is {self.redenoise_strength}; give a number above 0.")
+            if self.redenoise_steps is not None:
                 raise ValueError("redenoise_steps and redenoise_strength both set the size of the step: give one.")
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; choose {', '.join(map(str, _DTYPES[1:]))}.")
@@ -116,18 +115,6 @@ class GoldenNoiseScriptArguments:
         for name in ("net_options", "architecture"):
             if self.npnet and getattr(self, name):
                 raise ValueError(f"npnet is {self.npnet!r}, whose {name} is its own: leave --{name} out.")
-
-    def _number(self, name: str, allowed: str, fits: Callable[[float], bool]) -> float | None:
-        given = getattr(self, name)
-        if given is None:
-            return None
-        try:
-            number = math.nan if isinstance(given, bool) else float(given)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not (math.isfinite(number) and fits(number)):
-            raise ValueError(f"{name} is {given!r}; give {allowed}.")
-        return number
 
     @property
     def call(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from trl import ScriptArguments
 
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
+from hfnoise.option_types import check_option_types
 from hfnoise.options import QAT_DATA_OPTIONS, option_help
 from hfnoise.trainers.dataset_loading import CODE, EMBEDDED, resolve_model
 from hfnoise.trainers.launch import finish, run_command
@@ -48,7 +49,8 @@ class QATScriptArguments(ScriptArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__() if hasattr(super(), "__post_init__") else None
-        if isinstance(self.block_size, bool) or not isinstance(self.block_size, int) or self.block_size < 2:
+        check_option_types(self, QATScriptArguments)
+        if self.block_size < 2:
             raise ValueError(f"block_size is {self.block_size!r}; a row has at least 2 tokens, one to predict.")
 
 

@@ -65,11 +65,11 @@ def test_help(capsys):
         ({"npnet": "net", "net_options": None, "architecture": "npnet"}, "leave --architecture out"),
         ({"loss": "reward", "verifier": "digits"}, "noises_per_prompt, validation_size: of pairs"),
         ({"eval_images": 4}, "judged by --verifier, which is not given"),
-        ({"redenoise_steps": 1}, "redenoise_steps is 1; give a whole number of at least 2"),
-        ({"guidance_scale": -1.0}, "guidance_scale is -1.0; give a number of at least 0"),
+        ({"redenoise_steps": 1}, "redenoise_steps must be at least 2, got 1"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be at least 0, got -1.0"),
         ({"redenoise_steps": 9, "redenoise_strength": 1.0}, "give one"),
         ({"validation_size": 1.0}, "give a share in [0, 1)"),
-        ({"verifier": "digits", "eval_images": 0}, "eval_images is 0"),
+        ({"verifier": "digits", "eval_images": 0}, "eval_images must be at least 1, got 0"),
     ],
 )
 def test_bad_input_ends_before_anything_is_collected(capsys, arguments, tmp_path, changes, message):
