@@ -15,7 +15,7 @@ import hfnoise
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
 from hfnoise.trainers.command_line import NoiseParser, parse, take_option
-from hfnoise.trainers.launch import last_metrics, launch_with_accelerate, save_and_share
+from hfnoise.trainers.launch import last_metrics, launch_with_accelerate, save, share
 
 if TYPE_CHECKING:
     from hfnoise.trainers.golden_noise_arguments import GoldenNoiseScriptArguments
@@ -64,9 +64,10 @@ def train_golden_noise(arguments: Sequence[str]) -> int:
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = last_metrics(trainer)
     comparison = run.compared(trainer)
-    save_and_share(trainer, training, script)
+    save(trainer, training, script)
     if trainer.is_world_process_zero():
         _print_outcome(script, training, metrics, comparison)
+    share(trainer, training, script)
     trainer.end()
     return 0
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
 from hfnoise.trainers.command_line import NoiseParser, given_names, parse, take_option
-from hfnoise.trainers.launch import last_metrics, launch_with_accelerate, save_and_share
+from hfnoise.trainers.launch import last_metrics, launch_with_accelerate, save, share
 
 if TYPE_CHECKING:
     from hfnoise.trainers.encoded_images import EncodedImages
@@ -60,9 +60,10 @@ def train_module(arguments: Sequence[str]) -> int:
         raise UsageError(str(error)) from error
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = last_metrics(trainer)
-    save_and_share(trainer, training, script)
+    save(trainer, training, script)
     if trainer.is_world_process_zero():
         _print_outcome(script, training, metrics)
+    share(trainer, training, script)
     trainer.end()
     return 0
 
