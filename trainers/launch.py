@@ -98,21 +98,33 @@ def finish(trainer: Any, training: Any, script: Any) -> None:
         script (`trl.ScriptArguments`): of the command line.
     """
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    save_and_share(trainer, training, script)
+    save(trainer, training, script)
+    share(trainer, training, script)
     trainer.end()
 
 
-def save_and_share(trainer: Any, training: Any, script: Any) -> None:
-    """Save what a Trainer has trained with its card, and push it if that was asked for.
+def save(trainer: Any, training: Any, script: Any) -> None:
+    """Save what a Trainer has trained, with its card.
 
     Args:
         trainer (`transformers.Trainer`), training (`TrainingArguments`), script: as in [`finish`].
     """
     trainer.save_model(training.output_dir)
     trainer.create_model_card(model_name=Path(training.output_dir).name, dataset_name=hub_dataset(script))
+    logger.info("model and card saved to %s", training.output_dir)
+
+
+def share(trainer: Any, training: Any, script: Any) -> None:
+    """Push what is saved, if that was asked for: the last act of a run, since the network may be gone by then.
+
+    Args:
+        trainer (`transformers.Trainer`), training (`TrainingArguments`), script: as in [`finish`].
+
+    Raises:
+        PushError: if the push did not go through; the command line ends with its message and exit code 1.
+    """
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=hub_dataset(script))
-    logger.info("model and card saved to %s", training.output_dir)
 
 
 def last_metrics(trainer: Any) -> dict[str, float]:

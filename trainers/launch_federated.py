@@ -84,6 +84,8 @@ def train_federated(arguments: Sequence[str]) -> int:
         check_writable(training.output_dir)
         _refuse_earlier_federation(training)
         trainer = _trainer(script, training, federation, model, parsed[4] if private else None)
+        if training.push_to_hub:  # before hours of rounds
+            trainer.init_hf_repo()
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(str(error)) from error
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import hfnoise
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
-from hfnoise.trainers.launch import last_metrics, run_command, save_and_share
+from hfnoise.trainers.launch import last_metrics, run_command, save, share
 
 if TYPE_CHECKING:
     from hfnoise.trainers.golden_noise_arguments import GoldenNoiseScriptArguments
@@ -64,9 +64,10 @@ def _train(name: str, script: GoldenNoiseScriptArguments, training: Any) -> None
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = last_metrics(trainer)
     comparison = run.compared(trainer)
-    save_and_share(trainer, training, script)
+    save(trainer, training, script)
     if trainer.is_world_process_zero():
         _print_outcome(script, training, metrics, comparison)
+    share(trainer, training, script)
     trainer.end()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
 from hfnoise.trainers.command_line import given_names
-from hfnoise.trainers.launch import last_metrics, run_command, save_and_share
+from hfnoise.trainers.launch import last_metrics, run_command, save, share
 
 if TYPE_CHECKING:
     from hfnoise.trainers.encoded_images import EncodedImages
@@ -59,9 +59,10 @@ def _train(name: str, script: OneMoreStepScriptArguments, training: Any) -> None
         raise UsageError(str(error)) from error
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = last_metrics(trainer)
-    save_and_share(trainer, training, script)
+    save(trainer, training, script)
     if trainer.is_world_process_zero():
         _print_outcome(script, training, metrics)
+    share(trainer, training, script)
     trainer.end()
 
 
