@@ -1,6 +1,6 @@
 """Noisy preference labels: every loss against stock DPO and TRL's robust loss, in one run.
 
-`hfnoise bench --parts features trainer overhead` prints tables and writes preference_noise.json, .md and .png.
+`python -m hfnoise.benchmarks.preference_noise --parts features trainer overhead` prints tables and writes preference_noise.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _STYLES: dict[str, dict[str, Any]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark from a command line."""
-    parser = argparse.ArgumentParser(prog="hfnoise bench", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=("features", "trainer", "overhead"), default=["features"])
     parser.add_argument("--seeds", type=int, default=10, help="runs on frozen features for every method and rate")
     parser.add_argument("--trainer_seeds", type=int, default=3, help="whole Trainer runs for every method and rate")
