@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hfnoise.benchmarks.comparison import PEER, STOCK, Comparison, Ratio, of_summaries, paired
+from hfnoise.benchmarks.comparison import PEER, STOCK, Comparison, Ratio, of_summaries, paired, percent
 from hfnoise.benchmarks.reporting import mean_and_error
 
 _ADAPTIVE = "Adaptive Guidance, 0.99"
 _NAME = "AdaptiveGuidance(threshold=0.99)"
 _SETTING = "20 steps, scale 4"
+WORLDS = {"digits-sd": "digits", "coloured-digits-sd": "coloured digits", "digits-sd-weak": "digits, weak model"}
 _FULL = "full CFG"
 # Those that spend what Adaptive Guidance spent; the number follows from it and differs from run to run.
 _FEWER, _CUT = re.compile(r"CFG, \d+ steps"), re.compile(r"CFG in the first \d+ steps")
@@ -18,7 +19,7 @@ _FEWER, _CUT = re.compile(r"CFG, \d+ steps"), re.compile(r"CFG in the first \d+ 
 
 def digits(found: dict[str, Any]) -> list[Comparison]:
     """Return evaluations and wrong digits beside full guidance, and the distance to it beside others that skip."""
-    runs = found["runs"][_SETTING]
+    runs, world = found["runs"][_SETTING], WORLDS[found["checkpoint"]]
 
     def values(name: str, key: str) -> list[float]:
         return [one[key] for one in runs[name]]
@@ -28,7 +29,7 @@ def digits(found: dict[str, Any]) -> list[Comparison]:
 
     rows = [
         Comparison(
-            _NAME, f"evaluations an image, {_SETTING}", "full guidance", STOCK,
+            _NAME, f"evaluations an image, {world}", "full guidance", STOCK,
             f"{mean(_ADAPTIVE, 'evaluations'):.1f}", f"{mean(_FULL, 'evaluations'):.1f}",
             paired(values(_ADAPTIVE, "evaluations"), values(_FULL, "evaluations")),
         )
@@ -38,15 +39,15 @@ def digits(found: dict[str, Any]) -> list[Comparison]:
     if mean_and_error(theirs)[0] > 0.02:
         rows.append(
             Comparison(
-                _NAME, f"wrong digits, {_SETTING}", "full guidance", STOCK, f"{100 * mean_and_error(ours)[0]:.1f} %",
-                f"{100 * mean_and_error(theirs)[0]:.1f} %", paired(ours, theirs),
+                _NAME, f"wrong images, {world}", "full guidance", STOCK, percent(ours),
+                percent(theirs), paired(ours, theirs),
             )
         )  # fmt: skip
     for against, pattern in (("a fixed cut-off, as many evaluations", _CUT), ("fewer steps of full guidance", _FEWER)):
         other = next(name for name in runs if pattern.fullmatch(name))
         rows.append(
             Comparison(
-                _NAME, f"distance of the latents to full guidance, {_SETTING}", against, PEER,
+                _NAME, f"distance to full guidance, {world}", against, PEER,
                 f"{mean(_ADAPTIVE, 'latent_error'):.3f}", f"{mean(other, 'latent_error'):.3f}",
                 paired(values(_ADAPTIVE, "latent_error"), values(other, "latent_error")),
             )
@@ -62,11 +63,12 @@ def wall_clock(found: dict[str, Any]) -> list[Comparison]:
     mine, theirs = alone["ours, stop at the same step"], alone["SDCFGCutoffCallback"]
     return [
         Comparison(
-            _NAME, f"time of a call, {_SETTING}", "full guidance", STOCK, f"{ours:.2f} s", f"{full:.2f} s",
+            _NAME, "time of a call, digits", "full guidance", STOCK, f"{ours:.2f} s", f"{full:.2f} s",
             Ratio(1 - times[_ADAPTIVE]["time_saved"], spread="median of its repeats"),
         ),
         Comparison(
-            "AdaptiveGuidance, stopped at the same step", "time of a call, one image", "SDCFGCutoffCallback", PEER,
+            "AdaptiveGuidance, stopped at the same step", "time of a call, one image, digits", "SDCFGCutoffCallback",
+            PEER,
             f"{mine:.2f} of full", f"{theirs:.2f} of full", Ratio(mine / theirs, spread="median of its repeats"),
         ),
     ]  # fmt: skip
@@ -93,8 +95,8 @@ def mixture(found: dict[str, Any]) -> list[Comparison]:
         theirs = [one["error"] for one in nearest[method]]
         rows.append(
             Comparison(
-                "AdaptiveGuidance on x0", "distance to full guidance at 30 of 40 evaluations, exact denoiser",
-                against, PEER, f"{100 * mean_and_error(ours)[0]:.1f} %", f"{100 * mean_and_error(theirs)[0]:.1f} %",
+                "AdaptiveGuidance on x0", "distance to full guidance, exact denoiser",
+                against, PEER, percent(ours), percent(theirs),
                 paired(ours, theirs),
             )
         )  # fmt: skip
@@ -103,7 +105,7 @@ def mixture(found: dict[str, Any]) -> list[Comparison]:
 
 def saturation(found: dict[str, Any]) -> list[Comparison]:
     """Return saturation and wrong digits at scale 15, beside CFG and the better setting of diffusers' APG."""
-    summary = found["summary"]
+    summary, world = found["summary"], WORLDS[found["checkpoint"]]
     spread = f"s.e. of {len(found['seeds'])} seeds"
     theirs = min(
         (name for name in summary if name.startswith("APG of diffusers") or name.startswith("the same")),
@@ -111,7 +113,7 @@ def saturation(found: dict[str, Any]) -> list[Comparison]:
     )
     rows = [
         Comparison(
-            "ProjectedGuidance", "saturation at scale 15", against, kind,
+            "ProjectedGuidance", f"saturation at scale 15, {world}", against, kind,
             f"{summary['APG, ours']['15']['saturation']['mean']:.3f}",
             f"{summary[name]['15']['saturation']['mean']:.3f}",
             of_summaries(summary["APG, ours"]["15"]["saturation"], summary[name]["15"]["saturation"], spread),
@@ -125,8 +127,8 @@ def saturation(found: dict[str, Any]) -> list[Comparison]:
         if mean_and_error(other)[0] > 0.02:
             rows.append(
                 Comparison(
-                    "ProjectedGuidance", "wrong digits at scale 15", against, kind,
-                    f"{100 * mean_and_error(mine)[0]:.1f} %", f"{100 * mean_and_error(other)[0]:.1f} %",
+                    "ProjectedGuidance", f"wrong images at scale 15, {world}", against, kind,
+                    percent(mine), percent(other),
                     paired(mine, other),
                 )
             )  # fmt: skip

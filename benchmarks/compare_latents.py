@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from hfnoise.benchmarks.comparison import PEER, STOCK, Comparison, Ratio, median, of_summaries, paired
+from hfnoise.benchmarks.compare_guidance import WORLDS
+from hfnoise.benchmarks.comparison import PEER, STOCK, Comparison, Ratio, median, of_summaries, paired, percent
 from hfnoise.benchmarks.reporting import mean_and_error
 
 _WITH_PRIOR = "with terminal prior"
+# Other bases, which a user of a given one has not.
+_OFFSET = ("base retrained with offset noise", PEER, "base retrained with offset noise")
+_ZERO_SNR = ("base retrained at zero SNR", PEER, "base retrained at zero SNR")
 
 
 def one_more_step(found: dict[str, Any]) -> list[Comparison]:
@@ -21,10 +25,11 @@ def one_more_step(found: dict[str, Any]) -> list[Comparison]:
         for method, ours, against, kind, theirs in (
             ("OneMoreStep", "One More Step", "white noise", STOCK, "white noise"),
             ("OneMoreStep", "One More Step", "official code of One More Step", PEER, "code of One More Step"),
-            ("OneMoreStep", "One More Step", "base retrained with offset noise", PEER, "base retrained with offset noise"),
-            ("OneMoreStep", "One More Step", "base retrained at zero SNR", PEER, "base retrained at zero SNR"),
-            ("OneMoreStep + TerminalPrior", _WITH_PRIOR, "official code of One More Step", PEER, "code of One More Step"),
-            ("OneMoreStep + TerminalPrior", _WITH_PRIOR, "base retrained at zero SNR", PEER, "base retrained at zero SNR"),
+            ("OneMoreStep", "One More Step", *_OFFSET), ("OneMoreStep", "One More Step", *_ZERO_SNR),
+            ("OneMoreStep + TerminalPrior", _WITH_PRIOR, "white noise", STOCK, "white noise"),
+            ("OneMoreStep + TerminalPrior", _WITH_PRIOR, "official code of One More Step", PEER,
+             "code of One More Step"),
+            ("OneMoreStep + TerminalPrior", _WITH_PRIOR, *_ZERO_SNR),
         )
     ]  # fmt: skip
 
@@ -75,7 +80,7 @@ def one_more_step_overhead(found: dict[str, Any]) -> list[Comparison]:
 def golden_noise(found: dict[str, Any]) -> list[Comparison]:
     """Return wrong digits and the Fréchet distance without guidance, beside plain noise and the nearest plain run."""
     results, spread = found["results"], f"s.e. of {len(found['seeds'])} seeds"
-    refined = results["refined"]["1.0"]
+    refined, world = results["refined"]["1.0"], WORLDS[found["settings"]["checkpoint"]]
     steps = found["settings"]["steps"]
     rows = []
     for method in ("ReDenoise", "NoisePromptNet"):
@@ -88,17 +93,17 @@ def golden_noise(found: dict[str, Any]) -> list[Comparison]:
             theirs = results["plain"][other]
             wrong = [{"mean": 1 - one["judge_accuracy"]["mean"], "error": one["judge_accuracy"]["error"]}
                      for one in (ours, theirs)]  # fmt: skip
-            if wrong[1]["mean"]:
-                rows.append(
-                    Comparison(
-                        method, "wrong digits without guidance", against, kind, f"{100 * wrong[0]['mean']:.1f} %",
-                        f"{100 * wrong[1]['mean']:.1f} %", of_summaries(wrong[0], wrong[1], spread),
-                    )
-                )  # fmt: skip
+            rows.append(
+                Comparison(
+                    method, f"wrong images, no guidance, {world}", against, kind,
+                    f"{100 * wrong[0]['mean']:.1f} %", f"{100 * wrong[1]['mean']:.1f} %",
+                    of_summaries(wrong[0], wrong[1], spread),
+                )
+            )  # fmt: skip
             near = [one["frechet_distance"] for one in (ours, theirs)]
             rows.append(
                 Comparison(
-                    method, "Fréchet distance without guidance", against, kind, f"{near[0]['mean']:.2f}",
+                    method, f"Fréchet distance, no guidance, {world}", against, kind, f"{near[0]['mean']:.2f}",
                     f"{near[1]['mean']:.2f}", of_summaries(near[0], near[1], spread),
                 )
             )  # fmt: skip
@@ -110,15 +115,14 @@ def noise_search(found: dict[str, Any]) -> list[Comparison]:
     wrong = {name: [1 - one["judge_accuracy"] for one in runs] for name, runs in found["runs"].items()}
     return [
         Comparison(
-            method, "wrong digits, evaluations of 4 images", against, kind, f"{100 * mean_and_error(wrong[ours])[0]:.1f} %",
-            f"{100 * mean_and_error(wrong[theirs])[0]:.1f} %", paired(wrong[ours], wrong[theirs]),
+            method, "wrong images, evaluations of 4 images", against, kind, percent(wrong[ours]),
+            percent(wrong[theirs]), paired(wrong[ours], wrong[theirs]),
         )
         for method, ours, against, kind, theirs in (
             ("RandomSearch", "best of 4", "one plain image", STOCK, "plain"),
             ("ZeroOrderSearch", "zero-order, 4", "best of 4", PEER, "best of 4"),
             ("PathSearch", "paths, 4", "best of 4", PEER, "best of 4"),
         )
-        if mean_and_error(wrong[theirs])[0]
     ]  # fmt: skip
 
 

@@ -19,6 +19,8 @@ def trainer(found: dict[str, Any]) -> list[Comparison]:
             # Told that no label is flipped, TRL's robust loss is DPO.
             others += [(_TOLD, PEER, "TRL robust, true rate")] if rate != "0.0" else []
             for against, kind, other in others:
+                if not {f"{ours} | {rate}", f"{other} | {rate}"} <= wrong.keys():  # the small size runs a part
+                    continue
                 mine, theirs = wrong[f"{ours} | {rate}"], wrong[f"{other} | {rate}"]
                 quantity = f"wrong held-out pairs, {float(rate):.0%} of labels flipped"
                 rows.append(

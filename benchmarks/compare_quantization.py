@@ -73,8 +73,9 @@ def step_time(found: dict[str, Any]) -> list[Comparison]:
     cases = found["results"].values()
     rows = []
     for against, kind, way in (
-        ("nn.Linear", STOCK, "nn.Linear"), ("AutoBitLinear of transformers", PEER, "transformers AutoBitLinear (BitNet)"),
-    ):  # fmt: skip
+        ("nn.Linear", STOCK, "nn.Linear"),
+        ("AutoBitLinear of transformers", PEER, "transformers AutoBitLinear (BitNet)"),
+    ):
         ratio = geometric([case["hfnoise, 1 bit"]["seconds"] / case[way]["seconds"] for case in cases], "shapes")
         rows.append(
             Comparison(

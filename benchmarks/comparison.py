@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hfnoise.benchmarks.reporting import mean_and_error
 
@@ -59,15 +60,20 @@ class Comparison:
         return self.method, self.quantity, self.against
 
 
+def divided(ours: float, theirs: float) -> float:
+    """Return the ratio, or NaN where there is nothing to take it of; the report leaves that comparison out."""
+    return ours / theirs if theirs > 0 and ours >= 0 else math.nan
+
+
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
     """Return the ratio of the means of runs with the same seeds, with its standard error.
 
     The error is that of the residuals `ours - ratio * theirs`, so that what the two runs of a seed share cancels.
     """
     ours_mean, theirs_mean = mean_and_error(ours)[0], mean_and_error(theirs)[0]
-    ratio = ours_mean / theirs_mean
+    ratio = divided(ours_mean, theirs_mean)
     count = len(ours)
-    if count < 2 or len(theirs) != count:
+    if math.isnan(ratio) or count < 2 or len(theirs) != count:
         return Ratio(ratio, spread="one run" if count < 2 else "")
     residuals = [one - ratio * other for one, other in zip(ours, theirs, strict=True)]
     error = mean_and_error(residuals)[1] / theirs_mean
@@ -90,11 +96,13 @@ def percent(values: Sequence[float]) -> str:
     return f"{100 * mean_and_error(values)[0]:.1f} %"
 
 
-def of_summaries(ours: dict[str, float], theirs: dict[str, float], spread: str) -> Ratio:
+def of_summaries(ours: dict[str, Any], theirs: dict[str, Any], spread: str) -> Ratio:
     """Return the ratio of two means with its standard error, where only `mean` and `error` were kept.
 
     First order, as if the two were independent: on the safe side for runs from the same noise.
     """
-    ratio = ours["mean"] / theirs["mean"]
+    ratio = divided(ours["mean"], theirs["mean"])
+    if math.isnan(ratio) or ours["error"] is None or theirs["error"] is None:
+        return Ratio(ratio)
     error = math.hypot(ours["error"] / theirs["mean"], ratio * theirs["error"] / theirs["mean"])
     return Ratio(ratio) if math.isnan(error) else Ratio(ratio, ratio - error, ratio + error, spread)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hfnoise.benchmarks.comparison import Comparison, Ratio
-from hfnoise.benchmarks.reporting import commit_date, write_json
+from hfnoise.benchmarks.reporting import write_json
 from hfnoise.benchmarks.results import Run, folder_of, read_result, read_runs
 from hfnoise.benchmarks.table import BENCHMARKS, Benchmark
 
@@ -54,9 +55,9 @@ def read_all(folder: Path, size: str) -> dict[str, Found]:
 
 def _found(one: Benchmark, content: dict[str, Any], run: Run | None) -> Found:
     about = {key: content.get(key, "") for key in ("commit", "date", "machine", "versions", "python", "seeds")}
-    about["date"] = about["date"] or (commit_date(about["commit"]) if about["commit"] else "")
     missed = [statement for statement, passed in content.get("acceptance", []) if not passed]
-    return Found(one.compare(content) if one.compare and content else [], about, missed, run)
+    comparisons = one.compare(content) if one.compare and content else []
+    return Found([each for each in comparisons if not math.isnan(each.ratio.value)], about, missed, run)
 
 
 def publish(found: dict[str, Found]) -> None:

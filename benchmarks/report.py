@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,16 +20,17 @@ _HEAD = """# Benchmarks
 
 <!-- Written by `hfnoise bench --report_only`; changes by hand are lost. -->
 
-Every method beside the class that it replaces and beside the best other way to the same end, in one run of one machine.
+Every method beside the class that it replaces and the best other way to the same end, in one run of one machine.
 
-**How to read it.** Everything is a cost or an error, so less is better, and a ratio is *ours / theirs*: **below 1 is in our
-favour**, above 1 against us. The brackets hold the spread: plus and minus a standard error over the seeds, or the range over
-the cases that were timed in turn; no brackets, no spread was taken. "Stock" is what users of Hugging Face have today,
-"peer" the best other way that was measured.
+**How to read it.** Everything is a cost or an error, so less is better, and a ratio is *ours / theirs*: **below 1 is
+in our favour**, above 1 against us. The brackets hold the spread: plus and minus a standard error over the seeds, or
+the range over the cases that were timed in turn; no brackets, no spread was taken. "Stock" is what users of Hugging
+Face have today, "peer" the other way that did best; the sections below hold all of them.
 
-**How to run it.** `hfnoise bench` takes about ten minutes of a quiet core: each benchmark with few seeds, short runs and small
-models, to see that it works and which way it points. `hfnoise bench --size full` is what is quoted here and takes most of a day;
-`hfnoise bench NAME --size full` runs one of them. In a checkout `make bench` and `make bench SIZE=full` write this page.
+**How to run it.** `hfnoise bench` takes about ten minutes of a quiet core: each benchmark with one seed or two, short
+runs and small models, to see that it works and which way it points; it proves nothing. `hfnoise bench --size full` is
+what is quoted here and takes many hours; `hfnoise bench NAME --size full` runs one of them. In a checkout `make bench`
+and `make bench SIZE=full` write this page.
 """
 
 
@@ -40,14 +42,24 @@ def write_report(folder: Path) -> Path:
     """
     from hfnoise.benchmarks.summary_plot import draw
 
-    full, small = {**published(), **read_all(folder, "full")}, read_all(folder, "small")
+    full = {**published(), **read_all(folder, "full")}
     picture = folder_of(folder, "full") / "summary.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     shown = [(one, full[one.name].comparisons) for one in BENCHMARKS if one.name in full]
     draw(shown, picture)
     path = folder / REPORT
-    path.write_text("\n".join(_page(full, small, folder)), encoding="utf-8")
+    path.write_text(page(folder), encoding="utf-8")
     return path
+
+
+def page(folder: Path) -> str:
+    """Return the text of the report.
+
+    Args:
+        folder (`Path`): as for [`write_report`].
+    """
+    full, small = {**published(), **read_all(folder, "full")}, read_all(folder, "small")
+    return "\n".join(_page(full, small, folder))
 
 
 def _page(full: dict[str, Found], small: dict[str, Found], folder: Path) -> Iterator[str]:
@@ -81,9 +93,9 @@ def _circumstances(full: dict[str, Found], small: dict[str, Found]) -> str:
             days = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}" if dates else ""
             rows.append([size, str(len(ones)), days, machine, versions])
     note = (
-        "Commit, day and seeds of each result stand in its section; where a result kept no day, the day is that of its "
-        "commit. Small runs share their machine with whatever else runs on it, and have one seed: their times "
-        "are noisy.\n"
+        "Commit, day and seeds of each result stand in its section; results older than this page have the day of "
+        "their commit. Small runs have one seed or two and few repeats, and share their machine with whatever else "
+        "runs on it: their ratios are noisy.\n"
     )
     return f"{markdown(['size', 'results', 'days', 'machine', 'versions'], rows)}\n{note}"
 
@@ -104,7 +116,7 @@ def _summary(full: dict[str, Found], small: dict[str, Found]) -> str:
             again = [_small(each, in_small, small.get(one.name)) for each in (stock, peer) if each]
             rows.append([
                 f"`{shown.method}`" if " " not in shown.method else shown.method, shown.quantity, shown.ours,
-                *_cells(stock), *_cells(peer), " / ".join(again), f"[{one.name}](#{one.name})",
+                *_cells(stock), *_cells(peer), " / ".join(again), _link(one.name),
             ])  # fmt: skip
     header = [
         "method",
@@ -148,10 +160,16 @@ def _small(one: Comparison, in_small: dict[tuple[str, str, str], Comparison], ru
 
 
 def number(value: float) -> str:
-    """Return a ratio with as many digits as it is read with."""
+    """Return a ratio with as many digits as it is read with.
+
+    Example:
+        >>> from hfnoise.benchmarks.report import number
+        >>> [number(value) for value in (3.4e-05, 0.0457, 0.68, 1.0041, 4.989, 45.3)]
+        ['3.4e-05', '0.046', '0.680', '1.004', '4.99', '45.3']
+    """
     if value < 0.01 or value >= 1000:
         return f"{value:.1e}"
-    return f"{value:.3f}" if value < 2 else f"{value:.1f}"
+    return f"{value:.{3 if value < 2 else 2 if value < 10 else 1}f}"
 
 
 def show(ratio: Ratio) -> str:
@@ -166,23 +184,27 @@ def is_against(ratio: Ratio) -> bool:
 
 
 def _against(full: dict[str, Found], small: dict[str, Found]) -> str:
-    lines = [
-        "Where ours costs more, or is worse, by more than the spread, and bounds that we set ourselves and missed:\n"
-    ]
+    header = ["method", "cost or error", "ours", "against", "theirs", "ratio", "`hfnoise bench`"]
+    rows, lines = [], []
     for one in BENCHMARKS:
-        found = full.get(one.name)
-        for each in found.comparisons if found else ():
-            if is_against(each.ratio):
-                lines.append(
-                    f"- {each.method}, {each.quantity}: {each.ours}, {each.against} {each.theirs}, "
-                    f"ratio {show(each.ratio)} ([{one.name}](#{one.name}))"
-                )
-        lines += [f"- missed in [{one.name}](#{one.name}): {missed}" for missed in (found.missed if found else ())]
+        if one.name in full:
+            rows += [
+                [each.method, each.quantity, each.ours, each.against, each.theirs, show(each.ratio), _link(one.name)]
+                for each in full[one.name].comparisons
+                if is_against(each.ratio)
+            ]
+            lines += [f"- missed in {_link(one.name)}: {missed}" for missed in full[one.name].missed]
     for size, runs in (("full", full), ("small", small)):
         for name, found in runs.items():
             if found.run and found.run.error:
-                lines.append(f"- the {size} run of [{name}](#{name}): {found.run.error}")
-    return "\n".join(lines) + "\n"
+                lines.append(f"- the {size} run of {_link(name)}: {found.run.error}")
+    words = "Where ours costs more, or is worse, by more than the spread; privacy and fewer bits have their price:\n"
+    bounds = ["Bounds that the benchmarks set themselves and missed, and runs that failed:\n", *lines]
+    return "\n".join([words, markdown(header, rows), *(bounds if lines else [])]) + "\n"
+
+
+def _link(name: str) -> str:
+    return f"[{name}](#{name})"
 
 
 def _section(one: Benchmark, full: Found | None, small: Found | None, folder: Path) -> Iterator[str]:
@@ -190,7 +212,7 @@ def _section(one: Benchmark, full: Found | None, small: Found | None, folder: Pa
     yield f"{one.question}\n"
     if one.limits:
         yield f"{one.limits}\n"
-    commands = [f"python -m hfnoise.benchmarks.{one.module} {' '.join(one.arguments(size))}".strip()
+    commands = [shlex.join(["python", "-m", one.path, *one.arguments(size)])
                 for size in ("full", "small")]  # fmt: skip
     yield f"`hfnoise bench {one.name} --size full` is `{commands[0]}`, the small size `{commands[1]}`.\n"
     for size, found in (("Full", full), ("Small", small)):

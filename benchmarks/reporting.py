@@ -43,11 +43,6 @@ def commit() -> str:
     return _git("describe", "--always") + ("-dirty" if changed else "")
 
 
-def commit_date(name: str) -> str:
-    """Return the day of a commit of this checkout, or "" if it is not one."""
-    return _git("log", "-1", "--format=%cs", name.removesuffix("-dirty"), "--")
-
-
 def _git(*words: str) -> str:
     try:
         done = subprocess.run(["git", "-C", str(_FOLDER), *words], capture_output=True, text=True, check=False)

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -120,10 +120,8 @@ def run_all(chosen: Sequence[Benchmark], size: str, folder: Path, again: bool) -
         write_json(runs_file(folder, size), {name: vars(run) for name, run in runs.items()})
         if done.error:
             failed.append(one.name)
-        print(
-            f"{done.seconds:.0f} s, {done.processor_seconds:.0f} s of the processor{': ' + done.error if done.error else ''}",
-            flush=True,
-        )
+        error = f": {done.error}" if done.error else ""
+        print(f"{done.seconds:.0f} s, {done.processor_seconds:.0f} s of the processor{error}", flush=True)
     return failed
 
 
@@ -144,17 +142,21 @@ def run_one(one: Benchmark, size: str, folder: Path, code: str) -> Run:
     unfinished, log = results / "unfinished" / f"{one.name}-{code}", results / "logs" / f"{one.name}.txt"
     for made in (unfinished, log.parent):
         made.mkdir(parents=True, exist_ok=True)
-    module, arguments = f"hfnoise.benchmarks.{one.module}", one.arguments(size)
+    arguments = one.arguments(size)
     start, before = time.monotonic(), os.times()
     with log.open("w", encoding="utf-8") as file:
-        command = [sys.executable, "-m", module, *arguments, "--output_dir", str(unfinished)]
+        command = [sys.executable, "-m", one.path, *arguments, "--output_dir", str(unfinished)]
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=_environment())
+        # A stopped command must not leave a benchmark behind that takes hours.
+        before_term = signal.signal(signal.SIGTERM, _stop)
         try:
             exit_code = process.wait()
         except BaseException:
             process.terminate()
             process.wait()
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before_term)
     seconds, after = time.monotonic() - start, os.times()
     worked = sum(getattr(after, one) - getattr(before, one) for one in ("children_user", "children_system"))
     missing = [name for name in PEER_PACKAGES if find_spec(name) is None]
@@ -170,6 +172,10 @@ def run_one(one: Benchmark, size: str, folder: Path, code: str) -> Run:
     shutil.rmtree(unfinished)
     # Bounds are of the full size; fewer seeds and repeats may miss them by chance.
     return run.failed("missed: " + "; ".join(missed)) if missed and size == "full" else run
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
 
 
 def fingerprint() -> str:

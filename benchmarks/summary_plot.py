@@ -28,16 +28,13 @@ def draw(shown: Sequence[tuple[Benchmark, Sequence[Comparison]]], path: Path) ->
 
     lines: list[tuple[str, Comparison | None, Comparison | None] | str] = []
     for family, title in FAMILIES.items():
-        of_family = [(one, found) for one, found in shown if one.family == family and found]
+        of_family = [found for one, found in shown if one.family == family and found]
         lines += [title] if of_family else []
-        for one, found in of_family:
+        for found in of_family:
             for stock, peer in by_quantity(found):
                 either = stock or peer
                 assert either is not None
-                setting = (
-                    " (coloured digits)" if "coloured" in one.name else " (weak model)" if "weak" in one.name else ""
-                )
-                lines.append((f"{either.method}: {either.quantity}{setting}", stock, peer))
+                lines.append((f"{either.method}: {either.quantity}", stock, peer))
     figure = Figure(figsize=(11, 1.6 + 0.235 * len(lines)), layout="constrained")
     axes = figure.subplots()
     axes.set_xscale("log")

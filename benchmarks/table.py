@@ -7,8 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfnoise.benchmarks import compare_guidance, compare_latents, compare_preference
-from hfnoise.benchmarks import compare_privacy, compare_quantization
+from hfnoise.benchmarks import (
+    compare_guidance,
+    compare_latents,
+    compare_preference,
+    compare_privacy,
+    compare_quantization,
+)
 from hfnoise.benchmarks.comparison import Comparison
 
 SIZES = ("small", "full")
@@ -57,6 +62,11 @@ class Benchmark:
         return shlex.split(self.small if size == "small" else self.full)
 
     @property
+    def path(self) -> str:
+        """The module, as `python -m` takes it."""
+        return f"hfnoise.benchmarks.{self.module}"
+
+    @property
     def stem(self) -> str:
         """The stem of the files that the module writes."""
         return self.writes or self.name
@@ -66,7 +76,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "preference_noise_trainer", "preference_noise", "preference",
         "How many held-out pairs does a whole training run get wrong when labels are flipped?",
-        full="--parts trainer", small="--parts trainer --trainer_seeds 1",
+        full="--parts trainer", small="--parts trainer --trainer_seeds 1 --trainer_rates 0.3"
+        " --trainer_methods DPO 'TRL robust, true rate' 'RobustDPO, rate unknown' 'Dr. DPO, rate unknown'",
         compare=compare_preference.trainer,
     ),
     Benchmark(
@@ -95,7 +106,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "bvpo_runs", "bvpo", "preference",
         "Does BVPO's estimated share give better answers than DPO on both kinds of answers?",
-        full="--parts runs", small="--parts runs --seeds 1", compare=compare_preference.bvpo_runs,
+        full="--parts runs", small="--parts runs --seeds 1 --shares auto 'union = DPO on both (0.5)'",
+        compare=compare_preference.bvpo_runs,
     ),
     Benchmark(
         "bvpo_gradients", "bvpo", "preference",
@@ -121,7 +133,9 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "dp_trainer_time", "dp_trainer_time", "privacy",
         "What does a whole step of the private Trainer cost?",
-        full="--repeats 2", small="--repeats 1 --steps 1 3", compare=compare_privacy.trainer_time,
+        full="--repeats 2",
+        small="--kinds trl.SFTTrainer DPSFTTrainer --repeats 1 --steps 1 3 --batch 64 --rows 640",
+        compare=compare_privacy.trainer_time,
     ),
     Benchmark(
         "fedsvd", "fedsvd", "privacy",
