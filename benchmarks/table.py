@@ -140,7 +140,10 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "fedsvd", "fedsvd", "privacy",
         "Does FedSVD learn more than other federated LoRA, without privacy and with it?",
-        full="--seeds 0 1 2 3 4", small="--seeds 0 --rounds 2", compare=compare_privacy.fedsvd,
+        full="--seeds 0 1 2 3 4",
+        small="--seeds 0 --rounds 2 --rate 0.667"
+        " --methods FedAvg 'FFA-LoRA (orthonormal)' FedEx-LoRA FedSVD 'FedSVD + refresh'",
+        compare=compare_privacy.fedsvd,
     ),
     Benchmark(
         "fedsvd_rotation", "fedsvd_rotation", "privacy",
