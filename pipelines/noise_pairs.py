@@ -128,7 +128,7 @@ def collect_noise_pairs(
     pairs = datasets.Dataset.from_parquet([str(_file(folder, start)) for start, _ in files])
     assert isinstance(pairs, datasets.Dataset)
     if state.is_main_process:
-        write_card(folder, pairs, settings)
+        write_card(folder, pairs, settings, pipe)
     return pairs
 
 

@@ -106,6 +106,7 @@ class _Run:
         from transformers import set_seed
 
         from hfnoise.trainers.diffusion_rows import LATENTS
+        from hfnoise.trainers.encoded_images import name_pipeline
         from hfnoise.trainers.noise_prompt import NoisePromptTrainer
         from hfnoise.trainers.noise_prompt_rows import STATES
 
@@ -114,7 +115,7 @@ class _Run:
         set_seed(self.training.seed)
         net = new_net(self.script, tuple(row[LATENTS].shape), tuple(row[STATES].shape))
         trainer = NoisePromptTrainer(net, self.training, train_dataset=train, eval_dataset=evaluation, reward=reward)
-        trainer.base_pipeline = self.script.model_name_or_path
+        name_pipeline(trainer, self.script)  # for the card
         return trainer
 
     def _rows(self) -> tuple[Any, Any, Any]:
@@ -151,8 +152,8 @@ class _Run:
             self.pipe, net, self.prompts, self.judge, images=self.images, seed=self.training.seed,
             batch_size=self.script.pair_batch_size, summary=self._summary(), **self.script.call,
         )  # fmt: skip
-        figures = {"win_rate": comparison.win_rate, "score_plain": comparison.score_plain}
-        figures["score_refined"] = comparison.score_refined
+        figures = {"win_rate": comparison.win_rate, "images": comparison.images}
+        figures |= {"score_plain": comparison.score_plain, "score_refined": comparison.score_refined}
         for kind in ("plain", "refined"):
             figures |= {f"{name}_{kind}": value for name, value in getattr(comparison, kind).items()}
         trainer.log({f"eval_{name}": value for name, value in figures.items()})

@@ -68,7 +68,7 @@ def _train(name: str, script: OneMoreStepScriptArguments, training: Any) -> None
 
 def _trainer(script: OneMoreStepScriptArguments, training: Any) -> Any:
     from hfnoise.trainers.diffusion_latents import encode_prompts
-    from hfnoise.trainers.encoded_images import encode_images, load_training_pipeline, pipeline_on_the_hub
+    from hfnoise.trainers.encoded_images import encode_images, load_training_pipeline, name_pipeline
     from hfnoise.trainers.one_more_step import OneMoreStepTrainer
 
     check_writable(training.output_dir)
@@ -83,7 +83,7 @@ def _trainer(script: OneMoreStepScriptArguments, training: Any) -> Any:
     trainer = OneMoreStepTrainer(
         module, training, train_dataset=data.train, eval_dataset=data.evaluation, empty_prompt=data.empty_prompt
     )
-    trainer.pipeline_name = pipeline_on_the_hub(script)
+    name_pipeline(trainer, script)  # for the card
     return trainer
 
 

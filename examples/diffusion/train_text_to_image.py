@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from hfnoise import DiffusionTrainer, DiffusionTrainingArguments
 from hfnoise.errors import PushError, UsageError
 from hfnoise.trainers.command_line import parse
-from hfnoise.trainers.encoded_images import encode_images, load_training_pipeline, pipeline_on_the_hub
+from hfnoise.trainers.encoded_images import encode_images, load_training_pipeline, name_pipeline
 from hfnoise.trainers.image_arguments import ImageScriptArguments
 from hfnoise.trainers.launch import save, share
 
@@ -61,7 +61,7 @@ def make_trainer(script, training, lora):
         empty_prompt=data.empty_prompt,
         peft_config=lora.config(),
     )
-    trainer.pipeline_name = pipeline_on_the_hub(script)  # for the card
+    name_pipeline(trainer, script)  # for the card
     return trainer
 
 

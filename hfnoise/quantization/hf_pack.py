@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
+from hfnoise.cards import base_of
 from hfnoise.command_options import UsageParser
 from hfnoise.errors import UsageError
 from hfnoise.folders import new_folder, output_folder
@@ -21,6 +22,7 @@ from hfnoise.quantization.hf_export import dequantize, export_packed, quantized_
 from hfnoise.quantization.report import quantization_report
 
 # Written anew; everything else in a folder (tokenizer, chat template, licence, ...) is carried along.
+_NO_SEED = [("seed", "none: nothing was drawn at random")]
 _WRITTEN = ("config.json", "generation_config.json", "README.md")
 _WEIGHTS = (
     ".safetensors",
@@ -97,7 +99,9 @@ def pack_main(arguments: Sequence[str] | None = None) -> int:
         model.save_pretrained(made)
         _carry_along(folder, made)
         quantization = next(iter(quantized_layers(model).values()))[1]
-        card = quantization_card(model, quantization, report, "packed", out.name, str(given.out), str(folder))
+        card = quantization_card(
+            model, quantization, report, "packed", out.name, str(given.out), base_of(str(folder)), _NO_SEED
+        )
         card.save(made / "README.md")
     print(report)
     print(f"{_size(folder):,} bytes of weights -> {_size(out):,} in {out}")
@@ -152,8 +156,9 @@ def unpack_main(arguments: Sequence[str] | None = None) -> int:
         model.save_pretrained(made)
         _carry_along(folder, made)
         card = quantization_card(
-            model, quantization, report, "dense", out.name, str(given.out), str(folder), difference=difference
-        )
+            model, quantization, report, "dense", out.name, str(given.out), base_of(str(folder)), _NO_SEED,
+            difference=difference,
+        )  # fmt: skip
         card.save(made / "README.md")
     print(f"{_size(folder):,} bytes of weights -> {_size(out):,} in {out}")
     return 0
