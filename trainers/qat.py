@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import get_last_checkpoint
 
 from hfnoise.quantization.weight_cache import cached_weights
+from hfnoise.trainers.ignored_settings import refuse_ignored_settings
 from hfnoise.trainers.qat_bits import BitScheduleCallback
 from hfnoise.trainers.qat_card import QATCardMixin
 from hfnoise.trainers.qat_config import QATArguments
@@ -62,6 +63,7 @@ class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin):
                 "QATTrainingArguments(output_dir=..., bits=1)."
             )
         training = found[0]
+        refuse_ignored_settings(training)
         if training.export != "master":
             refuse_sharded(training, f"export={training.export!r}")
         self._teacher_given = teacher_model
