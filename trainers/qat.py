@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hfnoise.quantization.weight_cache import cached_weights
 from hfnoise.trainers.hub_push import HubPushMixin
+from hfnoise.trainers.ignored_settings import refuse_ignored_settings
 from hfnoise.trainers.qat_bits import BitScheduleCallback
 from hfnoise.trainers.qat_card import QATCardMixin
 from hfnoise.trainers.qat_config import QATArguments
@@ -63,6 +64,7 @@ class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin, HubPushMi
                 "QATTrainingArguments(output_dir=..., bits=1)."
             )
         training = found[0]
+        refuse_ignored_settings(training)
         if training.export != "master":
             refuse_sharded(training, f"export={training.export!r}")
         self._teacher_given = teacher_model
