@@ -12,7 +12,9 @@ WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type bench dev
+.PHONY: help demo test lint type bench docs dist soak floor dev
+# `make bench SIZE=full` takes a day on two cores.
+SIZE ?= small
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -36,8 +38,27 @@ type: .venv/.installed-dev  ## mypy: strict for the core, lenient where it meets
 	rm -rf build/lib build/bdist.*
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p hfnoise
 
-bench: .venv/.installed  ## the benchmarks: tables, JSON, plots
-	$(BIN)/python -m hfnoise bench
+bench: .venv/.installed  ## all benchmarks in a small size (SIZE=full: as published): docs/benchmarks.md
+	$(BIN)/python -m hfnoise bench --size $(SIZE)
+
+soak: .venv/.installed-dev  ## what CI has no time for: all combinations, kills, fuzzing, memory, browser
+	$(BIN)/python -m pytest $(PARALLEL) -m soak
+
+# The libraries at the oldest versions that setup.py allows, in an environment of its own; torch as constraints.txt has it.
+floor:  ## default suite on the oldest versions that setup.py allows
+	$(PYTHON) -m venv .venv-floor
+	$(PYTHON) .ci/floors.py > .venv-floor/floors.txt
+	.venv-floor/bin/pip install --quiet --no-compile -c constraints.txt -c .venv-floor/floors.txt -e '.[test]'
+	.venv-floor/bin/python -m pytest $(PARALLEL)
+
+# Built in an environment of its own, then installed into an empty one: what users of the wheel get.
+dist: .venv/.installed-dev  ## sdist and wheel in dist/, their metadata checked, installed once
+	rm -rf dist build/lib build/bdist.* build/clean
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/pip install --quiet --no-compile -c constraints.txt dist/*.whl
+	cd build/clean && bin/hfnoise list
 
 dev: .venv/.installed-dev  ## editable install that editors and type checkers see through (run again for new files)
 	$(INSTALL) --no-deps --config-settings editable_mode=strict -e .

@@ -32,8 +32,11 @@ dp = ["dp-accounting>=0.6"]
 flower = ['flwr>=1.41; python_version >= "3.11"']
 # To train the worlds of digits anew; what is shipped runs without.
 worlds = ["scikit-learn>=1.5"]
+# The site made of docs/, and the Space in examples/space.
+docs = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1"]
+space = ["gradio>=6"]
 test = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "beartype>=0.20", "Pillow>=10", "setuptools>=70"]
-test += ["wheel>=0.40", *quant, *dp, *flower, *worlds]
+test += ["wheel>=0.40", *quant, *dp, *flower, *worlds, *docs, *space]
 
 setup(
     name="hfnoise",
@@ -55,39 +58,49 @@ setup(
     },
     # `**/*` would take compiled files along.
     exclude_package_data={"hfnoise.model_cards": ["__pycache__/*", "**/__pycache__/*"]},
-    # Floors are what the joints with the libraries need; see docs/design.md.
+    # Floors are what the joints with the libraries need, and are tested: `make floor`; see docs/design.md.
     install_requires=[
         "torch>=2.6",
         "transformers>=5.23",
         "trl>=1.15",  # the fused LM head
         "accelerate>=1.15",
         "peft>=0.21",
-        "datasets>=5",
+        "datasets>=5.1",  # the first that goes with huggingface_hub 2
         "diffusers>=0.42",
         "huggingface_hub>=2",
-        "safetensors>=0.5",
+        "safetensors>=0.8",
         "jaxtyping>=0.3",
         "wrapt>=1.17",
         "jinja2>=3.1",
-        "pyyaml>=6",
-        "matplotlib>=3.8",
-        "rich>=13",
-        "tqdm>=4.66",
+        "pyyaml>=6.0.2",
+        "matplotlib>=3.9",  # the first for NumPy 2
+        "rich>=14",
+        "tqdm>=4.66.3",
     ],
     extras_require={
         "dp": dp,
         "quant": quant,
         "flower": flower,
         "worlds": worlds,
+        "docs": docs,
+        "space": space,
         "track": ["trackio>=0.40"],
         "test": test,
-        "dev": [*test, "ruff>=0.14", "mypy>=1.18", "build>=1.2"],
+        "dev": [*test, "ruff>=0.14", "mypy>=1.18", "build>=1.2", "selenium>=4", "twine>=6"],
     },
     entry_points={"console_scripts": ["hfnoise = hfnoise.__main__:main"]},
     classifiers=[
-        "Development Status :: 3 - Alpha",
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
     ],
+    keywords=["DPO", "differential privacy", "quantization", "diffusion", "guidance", "Hugging Face"],
 )

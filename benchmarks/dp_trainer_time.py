@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from hfnoise.benchmarks import reporting
 from hfnoise.worlds.code import code_texts
 from hfnoise.worlds.docstrings import model_path
 
-_ROWS, _BATCH, _MICRO_BATCH = 6000, 256, 32
+_MICRO_BATCH = 32
 _KINDS: dict[str, dict[str, Any] | None] = {
     "trl.SFTTrainer": None,
     "DPSFTTrainer": {},
@@ -36,17 +37,17 @@ _KINDS: dict[str, dict[str, Any] | None] = {
 }
 
 
-def _train(kind: str, steps: int, max_length: int) -> float:
+def _train(kind: str, steps: int, max_length: int, batch: int, size: int) -> float:
     """Return the process time of `train()` in seconds."""
     private = _KINDS[kind]
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(
             folder, use_cpu=True, bf16=False, activation_checkpointing=False, max_steps=steps, report_to="none",
-            per_device_train_batch_size=_MICRO_BATCH, gradient_accumulation_steps=_BATCH // _MICRO_BATCH,
+            per_device_train_batch_size=_MICRO_BATCH, gradient_accumulation_steps=batch // _MICRO_BATCH,
             learning_rate=1e-3, max_length=max_length, save_strategy="no", logging_steps=1000, disable_tqdm=True,
         )  # fmt: skip
         adapter = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-        rows = code_texts("train", size=_ROWS).select_columns("text")
+        rows = code_texts("train", size=size).select_columns("text")
         more = {"args": arguments, "train_dataset": rows, "peft_config": adapter}
         trainer: Any
         if private is None:
@@ -59,7 +60,7 @@ def _train(kind: str, steps: int, max_length: int) -> float:
         return time.process_time() - started
 
 
-def measure(kind: str, steps: tuple[int, int], repeats: int, max_length: int) -> list[float]:
+def measure(kind: str, steps: tuple[int, int], repeats: int, max_length: int, batch: int, size: int) -> list[float]:
     """Return the seconds of a step, once for each repeat.
 
     Args:
@@ -67,12 +68,13 @@ def measure(kind: str, steps: tuple[int, int], repeats: int, max_length: int) ->
         steps (`tuple[int, int]`): of the short and of the long run.
         repeats (`int`): pairs of runs.
         max_length (`int`): tokens of a row at most.
+        batch (`int`): rows of a step, on average where they are drawn.
+        size (`int`): rows to draw from.
     """
+    run = partial(_train, kind, max_length=max_length, batch=batch, size=size)
     short, long = steps
-    _train(kind, 1, max_length)  # imports, and what is computed once for a process
-    return [
-        (_train(kind, long, max_length) - _train(kind, short, max_length)) / (long - short) for _ in range(repeats)
-    ]
+    run(1)  # imports, and what is computed once for a process
+    return [(run(long) - run(short)) / (long - short) for _ in range(repeats)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,11 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3, help="pairs of a short and a long run")
     parser.add_argument("--steps", type=int, nargs=2, default=(2, 6), help="of the short and the long run")
     parser.add_argument("--max_length", type=int, default=64, help="tokens of a row at most")
+    parser.add_argument("--batch", type=int, default=256, help=f"rows of a step, a multiple of {_MICRO_BATCH}")
+    parser.add_argument("--rows", type=int, default=6000, help="of the training data")
     parser.add_argument("--kinds", nargs="*", default=list(_KINDS), choices=list(_KINDS), help="rows of the table")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     logging.getLogger("hfnoise").setLevel(logging.ERROR)
-    times = {kind: measure(kind, tuple(given.steps), given.repeats, given.max_length) for kind in given.kinds}
+    if given.batch % _MICRO_BATCH:
+        parser.error(f"--batch {given.batch} is no multiple of {_MICRO_BATCH}, the rows of a micro-batch.")
+    shared = (tuple(given.steps), given.repeats, given.max_length, given.batch, given.rows)
+    times = {kind: measure(kind, *shared) for kind in given.kinds}
     stock = statistics.median(times[given.kinds[0]])
     header = ["", "seconds of a step", f"by {given.kinds[0]}", "spread"]
     rows = [
@@ -98,9 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         for kind, found in times.items()
     ]
-    reporting.print_table(f"{_BATCH} rows in a step, LoRA on all linear layers, one thread", header, rows)
+    reporting.print_table(f"{given.batch} rows in a step, LoRA on all linear layers, one thread", header, rows)
     folder = Path(given.output_dir)
-    content = {"seconds": times, "batch": _BATCH, "micro_batch": _MICRO_BATCH, "max_length": given.max_length}
+    content = {"seconds": times, "batch": given.batch, "micro_batch": _MICRO_BATCH, "max_length": given.max_length}
     reporting.write_json(folder / "dp_trainer_time.json", {**reporting.circumstances([0]), **content})
     (folder / "dp_trainer_time.md").write_text(reporting.markdown(header, rows), encoding="utf-8")
     return 0

@@ -23,10 +23,8 @@ from hfnoise.preference import dr_dpo_weights, pair_loss
 from hfnoise.worlds import docstrings
 
 PAIRS = 16
-# (processes, pairs per process and micro-batch, micro-batches)
-SPLITS = (
-    (1, 16, 1), (1, 8, 2), (1, 4, 4), (1, 2, 8), (1, 1, 16), (2, 8, 1), (2, 4, 2), (2, 2, 4), (2, 1, 8),
-)  # fmt: skip
+# Processes x pairs per process and micro-batch x micro-batches.
+SPLITS = ("1x16x1", "1x8x2", "1x4x4", "1x2x8", "1x1x16", "2x8x1", "2x4x2", "2x2x4", "2x1x8")
 DR_BETAS = (0.2, 1.0)
 _PLAIN = 1e6  # a dr_beta at which Dr. DPO is DPO
 # The policy has left the reference by this share of the spread of each weight tensor, so that losses differ.
@@ -89,19 +87,23 @@ def _gradient(processes: int, size: int, accumulation: int, dr_beta: float, scop
         return gradient_of(size, accumulation, dr_beta, scope)
     with tempfile.NamedTemporaryFile(suffix=".pt") as file:
         debug_launcher(_in_processes, (size, accumulation, dr_beta, scope, file.name), num_processes=processes)
-        gradient: Tensor = torch.load(file.name)
+        gradient: Tensor = torch.load(file.name, weights_only=True)
     return gradient
 
 
-def split_errors() -> dict[str, dict[str, float]]:
+def split_errors(splits: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return, for each split and setting, the relative distance to the gradient of all pairs at once.
 
     Plain DPO shows what the order of sums and the padding do to float32 without any weights.
+
+    Args:
+        splits (`Sequence[str]`): of `SPLITS`.
     """
     errors: dict[str, dict[str, float]] = {}
     # One micro-batch that holds all pairs is the definition.
     whole = {dr_beta: _gradient(1, PAIRS, 1, dr_beta, "micro_batch") for dr_beta in (*DR_BETAS, _PLAIN)}
-    for processes, size, accumulation in tqdm(SPLITS, desc="splits"):
+    for name in tqdm(splits, desc="splits"):
+        processes, size, accumulation = (int(number) for number in name.split("x"))
         split = partial(_gradient, processes, size, accumulation)
         row = errors.setdefault(f"{processes} x {size} x {accumulation}", {})
         plain = split(_PLAIN, "global")
@@ -134,10 +136,11 @@ def flipped_mass(dr_beta: float, pairs: int) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark from a command line."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, metavar="SPLIT", help="by default all")
     parser.add_argument("--output_dir", default="benchmark_results", help="folder of the results")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)  # a process forked after OpenMP started its pool would hang
-    errors = split_errors()
+    errors = split_errors(given.splits)
     columns = list(next(iter(errors.values())))
     header = ["processes x pairs x micro-batches", *columns]
     rows = [[split, *(f"{row[name]:.1e}" for name in columns)] for split, row in errors.items()]

@@ -145,16 +145,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD", help="by default all"
     )
     parser.add_argument("--rates_from", type=Path, help="a fedsvd.json whose learning rates are used; no tuning then")
+    parser.add_argument("--rate", type=float, help="learning rate of all methods; no tuning then")
     parser.add_argument("--rounds", type=int, default=Setup.rounds, help="of every federation")
     parser.add_argument("--output_dir", type=Path, default=Path("benchmark_results"), help="folder of the results")
     given = parser.parse_args(arguments)
     given.output_dir = output_folder(given.output_dir)
     if given.tuning_seed in given.seeds:
         raise UsageError(f"--tuning_seed {given.tuning_seed} is among --seeds: the rates would be chosen on a result.")
+    if given.rate is not None and given.rates_from is not None:
+        raise UsageError("--rate and --rates_from both say the learning rates; give one of them.")
     _be_quiet()
     setup = replace(Setup(), rounds=given.rounds)
     privacies = {NO_PRIVACY: None, f"epsilon {given.epsilon:g}": given.epsilon}
-    if given.rates_from is None:
+    if given.rate is not None:
+        rates, tried = {name: dict.fromkeys(privacies, given.rate) for name in given.methods}, {}
+    elif given.rates_from is None:
         rates, tried = learning_rates(given.methods, privacies, setup, given.tuning_seed)
     else:
         earlier = json.loads(given.rates_from.read_text(encoding="utf-8"))

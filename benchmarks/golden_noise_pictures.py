@@ -131,7 +131,11 @@ def grid(shown: dict[float, dict[str, Tensor]], subject: Subject, checkpoint: st
             axes.imshow(_sheet(images, right), interpolation="nearest")
             axes.set_title(f"{title}, CFG {scale:g}", loc="left", fontsize=10)
             axes.set_axis_off()
-    figure.suptitle("A place has one noise and one prompt in all; red: the judge reads another one", fontsize=10)
+    figure.suptitle(
+        "A place has one prompt in all, and the noise of the first row or, where it is searched, of a better one; "
+        "red: the judge reads another one",
+        fontsize=10,
+    )
     figure.savefig(path, dpi=110)
 
 

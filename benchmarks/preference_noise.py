@@ -1,6 +1,7 @@
 """Noisy preference labels: every loss against stock DPO and TRL's robust loss, in one run.
 
-`hfnoise bench --parts features trainer overhead` prints tables and writes preference_noise.json, .md and .png.
+`python -m hfnoise.benchmarks.preference_noise --parts features trainer overhead` prints tables and writes
+preference_noise_features.json, .md and .png, and so on for the other parts.
 """
 
 from __future__ import annotations
@@ -58,14 +59,21 @@ _STYLES: dict[str, dict[str, Any]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark from a command line."""
-    parser = argparse.ArgumentParser(prog="hfnoise bench", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=("features", "trainer", "overhead"), default=["features"])
     parser.add_argument("--seeds", type=int, default=10, help="runs on frozen features for every method and rate")
     parser.add_argument("--trainer_seeds", type=int, default=3, help="whole Trainer runs for every method and rate")
+    parser.add_argument(
+        "--trainer_methods", nargs="+", choices=list(docstrings_run.METHODS), default=list(docstrings_run.METHODS),
+        metavar="METHOD", help="of the whole runs; by default all",
+    )  # fmt: skip
+    parser.add_argument("--trainer_rates", type=float, nargs="+", default=TRAINER_RATES, help="flip rates of the same")
     parser.add_argument("--pairs", type=int, default=1000, help="training pairs on frozen features")
     parser.add_argument("--steps", type=int, default=60, help="timed steps of every loss")
     parser.add_argument("--output_dir", default="benchmark_results", help="folder of the results")
     given = parser.parse_args(arguments)
+    if 0.0 in given.trainer_rates and "DPO" not in given.trainer_methods:
+        parser.error("--trainer_methods must hold DPO where --trainer_rates holds 0: methods told it are DPO.")
     folder = output_folder(given.output_dir)
     torch.set_num_threads(2)
     logging.getLogger("hfnoise").setLevel(logging.WARNING)
@@ -166,10 +174,11 @@ def _trainer(given: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], l
     partial = folder / "preference_noise_trainer.partial.json"
     found: dict[str, list[float]] = json.loads(partial.read_text()) if partial.is_file() else {}
     # With clean labels, told a rate of 0, both corrected losses are DPO to the bit: not run again.
+    rates = given.trainer_rates
     cells = [
         (method, rate, seed)
-        for method in docstrings_run.METHODS
-        for rate in TRAINER_RATES
+        for method in given.trainer_methods
+        for rate in rates
         for seed in range(given.trainer_seeds)
         if rate or not method.endswith("true rate")
     ]
@@ -180,13 +189,11 @@ def _trainer(given: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], l
         run = docstrings_run.run_trainer(method, rate, seed, disable_tqdm=True, logging_strategy="no")
         done.append(run.accuracy)
         write_json(partial, found)
-    header = ["method", *(f"{rate:.0%} flips" for rate in TRAINER_RATES)]
+    header = ["method", *(f"{rate:.0%} flips" for rate in rates)]
     rows = [
-        [
-            method,
-            *(show(mean_and_error(found.get(f"{method} | {rate}", found[f"DPO | {rate}"]))) for rate in TRAINER_RATES),
-        ]
-        for method in docstrings_run.METHODS
+        # Told a rate of 0, a method is DPO.
+        [one, *(show(mean_and_error(found.get(f"{one} | {rate}") or found[f"DPO | {rate}"])) for rate in rates)]
+        for one in given.trainer_methods
     ]
     print_table(f"whole runs: accuracy on clean pairs, per cent, {given.trainer_seeds} seeds", header, rows)
     partial.unlink(missing_ok=True)

@@ -8,30 +8,57 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+import hfnoise
 
-from hfnoise.cards import library_versions
+_FOLDER = Path(__file__).parent
+# Results are written into the checkout; only code that was changed makes a commit another one.
+_CODE = ("hfnoise", "trainers", "pipelines", "model_cards", "benchmarks")
 
 
 def circumstances(seeds: Sequence[int]) -> dict[str, Any]:
-    """Return commit, versions, machine and seeds of a run."""
+    """Return commit, date, versions, machine and seeds of a run."""
+    # Here: `hfnoise bench --help` need not import the libraries.
+    from hfnoise.cards import library_versions
+
     return {
-        "commit": _commit(),
+        "commit": commit(),
+        "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
         "versions": library_versions(),
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "seeds": list(seeds),
     }
 
 
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "not a git checkout"
+def commit() -> str:
+    """Return the commit of the checkout, with "-dirty" if its code was changed since, or the installed version."""
+    # A virtual environment may lie in somebody else's checkout, whose commit says nothing of hfnoise.
+    if not _git("ls-files", Path(__file__).name):
+        return f"hfnoise {hfnoise.__version__}, installed"
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", *(f":/{part}" for part in _CODE))
+    return _git("describe", "--always") + ("-dirty" if changed else "")
+
+
+def _git(*words: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(_FOLDER), *words], capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git on this machine
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def machine() -> str:
+    """Return architecture, number of cores and, where Linux tells it, the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return ", ".join([platform.machine(), f"{os.cpu_count()} cores", *names[:1]])
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -51,6 +78,9 @@ def show(value: tuple[float, float]) -> str:
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table to the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(*header, title=title)
     for row in rows:
         table.add_row(*row)

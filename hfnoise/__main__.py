@@ -13,7 +13,7 @@ from typing import Any
 
 import hfnoise
 from hfnoise.commands import COMMANDS
-from hfnoise.errors import UsageError
+from hfnoise.errors import PushError, UsageError
 from hfnoise.golden_noise_options import NOISE_NET_OPTIONS, NOISE_PAIR_OPTIONS
 from hfnoise.guidance_options import GENERATE_OPTIONS
 from hfnoise.latents_options import IMAGE_DATA_OPTIONS, MODULE_OPTIONS, START_OPTIONS
@@ -32,7 +32,7 @@ _USAGE = "usage: hfnoise <command> [options]     (hfnoise <command> --help says 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 2 usage error (one line, no traceback).
+    """Run the command line and return its exit code: 0 done, 1 saved but not pushed, 2 usage error (no traceback).
 
     Args:
         arguments (`Sequence[str]`, *optional*): those of the process by default.
@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"hfnoise {command}: error: {error}", file=sys.stderr)
         return 2
+    except PushError as error:  # all is saved, and the message says where
+        print(f"hfnoise {command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

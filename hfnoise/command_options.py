@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hfnoise.errors import UsageError
+
+
+class UsageParser(argparse.ArgumentParser):
+    """A parser whose faults are a [`UsageError`] of one line, not pages of usage.
+
+    Example:
+        >>> from hfnoise.command_options import UsageParser
+        >>> UsageParser(prog="hfnoise demo").parse_args(["--sed", "3"])
+        Traceback (most recent call last):
+        ...
+        hfnoise.errors.UsageError: unrecognized arguments: --sed 3 (see hfnoise demo --help)
+    """
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def take_option(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:

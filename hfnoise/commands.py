@@ -30,7 +30,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("convert", "hfnoise.convert:main", "a checkpoint of another project -> the form used here, or stock"),
     Command("pack", "hfnoise.quantization.hf_pack:pack_main", "checkpoint folder -> packed at 1 to 8 bits a weight"),
     Command("unpack", "hfnoise.quantization.hf_pack:unpack_main", "packed checkpoint folder -> floats for stock code"),
-    Command("bench", "hfnoise.benchmarks.preference_noise:main", "the preference-noise benchmark"),
+    Command("bench", "hfnoise.benchmarks.run_all:main", "all benchmarks, small or full, and one report"),
 )
 
 # `hfnoise convert KIND SRC DST`.

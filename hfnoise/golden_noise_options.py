@@ -54,7 +54,7 @@ NOISE_PAIR_OPTIONS = (
     Option("dataset_train_split", "str", "train", "Split that has the prompts."),
     Option("caption_column", "str", "text", "Column of prompts."),
     Option("max_prompts", "int", None, "Take so many of the prompts, the first ones. Default: all."),
-    Option("noises_per_prompt", "int", 1, "Pairs of each prompt."),
+    Option("noises_per_prompt", "int", None, "Pairs of each prompt. Default: 1."),
     Option("pairs_dir", "str", None, "Folder of the pairs, gone on with if it has some. Default: output_dir-pairs."),
     Option("pair_batch_size", "int", 8, "Images that are made together, of pairs and of the evaluation."),
     Option(
@@ -73,9 +73,17 @@ NOISE_PAIR_OPTIONS = (
         "transformers by Hub id or folder, such as CLIP or PickScore. Scores the pairs, and the network at the end.",
     ),
     Option("verifier_processor", "str", None, "Where the processor of that model is. Default: with the model."),
-    Option("validation_size", "float", 0.1, "Share of the pairs that is evaluated on, in [0, 1); 0 for none."),
     Option(
-        "eval_images", "int", 64, "Images from noise and from refined noise that the verifier compares at the end."
+        "validation_size",
+        "float",
+        None,
+        "Share of the pairs that is evaluated on, in [0, 1); 0 for none. Default: 0.1.",
+    ),
+    Option(
+        "eval_images",
+        "int",
+        None,
+        "Images from noise and from refined noise that the verifier compares at the end. Default: 64.",
     ),
 )
 
@@ -83,8 +91,9 @@ NOISE_NET_OPTIONS = (
     Option(
         "architecture",
         "str",
-        "noise-prompt-net",
-        "'noise-prompt-net', ours, or 'npnet', of the shape of the official one.",
+        None,
+        "Of a new network: 'noise-prompt-net', ours, or 'npnet', of the shape of the official one. Default: "
+        "noise-prompt-net.",
     ),
     Option("npnet", "str", None, "Go on from this network, a Hub id or a folder; its architecture is its own."),
     Option(

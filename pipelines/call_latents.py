@@ -41,7 +41,7 @@ def call_latents(pipe: Any, initial_noise: InitialNoise, args: Sequence[Any], kw
         torch.Size([1, 4, 8, 8])
         >>> image = pipe("the digit seven", num_inference_steps=4, latents=noise).images[0]
     """
-    check_initial_noise(type(pipe), initial_noise)
+    check_initial_noise(pipe, initial_noise)
     if isinstance(pipe, ModularPipeline):
         raise ValueError(
             f"{type(pipe).__name__} is modular: give {type(initial_noise).__name__} to hfnoise.guide, or begin with a "

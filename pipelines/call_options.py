@@ -35,7 +35,7 @@ def noise_of_call(pipe: Any, kwargs: dict[str, Any]) -> tuple[InitialNoise | Non
     if "initial_noise" in kwargs:
         kwargs = dict(kwargs)
         asked = kwargs.pop("initial_noise")
-        noise = noise if asked is None else check_initial_noise(type(pipe), asked)
+        noise = noise if asked is None else check_initial_noise(pipe, asked)
     return (with_oms_options(noise, given) if given else noise), kwargs
 
 

@@ -17,7 +17,8 @@ from hfnoise.pipelines.initial_noise import InitialNoise, StartState
 from hfnoise.pipelines.interceptor import beside
 from hfnoise.pipelines.module_calls import intercepted
 from hfnoise.pipelines.pipeline_layouts import layout_of
-from hfnoise.pipelines.side_run import SideRunStopped, guided_side_pipeline, kept_random_state
+from hfnoise.pipelines.random_state import kept_random_state
+from hfnoise.pipelines.side_run import SideRunStopped, guided_side_pipeline
 from hfnoise.pipelines.start_branches import call_arguments
 from hfnoise.pipelines.start_context import StartContext, copied_generators
 

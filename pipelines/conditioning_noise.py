@@ -11,7 +11,7 @@ from torch import Tensor
 from hfnoise.guidance.number_check import check_number
 from hfnoise.latents import noised_condition
 from hfnoise.pipelines.initial_noise import InitialNoise, StartState
-from hfnoise.pipelines.side_run import kept_random_state
+from hfnoise.pipelines.random_state import kept_random_state
 from hfnoise.pipelines.start_context import StartContext, copied_generators
 from hfnoise.pipelines.start_report import StartReport
 

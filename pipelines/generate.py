@@ -9,10 +9,10 @@ import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import hfnoise
-from hfnoise.command_options import ask_for, option_names, read_yaml, refuse_unknown, take_option
+from hfnoise.command_options import UsageParser, ask_for, option_names, read_yaml, refuse_unknown, take_option
 from hfnoise.errors import UsageError
 from hfnoise.folders import output_folder
 from hfnoise.guidance_options import ALL_GENERATE_OPTIONS, GUIDER_OPTIONS
@@ -38,11 +38,6 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "float": (float, "FLOAT"),
     f"float or '{AUTO}'": (_number_or_auto, "FLOAT|auto"),
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -112,8 +107,8 @@ def parse_generate(prog: str, arguments: Sequence[str], guider: str | None = Non
         raise UsageError(f"{error} (see {prog} --help)") from error
 
 
-def _parser(prog: str) -> _Parser:
-    parser = _Parser(
+def _parser(prog: str) -> UsageParser:
+    parser = UsageParser(
         prog=prog, description=__doc__, argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=110),
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,7 @@ def _checked(name: str, kind: str, value: Any, default: Any) -> Any:
     kind = kind.split()[0]
     if isinstance(value, bool) != (kind == "bool") or not isinstance(value, _TYPES[kind]):
         raise TypeError(f"{name} must be of type {kind}, got {value!r}.")
-    if kind == "float" and not math.isfinite(value):
+    # Beyond the range of floats a whole number is as infinite as infinity.
+    if kind == "float" and not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} must be finite, got {value!r}.")
     return float(value) if kind == "float" else value

@@ -35,7 +35,7 @@ class GoldenNoisePipeline(InitialNoisePreset):
     folder = NET_FOLDER
 
     @classmethod
-    def _of_network(cls, network: Any, options: dict[str, Any]) -> InitialNoise:
+    def _of_network(cls, network: Any, options: dict[str, Any], changed: dict[str, Any]) -> InitialNoise:
         if isinstance(network, (str, PathLike)):
             return load_noise_net(network, **options)
         if not isinstance(network, NoiseNet):

@@ -6,11 +6,12 @@ import re
 from typing import Any
 
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
-from hfnoise.cards import hub_name, render_card, versions_by_library
+from hfnoise.cards import Base, CardFacts, base_of
 from hfnoise.citations import ADAPTIVE_GUIDANCE_BIBTEX, APG_BIBTEX, GOLDEN_NOISE_BIBTEX, ONE_MORE_STEP_BIBTEX
+from hfnoise.pipelines.guidance_report import GuidanceReport
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.initial_noise import InitialNoise
 from hfnoise.pipelines.initial_noise_files import INITIAL_NOISES, NOISE_FOLDER, saved_members
@@ -25,6 +26,8 @@ _METHODS = {
     "NoisePromptNet": ("golden-noise", "2411.09502", GOLDEN_NOISE_BIBTEX),
     "OneMoreStep": ("one-more-step", "2311.15744", ONE_MORE_STEP_BIBTEX),
 }
+# Tag -> row of the table of methods, where they differ.
+_ROWS = {"apg": "projected-guidance", "linear-guidance": "adaptive-guidance"}
 # Of the two slots, in the first sentence.
 _VERBS = ("guided by", "started by")
 _SECTION = re.compile(r"<!-- hfnoise:guidance -->.*?<!-- /hfnoise:guidance -->\n?", re.DOTALL)
@@ -71,37 +74,46 @@ def guidance_card(pipe: Any, repo_id: str) -> ModelCard:
     noises = saved_members(pipe.initial_noise)
     parts = {"guider": _names(stages), "initial_noise": _names(noises)}
     methods = [_METHODS[name] for names in parts.values() for name in names if name in _METHODS]
-    base = hub_name(pipe.config.get("_name_or_path") or "")
-    base = None if base == repo_id else base
-    stock = type(pipe).__name__.removeprefix("Guided")
-    data = ModelCardData(
-        library_name="diffusers",
-        tags=["diffusers", "hfnoise", *dict.fromkeys(tag for tag, _, _ in methods)],
-        **({"base_model": base} if base else {}),
-        hfnoise={name: names for name, names in parts.items() if names},
-    )
-    start = f"[{base}](https://huggingface.co/{base})" if base else f"A `{stock}`"
+    base, stock = base_of(pipe.config.get("_name_or_path")), type(pipe).__name__.removeprefix("Guided")
+    # What is pushed where it came from is no base of itself.
+    base = Base(f"this repository's own `{stock}`", "that of this repository") if base.hub_id == repo_id else base
+    start = base.name if base.hub_id else f"A `{stock}`"
     done = [f"{verb} {_papers(names)}" for verb, names in zip(_VERBS, parts.values(), strict=True) if names]
     folders = {f"`{GUIDER_FOLDER}/`": bool(stages), **_noise_folders(noises)}
     where = " and ".join(folder for folder, is_there in folders.items() if is_there)
-    return render_card(
-        "guidance.md",
-        data,
-        model_name=repo_id.rpartition("/")[2],
+    report = _last_run(pipe.guider) if stages else None
+    evaluations = {} if report is None else {"evaluations": report.evaluations, "saved": round(report.saved, 4)}
+    tags = dict.fromkeys(tag for tag, _, _ in methods)
+    return CardFacts(
+        name=repo_id.rpartition("/")[2],
         lead=f"{start} {' and '.join(done)} of hfnoise.",
-        option_rows=[row for stage in stages for row in _option_rows(stage)],
-        noise_rows=[row for noise in noises for row in _noise_rows(noise)],
-        last_run=_last_run(pipe.guider) if stages else "",
+        method=_ROWS.get(next(iter(tags), ""), next(iter(tags), "initial-noise")),
+        base=base,
+        library_name="diffusers",
+        tags=["diffusers", "hfnoise", *tags],
+        block={**{name: names for name, names in parts.items() if names}, **evaluations},
+        noise=[row[1:] for stage in stages for row in _option_rows(stage)]
+        + [row[1:] for noise in noises for row in _noise_rows(noise)]
+        or [("options", "there are none")],
+        noise_note=(
+            f"The last run before this was pushed: {report}."
+            if report is not None
+            else "Nothing was counted: no run with a guider came before this was pushed."
+        ),
+        seeds=[("seed", "none: nothing was trained. The noise of a call is that of its `generator`")],
         snippet=(
             "from hfnoise import AutoGuidedPipeline  # pip install hfnoise\n\n"
             f'pipe = AutoGuidedPipeline.from_pretrained("{repo_id}")'
         ),
-        stock_note=(
+        use_note=(
             f"diffusers alone loads this repository as its `{stock}`, with its own guidance and noise: what is in "
             f"{where} only hfnoise reads."
         ),
-        versions=_versions(),
-        citation="\n\n".join(dict.fromkeys(citation for _, _, citation in methods)),
+        citation="\n\n".join(dict.fromkeys(citation.strip() for _, _, citation in methods)),
+    ).render(
+        "guidance.md",
+        option_rows=[row for stage in stages for row in _option_rows(stage)],
+        noise_rows=[row for noise in noises for row in _noise_rows(noise)],
     )
 
 
@@ -131,7 +143,7 @@ def _noise_rows(noise: InitialNoise) -> list[tuple[str, str, str]]:
     def shown(value: Any) -> str:
         if isinstance(value, dict):  # numbers by the dozen
             return f"in `{folder}/`"
-        return "default" if value is None else " ".join(str(value).split()).replace("|", r"\|")
+        return "default" if value is None else str(value)
 
     return [(name, option, shown(value)) for option, value in (noise.to_config() or {}).items()]
 
@@ -145,13 +157,8 @@ def _option_rows(guider: UpdateGuidance) -> list[tuple[str, str, str]]:
     return [(type(guider).__name__, name, "none" if value is None else str(value)) for name, value in options.items()]
 
 
-def _last_run(guider: UpdateGuidance) -> str:
+def _last_run(guider: UpdateGuidance) -> GuidanceReport | None:
     try:
-        return str(guider.report)
+        return guider.report
     except ValueError:  # no run
-        return ""
-
-
-def _versions() -> str:
-    found = versions_by_library()
-    return ", ".join(f"{name} {found[name]}" for name in ("hfnoise", "diffusers", "transformers", "torch"))
+        return None

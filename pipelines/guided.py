@@ -69,7 +69,7 @@ class GuidedPipeline(GuidedSaving):
 
     @initial_noise.setter
     def initial_noise(self, initial_noise: InitialNoise | None) -> None:
-        self._initial_noise = check_initial_noise(type(self), initial_noise)
+        self._initial_noise = check_initial_noise(self, initial_noise)
 
     @property
     def guidance_report(self) -> GuidanceReport:
@@ -214,7 +214,7 @@ def guide(
     native = takes_guider(guided)
     guider = before.get("guider") if guider is None and native else guider
     check_guider(guided, guider)
-    check_initial_noise(guided, initial_noise)
+    check_initial_noise(pipe, initial_noise)
     pipe.__class__ = guided
     pipe.guider, pipe.initial_noise = guider, initial_noise
     try:

@@ -7,13 +7,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from typing import Any
 
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
-from huggingface_hub import create_repo, upload_folder
+from huggingface_hub import create_repo
 
+from hfnoise.hf_sharing import explained_push, upload_command, upload_in_one_commit
 from hfnoise.pipelines.guidance_card import pipeline_card
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.guider_checks import check_guider, own_scale, takes_guider
@@ -58,6 +59,7 @@ class GuidedSaving:
 
         Raises:
             ValueError: if `save_directory` is a file, or two members of the initial noise need the same sub-folder.
+            PushError: if the push did not go through; what is saved is in `save_directory`.
         """
         check_can_be_saved(self.initial_noise)  # type: ignore[attr-defined]
         directory = os.fspath(save_directory)
@@ -65,12 +67,15 @@ class GuidedSaving:
             raise ValueError(f"save_directory must be a folder, and {directory} is a file.")
         push = {name: kwargs.pop(name) for name in _PUSH_OPTIONS if name in kwargs}
         if push_to_hub:  # before gigabytes are written
-            push["repo_id"] = _created(push, default=os.path.basename(os.path.normpath(directory)))
+            name = push.get("repo_id") or os.path.basename(os.path.normpath(directory))
+            with self._explained(name, "Nothing was written. To save it without a push: push_to_hub=False."):
+                push["repo_id"] = _created({**push, "repo_id": name})
             push.pop("private", None)  # of the repository, which is there now
         with _staged(directory, variant) as staging:
             self._write(staging, safe_serialization, variant=variant, max_shard_size=max_shard_size, **kwargs)
         if push_to_hub:
-            self._upload(directory, variant=variant, **push)
+            with self._explained(push["repo_id"], f"It is saved in {directory!r}.", directory):
+                self._upload(directory, variant=variant, **push)
 
     def push_to_hub(
         self,
@@ -95,14 +100,18 @@ class GuidedSaving:
 
         Raises:
             ValueError: if two members of the initial noise need the same sub-folder.
+            PushError: if the push did not go through; what is on the Hub is what was there.
         """
         check_can_be_saved(self.initial_noise)  # type: ignore[attr-defined]
-        repo_id = _created({"repo_id": repo_id, "private": private, "token": token})
+        with self._explained(repo_id, "It is in memory as it was."):
+            repo_id = _created({"repo_id": repo_id, "private": private, "token": token})
         with tempfile.TemporaryDirectory() as folder:
             self._write(folder, safe_serialization, variant=variant)
-            return self._upload(
-                folder, repo_id, commit_message, token=token, create_pr=create_pr, subfolder=subfolder, variant=variant
-            )
+            with self._explained(repo_id, "It is in memory as it was."):
+                return self._upload(
+                    folder, repo_id, commit_message, token=token, create_pr=create_pr, subfolder=subfolder,
+                    variant=variant,
+                )  # fmt: skip
 
     @classmethod
     def from_pretrained(
@@ -153,6 +162,14 @@ class GuidedSaving:
         given = {name: options[name] for name in _WEIGHT_OPTIONS if options.get(name) is not None}
         save_initial_noise(pipe.initial_noise, folder, given, stacklevel=3)
 
+    def _explained(self, repo_id: str, kept: str, folder: str = "FOLDER") -> AbstractContextManager[None]:
+        saved = "" if os.path.isdir(folder) else "save_pretrained() to a folder and "
+        again = (
+            f"call push_to_hub({repo_id!r}) (large files that arrived are not sent twice), or {saved}run "
+            f"`{upload_command(repo_id, folder)}`."
+        )
+        return explained_push(f"The {stock_class(type(self)).__name__}", repo_id, kept, again)
+
     def _upload(
         self,
         folder: str,
@@ -167,10 +184,9 @@ class GuidedSaving:
         pipe: Any = self
         if not subfolder:
             pipeline_card(pipe, repo_id, token).save(os.path.join(folder, "README.md"))
-        return upload_folder(
-            repo_id=repo_id, folder_path=folder, path_in_repo=subfolder, token=token, create_pr=create_pr,
-            commit_message=commit_message or f"Upload {stock_class(type(pipe)).__name__} by hfnoise",
-            delete_patterns=stale_patterns(folder, variant),
+        return upload_in_one_commit(
+            repo_id, folder, commit_message or f"Upload {stock_class(type(pipe)).__name__} by hfnoise",
+            path_in_repo=subfolder, token=token, create_pr=create_pr, delete_patterns=stale_patterns(folder, variant),
         )  # fmt: skip
 
 
@@ -238,9 +254,10 @@ def _stock_copy(pipe: Any) -> Any:
     return stock
 
 
-def _created(push: dict[str, Any], default: str = "") -> str:
-    repo_id = push.get("repo_id") or default
-    return create_repo(repo_id, exist_ok=True, private=push.get("private"), token=push.get("token")).repo_id
+def _created(push: dict[str, Any]) -> str:
+    return create_repo(
+        push["repo_id"], exist_ok=True, private=push.get("private"), token=push.get("token")
+    ).repo_id  # fmt: skip
 
 
 @contextmanager

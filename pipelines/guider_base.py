@@ -10,6 +10,7 @@ import torch
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from diffusers.guiders.guider_utils import GuiderOutput, rescale_noise_cfg
 
+from hfnoise.hf_sharing import ExplainedPush
 from hfnoise.pipelines.guidance_report import GuidanceReport
 from hfnoise.pipelines.guidance_step import GuidanceStep
 from hfnoise.pipelines.guider_options import check_numbers, described, without_notice
@@ -20,7 +21,7 @@ _DEFAULT_GUIDANCE_SCALE = 7.5
 _NEUTRAL = {"guidance_rescale": 0.0, "use_original_formulation": False, "start": 0.0, "stop": 1.0, "enabled": True}
 
 
-class UpdateGuidance(ClassifierFreeGuidance):
+class UpdateGuidance(ExplainedPush, ClassifierFreeGuidance):
     """Base of our guiders: stock classifier-free guidance until a part of it changes which rows run, or the update.
 
     A guider may hold another one as `inner`; the order of work is always the same: evaluate, measure, estimate,

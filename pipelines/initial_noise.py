@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from hfnoise.pipelines.given_latents import check_given_latents
 from hfnoise.pipelines.start_context import StartContext, copied_generators, parameter_names
 
 SPACES = ("unit", "scheduler")
@@ -101,6 +102,9 @@ class InitialNoise(ABC):
     def check_pipeline(self, pipeline_class: type) -> None:  # noqa: B027
         """Raise ValueError if it cannot serve in a pipeline class; told when it is put into the slot."""
 
+    def check_parts(self, pipe: Any) -> None:  # noqa: B027
+        """Raise ValueError if it does not fit the networks of a pipeline; told when it is put into its slot."""
+
     def condition(self, context: StartContext) -> tuple[Any, ...]:
         """Return what takes the place of what `encode_prompt` returned, `context.encoded`; by default the same.
 
@@ -127,13 +131,17 @@ class InitialNoise(ABC):
         return call_latents(pipe, self, args, kwargs)
 
 
-def check_initial_noise(pipeline_class: type, initial_noise: Any) -> InitialNoise | None:
+def check_initial_noise(pipeline: Any, initial_noise: Any) -> InitialNoise | None:
     """Return what goes into the slot: a chain of what is given as a list.
+
+    Args:
+        pipeline: of diffusers, or its class where it is not loaded yet: then its networks are not looked at.
+        initial_noise ([`InitialNoise`], or a list of such): what was given; `None` and `[]` are none.
 
     Raises:
         TypeError: if it is no [`InitialNoise`].
-        ValueError: if the pipeline prepares no latents, or starts from an image. Inpainting is not refused here: at
-            `strength=1` it starts from noise.
+        ValueError: if the pipeline prepares no latents, or starts from an image, or its networks are not those that
+            the initial noise was made for. Inpainting is not refused here: at `strength=1` it starts from noise.
 
     Example:
         >>> from diffusers import StableDiffusionImg2ImgPipeline
@@ -147,6 +155,7 @@ def check_initial_noise(pipeline_class: type, initial_noise: Any) -> InitialNois
     initial_noise = as_initial_noise(initial_noise)
     if initial_noise is None:
         return None
+    pipeline_class = pipeline if isinstance(pipeline, type) else type(pipeline)
     name = pipeline_class.__name__.removeprefix("Guided")
     known = parameter_names(pipeline_class, "prepare_latents")
     if not known:
@@ -157,6 +166,8 @@ def check_initial_noise(pipeline_class: type, initial_noise: Any) -> InitialNois
             "without (initial_noise=[]); text-to-image and inpainting at strength=1 take it."
         )
     initial_noise.check_pipeline(pipeline_class)
+    if pipeline is not pipeline_class:
+        initial_noise.check_parts(pipeline)
     return initial_noise
 
 
@@ -217,11 +228,13 @@ def refined_start(
         return changed if isinstance(result, tuple) else changed[0]
 
     def refined(*args: Any, **kwargs: Any) -> Any:
+        given = _arguments(pipe, "prepare_latents", args, kwargs)
+        name = type(pipe).__name__.removeprefix("Guided")
+        check_given_latents(name, arguments.get("latents"), prepare, given)
         prepared = prepare(*args, **kwargs)
         latents = prepared[0] if isinstance(prepared, tuple) else prepared
         if not isinstance(latents, torch.Tensor):
-            raise TypeError(f"{type(pipe).__name__} prepares {type(latents).__name__}, and no tensor of latents.")
-        given = _arguments(pipe, "prepare_latents", args, kwargs)
+            raise TypeError(f"{name} prepares {type(latents).__name__}, and no tensor of latents.")
         check_starts_from_noise(pipe, given)
         states = encoded[0] if encoded else None
         dtype = _own_dtype(arguments, given, latents)

@@ -156,6 +156,7 @@ def refined_modular(pipe: Any, initial_noise: Any) -> Iterator[None]:
         yield
         return
     initial_noise.check_pipeline(type(pipe))
+    initial_noise.check_parts(pipe)
     blocks, before = pipe._blocks, {name: pipe.__dict__[name] for name in (COMPONENT,) if name in pipe.__dict__}
     pipe._blocks = with_initial_noise(blocks)
     # Not by update_components: the index of the pipeline is not to name it.

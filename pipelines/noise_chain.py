@@ -61,6 +61,11 @@ class InitialNoiseChain(InitialNoise):
         for member in self.members:
             member.check_pipeline(pipeline_class)
 
+    def check_parts(self, pipe: Any) -> None:
+        """Raise ValueError if a member does not fit the networks of a pipeline."""
+        for member in self.members:
+            member.check_parts(pipe)
+
     def condition(self, context: StartContext) -> tuple[Any, ...]:
         """Return what the members make of the encoded prompt, one after the other."""
         for member in self.members:

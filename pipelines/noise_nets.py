@@ -13,13 +13,15 @@ from hfnoise.latents.hf_checkpoints import read_json
 from hfnoise.latents.hf_noise_net import NET_FOLDER, ModelMixin
 from hfnoise.latents.hf_npnet import NPNetModel
 from hfnoise.latents.hf_prompt_net import NoisePromptModel
+from hfnoise.latents.hf_time_free_unet import text_widths
 from hfnoise.pipelines.initial_noise import InitialNoise, StartState
 from hfnoise.pipelines.latent_space import LatentSpace
 from hfnoise.pipelines.one_more_step import placed
 from hfnoise.pipelines.start_context import StartContext
 from hfnoise.pipelines.start_report import StartReport
-from hfnoise.pipelines.start_text import check_width, encoded_states, encodes_prompts
+from hfnoise.pipelines.start_text import check_width, denoiser_text_widths, encoded_states, encodes_prompts
 
+_OTHER = "Load one that was made for this model."
 __all__ = [
     "ModelMixin",
     "NPNet",
@@ -48,6 +50,17 @@ class NoiseNet(InitialNoise):
                 "refines noise for a prompt. Use a text-to-image pipeline, or an initial noise that needs no prompt."
             )
 
+    def check_parts(self, pipe: Any) -> None:
+        """Raise ValueError if the denoiser of a pipeline reads text states of another width."""
+        reads = denoiser_text_widths(pipe)
+        own = text_widths(self)
+        if reads and own and not reads & own:
+            name, widths = type(pipe).__name__.removeprefix("Guided"), " or ".join(map(str, sorted(reads)))
+            raise ValueError(
+                f"{type(self).__name__} takes text states {min(own)} wide (encoder_hid_dim), and the text states of "
+                f"{name} are {widths} wide. {_OTHER}"
+            )
+
     def to_config(self) -> dict[str, Any]:
         """Return the options of the network."""
         options: Any = self.config  # type: ignore[attr-defined]
@@ -64,11 +77,11 @@ class NoiseNet(InitialNoise):
         if net.scale == 0.0:
             self.report = StartReport.of(unit_noise, unit_noise)
             return StartState(unit_noise)
-        name, other = type(self).__name__, "Load one that was made for this model."
+        name = type(self).__name__
         states = encoded_states(
             context, f"{name} needs text states: take a pipeline that encodes its prompt first, or no {name}."
         )
-        check_width(net, states, context, reader=name, remedy=other)
+        check_width(net, states, context, reader=name, remedy=_OTHER)
         mask = context.prompt_mask
         if mask is not None:
             mask = context.per_sample(mask[..., None], "the mask of prompt_embeds")[..., 0]

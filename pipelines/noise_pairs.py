@@ -16,6 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 
+from hfnoise.latents import numbered_seed
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
 from hfnoise.pipelines.noise_chain import InitialNoiseChain
 from hfnoise.pipelines.noise_pairs_card import write_card
@@ -25,8 +26,6 @@ from hfnoise.pipelines.verifiers import Verifier, check_verifier, verified
 from hfnoise.pipelines.weights_fingerprint import weights_fingerprint
 
 SETTINGS_FILE = "collection.json"
-# torch's generator on a CPU reads no more bits of its seed.
-_SEEDS = 2**32
 # What a call of the pipeline is given here, and not by the user.
 _OWN = ("prompt", "latents", "generator", "num_images_per_prompt", "output_type", "return_dict")
 
@@ -122,14 +121,14 @@ def collect_noise_pairs(
             for first in range(start, end, batch_size):
                 indices = range(first, min(first + batch_size, end))
                 rows += _pairs(pipe, made, verifier, [prompts[index % len(prompts)] for index in indices],
-                               [_seed(seed, index) for index in indices], call)  # fmt: skip
+                               [numbered_seed(f"noise pairs/{seed}", index) for index in indices], call)  # fmt: skip
                 bar.update(len(indices))
             _write(rows, _file(folder, start))
     state.wait_for_everyone()
     pairs = datasets.Dataset.from_parquet([str(_file(folder, start)) for start, _ in files])
     assert isinstance(pairs, datasets.Dataset)
     if state.is_main_process:
-        write_card(folder, pairs, settings)
+        write_card(folder, pairs, settings, pipe)
     return pairs
 
 
@@ -164,12 +163,6 @@ def _pairs(
         for row, score in zip(rows, verified(verifier, drawn.images, prompts).tolist(), strict=True):
             row[name] = score
     return rows
-
-
-def _seed(seed: int, index: int) -> int:
-    digest = hashlib.blake2b(f"noise pairs/{seed}".encode(), digest_size=8).digest()
-    # A sum, not a hash: no two pairs have the same seed.
-    return (int.from_bytes(digest, "big") + index) % _SEEDS
 
 
 def _file(folder: Path, start: int) -> Path:
@@ -213,7 +206,7 @@ def _is_quiet(pipe: Any) -> bool:
 
 
 def _checked_refiner(pipe: Any, refiner: Any) -> InitialNoise:
-    made = check_initial_noise(type(pipe), refiner)
+    made = check_initial_noise(pipe, refiner)
     if made is None or made.space != "unit":
         raise ValueError(f"the refiner must make unit noise, and {type(refiner).__name__} makes none.")
     if getattr(made, "is_off", False) or getattr(made, "scale", None) == 0.0:

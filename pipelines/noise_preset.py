@@ -52,7 +52,7 @@ class InitialNoisePreset(AutoGuidedPipeline):
         changed, kwargs = cls._take_options(kwargs)
         options = {name: kwargs.get(name) for name in ("variant", "use_safetensors", *_DOWNLOAD_OPTIONS)}
         options["dtype"] = part_dtype(kwargs, cls.folder)
-        noise = cls._given(initial_noise, network, options)
+        noise, changed = cls._given(initial_noise, network, options, changed)
         pipe = super().from_pretrained(pretrained_model_name_or_path, guider, noise, **kwargs)
         if changed:
             pipe.initial_noise = cls._with_options(pipe.initial_noise, changed)
@@ -74,7 +74,7 @@ class InitialNoisePreset(AutoGuidedPipeline):
         """
         network = kwargs.pop(cls.network, None)
         changed, kwargs = cls._take_options(kwargs)
-        given = cls._given(initial_noise, network, {"dtype": getattr(pipeline, "dtype", None)})
+        given, changed = cls._given(initial_noise, network, {"dtype": getattr(pipeline, "dtype", None)}, changed)
         noise = getattr(pipeline, "initial_noise", None) if given is None else given
         stock: Any = type(pipeline)
         noise = cls._checked(guided_class(stock), noise, stock.__name__)
@@ -83,8 +83,14 @@ class InitialNoisePreset(AutoGuidedPipeline):
 
     @classmethod
     @abstractmethod
-    def _of_network(cls, network: Any, options: dict[str, Any]) -> InitialNoise:
-        """Return the initial noise of a network, or of its folder or repository, loaded with options."""
+    def _of_network(cls, network: Any, options: dict[str, Any], changed: dict[str, Any]) -> InitialNoise:
+        """Return the initial noise of a network, or of its folder or repository.
+
+        Args:
+            network: what was given.
+            options (`dict`): to load it with.
+            changed (`dict`): options of the initial noise, known while it is loaded: what they replace is not read.
+        """
 
     @classmethod
     @abstractmethod
@@ -107,12 +113,16 @@ class InitialNoisePreset(AutoGuidedPipeline):
         return guider, cls._checked(guided, noise, repository.path)
 
     @classmethod
-    def _given(cls, initial_noise: Any, network: Any, options: dict[str, Any]) -> Any:
+    def _given(
+        cls, initial_noise: Any, network: Any, options: dict[str, Any], changed: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return the initial noise of the arguments, and the options that are still to be set."""
         if network is None:
-            return initial_noise
+            return initial_noise, changed
         if initial_noise is not None:
             raise ValueError(f"give initial_noise or {cls.network}, which is short for an initial noise of it.")
-        return cls._of_network(network, {name: value for name, value in options.items() if value is not None})
+        given = {name: value for name, value in options.items() if value is not None}
+        return cls._of_network(network, given, changed), {}
 
     @classmethod
     def _checked(cls, pipeline_class: type, initial_noise: Any, place: str) -> InitialNoise:

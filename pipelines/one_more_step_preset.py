@@ -38,10 +38,12 @@ class OneMoreStepPipeline(InitialNoisePreset):
     folder = MODULE_FOLDER
 
     @classmethod
-    def _of_network(cls, network: Any, options: dict[str, Any]) -> InitialNoise:
+    def _of_network(cls, network: Any, options: dict[str, Any], changed: dict[str, Any]) -> InitialNoise:
         if isinstance(network, (str, PathLike)):
-            return OneMoreStep.from_pretrained(network, **options)
-        return network if isinstance(network, OneMoreStep) else OneMoreStep(network)
+            return OneMoreStep.from_pretrained(network, **options, **changed)
+        if isinstance(network, OneMoreStep):
+            return network.with_options(**changed) if changed else network
+        return OneMoreStep(network, **changed)
 
     @classmethod
     def _check_kind(cls, noise: InitialNoise) -> None:

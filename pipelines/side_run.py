@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from hfnoise.pipelines.guided_saving import stock_class
 
@@ -100,15 +97,3 @@ def per_prompt(call: Mapping[str, Any], count: int) -> dict[str, Any]:
         name: [value] * count if name.startswith("negative_prompt") and isinstance(value, str) else value
         for name, value in call.items()
     }
-
-
-@contextlib.contextmanager
-def kept_random_state(device: torch.device) -> Iterator[None]:
-    """Within the block the random numbers of the program, on the CPU and a device, are drawn without being used up."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        if device.type == "mps":  # it has one state for all
-            stack.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
-        elif device.type != "cpu":
-            stack.enter_context(torch.random.fork_rng(devices=[device], device_type=device.type))
-        yield

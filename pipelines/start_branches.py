@@ -19,9 +19,10 @@ from hfnoise.pipelines.initial_noise import InitialNoise, StartState, refined_st
 from hfnoise.pipelines.interceptor import outside
 from hfnoise.pipelines.model_inputs import predicted_part
 from hfnoise.pipelines.pipeline_layouts import PipelineLayout, layout_of
+from hfnoise.pipelines.random_state import kept_random_state
 from hfnoise.pipelines.run_schedule import RunSchedule
 from hfnoise.pipelines.scheduler_points import denoising_point
-from hfnoise.pipelines.side_run import SideRunStopped, kept_random_state, side_pipeline
+from hfnoise.pipelines.side_run import SideRunStopped, side_pipeline
 from hfnoise.pipelines.start_context import StartContext, copied_generators
 
 # A scale at which a pipeline makes both predictions, where the call has none above 1; they do not depend on it.

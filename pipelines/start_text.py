@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import ModularPipeline
+from diffusers import ModularPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from hfnoise.latents.hf_time_free_unet import text_widths
+from hfnoise.pipelines.pipeline_layouts import layout_of
 from hfnoise.pipelines.start_context import StartContext, repeated_words
 
 if TYPE_CHECKING:
@@ -129,6 +130,29 @@ def encoded_states(context: StartContext, remedy: str) -> Tensor:
     if context.prompt_embeds is None:
         raise ValueError(f"{context.name} encoded no prompt before it prepared its latents. {remedy}")
     return context.per_sample(context.prompt_embeds, "prompt_embeds")
+
+
+def denoiser_text_widths(pipe: Any) -> frozenset[int]:
+    """Return how wide the text states are that a pipeline gives its denoiser; empty if its config does not say.
+
+    Args:
+        pipe: of diffusers, classic or modular.
+
+    Example:
+        >>> from hfnoise.pipelines.start_text import denoiser_text_widths
+        >>> from hfnoise.worlds.digits_pipeline import new_digits_pipeline
+        >>> sorted(denoiser_text_widths(new_digits_pipeline(width=8)))
+        [64]
+    """
+    layout = layout_of(type(pipe))
+    names = layout.denoisers if layout is not None else ("unet", "transformer")
+    module = next((found for name in names if (found := getattr(pipe, name, None)) is not None), None)
+    if isinstance(module, UNet2DConditionModel):
+        return text_widths(module)
+    # Elsewhere cross_attention_dim may be the width inside of the transformer.
+    config = getattr(module, "config", None)
+    width = getattr(config, "joint_attention_dim", None) or getattr(config, "caption_channels", None)
+    return frozenset([width] if isinstance(width, int) else [])
 
 
 def check_width(

@@ -11,17 +11,23 @@ from hfnoise.worlds.docstrings import model_path
 
 
 @pytest.mark.parametrize(
-    ("argv", "command"),
+    ("module", "argv", "command"),
     [
-        (["/usr/lib/hfnoise/__main__.py", "demo", "--seed", "1"], "python -m hfnoise demo --seed 1"),
-        (["/usr/bin/hfnoise", "demo", "--output_dir", "my run"], "hfnoise demo --output_dir 'my run'"),
-        (["train.py"], "train.py"),
-        ([""], "python"),
+        (
+            "hfnoise.__main__",
+            ["/usr/lib/hfnoise/__main__.py", "demo", "--seed", "1"],
+            "python -m hfnoise demo --seed 1",
+        ),
+        ("hfnoise.worlds.digits", ["/usr/lib/digits.py", "--seed", "1"], "python -m hfnoise.worlds.digits --seed 1"),
+        (None, ["/usr/bin/hfnoise", "demo", "--output_dir", "my run"], "hfnoise demo --output_dir 'my run'"),
+        (None, ["examples/train.py", "--beta=1"], "python examples/train.py --beta=1"),
+        (None, ["/home/me/train.py"], "python train.py"),
+        (None, ["-c"], "python  # code that was typed in, or a notebook: there was no command line"),
     ],
 )
-def test_the_command_can_be_typed_again(monkeypatch, argv, command):
+def test_the_command_can_be_typed_again(monkeypatch, module, argv, command):
     main = ModuleType("__main__")
-    main.__spec__ = ModuleSpec("hfnoise.__main__", None)
+    main.__spec__ = module and ModuleSpec(module, None)
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setattr(sys, "argv", argv)
     assert cards.command_line() == command

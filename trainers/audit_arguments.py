@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hfnoise.option_types import check_least, check_option_types
 from hfnoise.preference.pair_loss_table import check_flip_rate
 
 
@@ -48,10 +49,10 @@ class AuditArguments:
     bf16: bool = field(default=False, metadata={"help": "Train and score in bfloat16."})
 
     def __post_init__(self) -> None:
+        check_option_types(self, AuditArguments)
         if self.folds < 2 and self.ref_model_name_or_path is None:
             raise ValueError(f"folds must be at least 2, got {self.folds}: a pair must not judge itself.")
-        if self.top < 1:
-            raise ValueError(f"top must be at least 1, got {self.top}.")
+        check_least(self, 1, "top", "per_device_train_batch_size", "max_length")
         check_flip_rate(self.inject_flip_rate, name="inject_flip_rate")
         if self.flip_rate is not None:
             check_flip_rate(self.flip_rate)

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from hfnoise.methods import find_method
+from hfnoise.option_types import check_option_types
 from hfnoise.options import BVPO_OPTIONS
 from hfnoise.preference.online_trace_alpha import MOMENTS, GradientSums, OnlineTraceAlpha
 from hfnoise.trainers.noise_dpo import NoiseDPOTrainer
@@ -62,6 +63,7 @@ class BVPOConfig(NoiseDPOConfig):
     max_length: int | None = option_field("max_length", 4096, BVPO_OPTIONS)
 
     def __post_init__(self) -> None:
+        check_option_types(self, BVPOConfig)
         self.trace_alpha = _share(self.trace_alpha)
         if not 0 <= self.alpha_decay < 1:
             raise ValueError(f"alpha_decay must be in [0, 1), got {self.alpha_decay!r}.")

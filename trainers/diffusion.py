@@ -22,6 +22,7 @@ from hfnoise.trainers.diffusion_noise import TrainingNoise, draw_levels, draw_tr
 from hfnoise.trainers.diffusion_rows import LATENTS, DenoiserInputs, DiffusionCollator, check_rows, flow_time_scale
 from hfnoise.trainers.diffusion_saving import DiffusionSavingMixin
 from hfnoise.trainers.diffusion_schedule import NoiseSchedule
+from hfnoise.trainers.hub_push import HubPushMixin
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class NoisedBatch:
     weight: Tensor | None = None
 
 
-class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
+class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, HubPushMixin, Trainer):
     """Trains a denoiser of diffusers (UNet or transformer) with the Trainer of transformers.
 
     Rows have `latents` and the columns that the denoiser's forward takes (`encoder_hidden_states`, ...), as

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hfnoise.latents import LossWeighting
+from hfnoise.option_types import check_option_types
 
 TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
 
@@ -73,6 +74,7 @@ class DiffusionTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite is an error."})
 
     def __post_init__(self) -> None:
+        check_option_types(self, DiffusionTrainingArguments)
         for name in ("noise_offset", "input_perturbation", "prompt_dropout", "logit_mean", "logit_std"):
             setattr(self, name, finite_number(name, getattr(self, name)))
         for name in ("noise_offset", "input_perturbation"):

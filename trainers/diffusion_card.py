@@ -2,70 +2,77 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
-
-from hfnoise.cards import command_line, hub_name, library_versions, render_card
+from hfnoise.cards import (
+    ONE_RUN,
+    Base,
+    CardArguments,
+    CardFacts,
+    Metric,
+    base_of,
+    embedded_name,
+    last_metrics,
+    number,
+    rows_of,
+    run_seeds,
+    setting_rows,
+)
+from hfnoise.trainers.run_card import RunCardMixin
 
 _TAGS = ("hfnoise", "diffusers", "diffusers-training")
-_SETTINGS = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "seed")
-# How transformers calls the name of the dataset.
-_DATASET_NAMES = ("dataset_name", "dataset_tags", "dataset")
+_SETTINGS = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm")
+_NOISES = ("noise_offset", "input_perturbation", "prompt_dropout", "ema_decay")
+
+_NOISE_SEED = ("seed of the noise", "the same, with the step and the place of the example in the batch")
 
 
-class DiffusionCardMixin:
+class DiffusionCardMixin(RunCardMixin):
     """The part of [`~hfnoise.DiffusionTrainer`] that writes `README.md`."""
 
-    args: Any
     model: Any
     state: Any
-    # Hub id of the pipeline that the model is trained for, where a launcher knows it: the model has a folder's name.
+    # The pipeline that the model is trained for, as `from_pretrained` takes it, where a launcher knows it.
     pipeline_name: str | None = None
+    pipeline_revision: str | None = None
     _card_tags: tuple[str, ...] = _TAGS
+    _card_method = "diffusion"
+    _card_citation = ""
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card to `output_dir/README.md`; takes the arguments of the stock Trainer's method.
-
-        `model_name`, `finetuned_from`, the name of the dataset, `license` and `tags` are read; the rest comes from the
-        run.
-        """
-        stock: Any = super().create_model_card  # type: ignore[misc]
-        if not self.is_world_process_zero():  # type: ignore[attr-defined]
-            return
-        given = {**inspect.signature(stock).bind_partial(*args).arguments, **kwargs}
-        names: Any = next((given[name] for name in _DATASET_NAMES if given.get(name)), [])
-        tags = given.get("tags") or []
-        folder = Path(self.args.output_dir)
-        adapter = self._is_adapter()  # type: ignore[attr-defined]
-        base = given.get("finetuned_from") or self._base_name()
-        relation = {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"} if base else {}
-        data = ModelCardData(
-            library_name="diffusers",
-            tags=sorted(
-                {*self._card_tags, *(["lora"] if adapter else []), *([tags] if isinstance(tags, str) else tags)}
-            ),
-            **relation,
-            **({"license": given["license"]} if given.get("license") else {}),
-            **({"datasets": [names] if isinstance(names, str) else list(names)} if names else {}),
-        )
-        card = render_card(
-            "diffusion.md",
-            data,
-            model_name=given.get("model_name") or folder.name,
+    def run_card(self, **given: Any) -> Any:
+        """Return the card: the noise of the training, how the weights are loaded, and the loss at fixed noise."""
+        user, args, adapter = CardArguments(**given), self.args, self._is_adapter()  # type: ignore[attr-defined]
+        base = self._base(user.finetuned_from)
+        return CardFacts(
+            name=user.model_name or Path(args.output_dir).name,
             lead=self._lead(base, adapter),
-            noise_rows=self.noise_rows(),
+            method=self._card_method,
+            base=base,
+            relation="adapter" if adapter else "finetune",
+            library_name="diffusers",
+            tags=sorted({*self._card_tags, *(["lora"] if adapter else []), *user.more_tags}),
+            metadata=user.metadata,
+            block={**self.noise_block(), "seed": args.seed},
+            noise=self.noise_rows(),
+            seeds=[*run_seeds(args), _NOISE_SEED],
+            settings=self._training_rows(),
             snippet=self._snippet(base, adapter),
             use_note=self._use_note(),
-            training_rows=self._training_rows(),
-            command=command_line(),
-            metric_rows=self._metric_rows(),
-            versions=library_versions(),
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        card.save(folder / "README.md")
+            metrics=self._card_metrics(),
+            citation=self._card_citation,
+        ).render()
+
+    def noise_block(self) -> dict[str, Any]:
+        """Return the noise for the block `hfnoise:` of the card; for a subclass with another objective to override."""
+        args = self.args
+        block = {name: getattr(args, name) for name in _NOISES if getattr(args, name)}
+        return {
+            "prediction_type": self.schedule.prediction_type,  # type: ignore[attr-defined]
+            "loss_weighting": str(self.loss_weighting),  # type: ignore[attr-defined]
+            "timestep_sampling": args.timestep_sampling,
+            **block,
+        }
 
     def noise_rows(self) -> list[tuple[str, str]]:
         """Return what the card says of the noise; for a subclass with another objective to override."""
@@ -76,43 +83,87 @@ class DiffusionCardMixin:
             ("loss weighting", f"`{self.loss_weighting}`"),  # type: ignore[attr-defined]
             ("timestep sampling", f"`{args.timestep_sampling}`"),
         ]
-        names = ("noise_offset", "input_perturbation", "prompt_dropout", "ema_decay")
-        return rows + [(f"`{name}`", f"{getattr(args, name):g}") for name in names if getattr(args, name)]
+        return rows + [(f"`{name}`", f"{getattr(args, name):g}") for name in _NOISES if getattr(args, name)]
 
-    def _base_name(self) -> str | None:
-        return self.pipeline_name or hub_name(self._denoiser().config.get("_name_or_path") or "")  # type: ignore[attr-defined]
+    def _base(self, given: str | None) -> Base:
+        pipeline = self._pipeline()
+        if given or pipeline is None:
+            return base_of(given or self._denoiser().config.get("_name_or_path"))  # type: ignore[attr-defined]
+        return pipeline
 
-    def _lead(self, base: str | None, adapter: bool) -> str:
+    def _pipeline(self) -> Base | None:
+        """Return the pipeline that the weights are for, where it is known."""
+        return None if self.pipeline_name is None else base_of(self.pipeline_name, revision=self.pipeline_revision)
+
+    def _pipeline_rows(self) -> list[tuple[str, str]]:
+        pipeline = self._pipeline()
+        rows = None if pipeline is None else [("pipeline", pipeline.name), ("its revision", pipeline.revision)]
+        return rows or []
+
+    def _source(self, base: Base) -> str:
+        """Return what a network goes on from, for the first sentence; nothing for one that was made anew."""
+        return f", from {base.name}" if self._denoiser().config.get("_name_or_path") else ""  # type: ignore[attr-defined]
+
+    def _loading(self, pipeline: Base | None) -> tuple[list[str], str]:
+        """Return the imports, and the first argument, by which a pipeline is loaded."""
+        path = self.pipeline_name or ""
+        if pipeline is not None and pipeline.hub_id is not None:
+            return [], f'"{pipeline.hub_id}"'
+        if path and embedded_name(path):
+            imports = ["from hfnoise.worlds.digits_checkpoints import checkpoint_path"]
+            return imports, f'checkpoint_path("{Path(path).name}")'
+        return [], f'"{path or "YOUR-PIPELINE"}"'
+
+    def _lead(self, base: Base, adapter: bool) -> str:
         kind = type(self._denoiser()).__name__  # type: ignore[attr-defined]
         what = f"LoRA weights of a {kind}" if adapter else f"A {kind}"
-        source = f", from [{base}](https://huggingface.co/{base})" if base else ""
+        source = f", from {base.name}" if self._pipeline() is not None else self._source(base)
         return f"{what}{source}, trained with [`DiffusionTrainer`](https://pypi.org/project/hfnoise) of hfnoise."
 
-    def _snippet(self, base: str | None, adapter: bool) -> str:
+    def _snippet(self, base: Base, adapter: bool) -> str:
         name = self.hub_model_id or self.args.output_dir  # type: ignore[attr-defined]
         kind = type(self._denoiser()).__name__  # type: ignore[attr-defined]
-        start = f'DiffusionPipeline.from_pretrained("{base or "the base pipeline"}"'
+        imports, pipeline = self._loading(base)
+        start = f"DiffusionPipeline.from_pretrained({pipeline}"
         if adapter:
-            return f'from diffusers import DiffusionPipeline\n\npipe = {start})\npipe.load_lora_weights("{name}")'
+            lines = ["from diffusers import DiffusionPipeline", *imports, "", f"pipe = {start})"]
+            return "\n".join([*lines, f'pipe.load_lora_weights("{name}")'])
         slot = "unet" if "UNet" in kind else "transformer"
-        return (
-            f"from diffusers import DiffusionPipeline, {kind}\n\n"
-            f'{slot} = {kind}.from_pretrained("{name}")\npipe = {start}, {slot}={slot})'
-        )
+        lines = [f"from diffusers import DiffusionPipeline, {kind}", *imports, ""]
+        return "\n".join([*lines, f'{slot} = {kind}.from_pretrained("{name}")', f"pipe = {start}, {slot}={slot})"])
 
     def _use_note(self) -> str:
         return "Stock diffusers loads it; hfnoise is not needed."
 
     def _training_rows(self) -> list[tuple[str, str]]:
         args = self.args
-        rows = [(name, getattr(args, name)) for name in _SETTINGS]
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
-        shown = [(name, str(getattr(value, "value", value))) for name, value in rows]
-        steps = ("steps", str(self.state.global_step))
-        return [*shown, steps, ("images per step", str(batch)), ("precision", precision)]
+        steps, images = ("steps", str(self.state.global_step)), ("images per step", str(batch))
+        processes = ("processes", str(args.world_size))
+        return [*setting_rows(args, _SETTINGS), steps, images, processes, ("precision", precision)]
 
-    def _metric_rows(self) -> list[tuple[str, str]]:
-        history = self.state.log_history
-        last = next((entry for entry in reversed(history) if "eval_loss" in entry), None)
-        return [] if last is None else [("loss at fixed noise", f"{last['eval_loss']:.4f}")]
+    def _card_metrics(self) -> list[Metric]:
+        """Return the results; for a subclass to add to."""
+        rows = rows_of(self.eval_dataset)  # type: ignore[attr-defined]
+        spread = ONE_RUN if rows is None else f"{ONE_RUN}, {rows} rows"
+        return [
+            Metric(f"loss at fixed noise{name and f' ({name})'}", number(value), spread)
+            for name, value in by_dataset(last_metrics(self.state.log_history), "loss").items()
+        ]
+
+
+def by_dataset(metrics: dict[str, float], metric: str) -> dict[str, float]:
+    """Return the values of one metric by the name of the dataset, which is empty where there is only one.
+
+    Args:
+        metrics (`dict[str, float]`): from [`~hfnoise.cards.last_metrics`].
+        metric (`str`): of the Trainer.
+
+    Example:
+        >>> from hfnoise.trainers.diffusion_card import by_dataset
+        >>> by_dataset({"new_loss": 0.5, "seen_loss": 0.4}, "loss")
+        {'new': 0.5, 'seen': 0.4}
+    """
+    found = {name.removesuffix(metric): value for name, value in metrics.items() if name.endswith(metric)}
+    return {name.rstrip("_"): value for name, value in found.items() if not name or name.endswith("_")}

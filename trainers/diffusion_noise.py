@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# torch's generator on a CPU reads no more bits of its seed.
-_SEED_BITS = 32
+from hfnoise.latents import numbered_seed
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,6 @@ def draw_training_noise(
         >>> bool((draw_training_noise(0, 5, [3], (4, 8, 8)).noise[0] == both.noise[1]).all())
         True
     """
-    digest = hashlib.blake2b(f"{stream}/{seed}/{step}".encode(), digest_size=8).digest()
-    base = int.from_bytes(digest, "big")
     count = len(positions)
     uniform = torch.empty(count, 2, dtype=torch.float64)
     noise = torch.empty(count, *shape)
@@ -82,8 +78,8 @@ def draw_training_noise(
     extra = torch.empty(count, *shape) if perturbation else None
     generator = torch.Generator()
     for row, position in enumerate(positions):
-        # A sum, not a hash: no two rows of a batch can have the same seed.
-        generator.manual_seed((base + position) % 2**_SEED_BITS)
+        # No two rows of a batch have the same.
+        generator.manual_seed(numbered_seed(f"{stream}/{seed}/{step}", position))
         torch.rand(2, generator=generator, dtype=torch.float64, out=uniform[row])
         torch.randn(shape, generator=generator, out=noise[row])
         torch.randn(shape[0], generator=generator, out=offset[row])

@@ -111,7 +111,6 @@ class DiffusionSavingMixin:
         if self.args.hub_strategy != HubStrategy.END:
             # The stock method copies the files of transformers only, and a denoiser's have other names.
             self._write(self.args.output_dir, averaged=True)
-            self.create_model_card()  # type: ignore[attr-defined]
         super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
 
     def _denoiser(self) -> Any:

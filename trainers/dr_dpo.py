@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hfnoise.methods import find_method
+from hfnoise.option_types import check_option_types
 from hfnoise.options import DR_DPO_OPTIONS
 from hfnoise.preference.dr_dpo import SMALLEST_DR_BETA, dr_dpo_value
 from hfnoise.preference.pair_loss_table import pair_loss_names
@@ -64,10 +65,7 @@ class DrDPOConfig(NoiseDPOConfig):
     def __post_init__(self) -> None:
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
-        try:
-            self.dr_beta = float(self.dr_beta)
-        except (TypeError, ValueError):
-            raise ValueError(f"dr_beta must be a number above 0, got {self.dr_beta!r}.") from None
+        check_option_types(self, DrDPOConfig)
         if not SMALLEST_DR_BETA <= self.dr_beta < float("inf"):
             raise ValueError(
                 f"dr_beta must be a finite number of at least {SMALLEST_DR_BETA:.5f}, got {self.dr_beta!r}: below it "

@@ -13,7 +13,6 @@ import datasets
 import torch
 from torch import Tensor
 
-from hfnoise.cards import hub_name
 from hfnoise.folders import new_folder
 from hfnoise.latents.hf_checkpoints import read_json
 from hfnoise.trainers.diffusion_latents import encode_prompts, precompute_latents
@@ -82,14 +81,16 @@ def load_training_pipeline(script: Any, device: Any, denoiser: bool = True) -> A
     return pipe
 
 
-def pipeline_on_the_hub(script: Any) -> str | None:
-    """Return the Hub id of the pipeline that the script arguments name; `None` for a folder or an embedded one.
+def name_pipeline(trainer: Any, script: Any) -> None:
+    """Tell a Trainer which pipeline its model is for, for the card; nothing without `model_name_or_path`.
 
     Args:
+        trainer ([`~hfnoise.DiffusionTrainer`]): or a subclass.
         script ([`~hfnoise.trainers.image_arguments.ImageScriptArguments`]): of the command line.
     """
-    name = script.model_name_or_path
-    return None if name is None else hub_name(resolve_pipeline(name))
+    if script.model_name_or_path is not None:
+        trainer.pipeline_name = resolve_pipeline(script.model_name_or_path)
+        trainer.pipeline_revision = script.model_revision
 
 
 def encode_images(script: Any, training: Any, pipe: Any) -> EncodedImages:

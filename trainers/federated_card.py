@@ -7,15 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
-
-from hfnoise.cards import command_line, embedded_name, hub_name, library_versions, render_card
+from hfnoise.cards import CardArguments, CardFacts, Metric, last_metrics, number, setting_rows, trained_base
 from hfnoise.citations import DP_SGD_BIBTEX, FEDSVD_BIBTEX
 from hfnoise.privacy.hf_card import format_epsilon
 from hfnoise.trainers.federated_local import SpentBudgetError
 from hfnoise.trainers.private_mixin import DPTrainerMixin
 
-_TIMES = ("per_second", "runtime", "model_preparation_time")
 REPORT_FILE = "federation_report.json"
 _PAPERS = {
     "fedsvd": ("FedSVD", "2505.12805"),
@@ -84,55 +81,67 @@ def write_card_and_report(trainer: Any, folder: Path) -> None:
 
 
 def _card(trainer: Any, report: dict[str, Any], folder: Path) -> Any:
-    given = trainer._card_values
-    name, paper = _PAPERS[trainer.fedsvd_config.aggregation]
-    base_path = getattr(trainer.model.get_base_model().config, "_name_or_path", "")
-    base = hub_name(base_path)
-    tags = given.get("tags") or []
-    config = trainer.fedsvd_config
-    block = {
-        "method": config.aggregation, "subspace": config.subspace, "rounds": report["rounds"],
-        "clients": len(report["clients"]), "local_steps": config.local_steps, "private": report["private"],
-        **({} if report["epsilon"] is None else {"epsilon": report["epsilon"]}),
-    }  # fmt: skip
-    data = ModelCardData(
-        library_name="peft",
-        tags=sorted(
-            {
-                "hfnoise",
-                "federated",
-                config.aggregation,
-                *_privacy_tags(report),
-                *([tags] if isinstance(tags, str) else tags),
-            }
-        ),
-        **({"base_model": base, "base_model_relation": "adapter"} if base else {}),
-        **({"datasets": [given["dataset_name"]]} if given.get("dataset_name") else {}),
-        hfnoise=block,
-    )
-    start = f"[{base}](https://huggingface.co/{base})" if base else embedded_name(base_path) or "A local model"
+    user, config = CardArguments(**trainer._card_values), trainer.fedsvd_config
+    name, paper = _PAPERS[config.aggregation]
+    base = trained_base(trainer.model, user.finetuned_from)
     kind = type(trainer.model.get_base_model()).__name__
-    auto = "AutoPeftModelForSequenceClassification" if kind.endswith("ForSequenceClassification") else None
-    return render_card(
-        "federated.md",
-        data,
-        model_name=given.get("model_name") or folder.name,
+    is_classifier = kind.endswith("ForSequenceClassification")
+    auto = f"AutoPeftModelFor{'SequenceClassification' if is_classifier else 'CausalLM'}"
+    return CardFacts(
+        name=user.model_name or folder.name,
         lead=(
-            f"{start}, adapted by {len(report['clients'])} clients together with {name} "
+            f"{base.capitalized}, adapted{user.trained_on} by {len(report['clients'])} clients together with {name} "
             f"([paper](https://huggingface.co/papers/{paper})), by `FedSVDTrainer` of hfnoise. Only LoRA factors left "
             "the clients."
         ),
+        method=config.aggregation,
+        base=base,
+        relation="adapter",
+        library_name="peft",
+        tags=sorted({"hfnoise", "federated", config.aggregation, *_privacy_tags(report), *user.more_tags}),
+        metadata=user.metadata,
+        block={
+            "subspace": config.subspace,
+            "rounds": report["rounds"],
+            "clients": len(report["clients"]),
+            "local_steps": config.local_steps,
+            "private": report["private"],
+            **({} if report["epsilon"] is None else {"epsilon": report["epsilon"]}),
+            "seed": config.federation_seed,
+        },
+        noise=_noise_rows(trainer, report),
+        seeds=[
+            ("public seed of the federation (clients of a round, first rows of A)", str(config.federation_seed)),
+            ("seed of the clients' local steps", str(trainer.args.seed)),
+            ("seed of the privacy noise", _noise_seed(trainer, report)),
+        ],
+        settings=_setting_rows(trainer, report),
+        snippet=(
+            f"from peft import {auto}\n\n"
+            f'model = {auto}.from_pretrained("{trainer.args.hub_model_id or trainer.args.output_dir}")'
+        ),
+        metrics=[Metric(key, number(value)) for key, value in last_metrics(trainer.state.log_history).items()],
+        citation="\n\n".join([FEDSVD_BIBTEX, *([DP_SGD_BIBTEX] if trainer.is_private else [])]),
+    ).render(
+        "federated.md",
         statement=report["statement"],
-        setting_rows=_setting_rows(config, report),
         client_rows=[_client_row(name, one) for name, one in report["clients"].items()],
         not_covered=report["not_covered"],
-        model_class=auto or "AutoPeftModelForCausalLM",
-        path=trainer.args.hub_model_id or trainer.args.output_dir,
-        command=command_line(),
-        metric_rows=_metric_rows(trainer),
-        versions=library_versions(),
-        citation="\n\n".join([FEDSVD_BIBTEX, *([DP_SGD_BIBTEX] if trainer.is_private else [])]),
     )
+
+
+def _noise_rows(trainer: Any, report: dict[str, Any]) -> list[tuple[str, str]]:
+    if not trainer.is_private:
+        return [("noise", "none was added")]
+    delta = max(one["delta"] for one in report["clients"].values())
+    condition = "" if report["private"] else ", if the noise were secret"
+    return [(f"largest epsilon of a client{condition}", f"{format_epsilon(report['epsilon'])} at delta {delta:g}")]
+
+
+def _noise_seed(trainer: Any, report: dict[str, Any]) -> str:
+    if not trainer.is_private:
+        return "there is no such noise"
+    return "secrets of the clients, which are not told" if report["private"] else "known, so the noise is not secret"
 
 
 def _privacy_tags(report: dict[str, Any]) -> list[str]:
@@ -158,9 +167,10 @@ def _statement(trainer: Any, report: dict[str, Any]) -> str:
     )
 
 
-def _setting_rows(config: Any, report: dict[str, Any]) -> list[tuple[str, str]]:
+def _setting_rows(trainer: Any, report: dict[str, Any]) -> list[tuple[str, str]]:
+    config = trainer.fedsvd_config
     drawn = config.sampled(len(report["clients"]))
-    rows = [
+    return [
         ("aggregation", config.aggregation),
         ("subspace", f"refresh every {config.refresh_every} rounds" if config.subspace == "refresh" else "fixed"),
         ("first rows of A", config.init_lora_A),
@@ -168,21 +178,13 @@ def _setting_rows(config: Any, report: dict[str, Any]) -> list[tuple[str, str]]:
         ("clients in a round", f"{drawn} of {len(report['clients'])}"),
         ("local steps in a round", str(config.local_steps)),
         ("weights", "numbers of examples" if config.weighting == "examples" else "all clients alike"),
-        ("public seed", str(config.federation_seed)),
+        *setting_rows(trainer.args, ("learning_rate", "optim", "per_device_train_batch_size", "max_length")),
     ]
-    return rows
 
 
 def _client_row(name: str, one: dict[str, Any]) -> tuple[str, str, str, str, str]:
     epsilon = "no noise" if one["epsilon"] is None else f"{format_epsilon(one['epsilon'])} at delta {one['delta']:g}"
-    noise = "" if one["noise_multiplier"] is None else f"{one['noise_multiplier']:.4g}"
+    hidden = "no noise" if one["epsilon"] is None else "hidden"
+    noise = hidden if one["noise_multiplier"] is None else f"{one['noise_multiplier']:.4g}"
     examples = "hidden" if one["examples"] is None else str(one["examples"])
     return name, examples, f"{one['participations']} of at most {one['max_participations']}", noise, epsilon
-
-
-def _metric_rows(trainer: Any) -> list[tuple[str, str]]:
-    for entry in reversed(trainer.state.log_history):
-        found = {key: value for key, value in entry.items() if key.startswith("eval_") and not key.endswith(_TIMES)}
-        if found:
-            return [(key.removeprefix("eval_"), f"{value:.4f}") for key, value in found.items()]
-    return []

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from hfnoise.option_types import check_option_types
 from hfnoise.options import FEDSVD_OPTIONS
 from hfnoise.trainers.noise_dpo_config import option_field
 
@@ -67,6 +68,7 @@ class FedSVDConfig:
     federation_seed: int = _field("federation_seed", 0)
 
     def __post_init__(self) -> None:
+        check_option_types(self, FedSVDConfig)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")

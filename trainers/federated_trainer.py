@@ -28,6 +28,7 @@ from trl.trainer.utils import create_model_from_path
 from hfnoise.trainers.federated_client import FedSVDClient
 from hfnoise.trainers.federated_config import TRAINS_ONLY_B, FedSVDConfig
 from hfnoise.trainers.federated_layers import freeze_lora_A
+from hfnoise.trainers.federated_push import STATE_FOLDER, FederatedPushMixin
 from hfnoise.trainers.federated_saving import STATE_FILE
 from hfnoise.trainers.federated_server import FedSVDServer
 from hfnoise.trainers.federated_simulation import RoundRecord, simulate_federation
@@ -36,10 +37,8 @@ from hfnoise.trainers.private import DPConfig, DPSFTTrainer, DPTrainerMixin, mak
 
 logger = logging.getLogger(__name__)
 
-STATE_FOLDER = "federation"
 
-
-class FedSVDTrainer:
+class FedSVDTrainer(FederatedPushMixin):
     """Train one LoRA adapter on the data of several clients, each of them private or not: FedSVD (arXiv 2505.12805).
 
     The clients train one after the other in this process, on one model, as [`simulate_federation`] does; what they
@@ -246,42 +245,6 @@ class FedSVDTrainer:
         given = {"model_name": model_name, "dataset_name": dataset_name, "tags": tags}
         self._card_values = {name: value for name, value in given.items() if value}
         write_card_and_report(self, Path(self.args.output_dir))
-
-    def push_to_hub(
-        self,
-        commit_message: str = "Federated LoRA adapter",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        **card: Any,
-    ) -> Any:
-        """Save, and upload adapter, report and card; nothing of the clients' folders.
-
-        Args:
-            commit_message (`str`): of the commit.
-            blocking (`bool`, defaults to `True`): whether to wait until all is uploaded.
-            token (`str`, *optional*): of the Hub; `args.hub_token` by default.
-            revision (`str`, *optional*): branch; `args.hub_revision` by default.
-            **card: `model_name`, `dataset_name`, `tags`, of the card.
-
-        Raises:
-            TypeError: for other names.
-        """
-        from huggingface_hub import HfApi
-
-        if card:
-            self.create_model_card(**card)
-        self.save_model()
-        api = HfApi(token=token or self.args.hub_token)
-        name = self.args.hub_model_id or Path(self.args.output_dir).name
-        repo = api.create_repo(name, private=self.args.hub_private_repo, exist_ok=True)
-        branch = revision or getattr(self.args, "hub_revision", None)
-        if branch is not None:
-            api.create_branch(repo.repo_id, branch=branch, exist_ok=True)
-        return api.upload_folder(
-            repo_id=repo.repo_id, folder_path=self.args.output_dir, commit_message=commit_message, revision=branch,
-            run_as_future=not blocking, ignore_patterns=[f"{STATE_FOLDER}/*", "runs/*", "checkpoint-*"],
-        )  # fmt: skip
 
     _card_values: dict[str, Any] = {}
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hfnoise.latents_options import IMAGE_DATA_OPTIONS, MODULE_OPTIONS
+from hfnoise.option_types import check_option_types
 from hfnoise.options import Option, option_default, option_help
 
 POSTERIORS = ("sample", "mean")
@@ -58,11 +59,11 @@ class ImageScriptArguments:
     latents_dir: str | None = _field(IMAGE_DATA_OPTIONS, "latents_dir")
 
     def __post_init__(self) -> None:
+        check_option_types(self, ImageScriptArguments)
         for name in _AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; give a whole number of at least 1.")
-        self.validation_size = float(self.validation_size)
         if self.validation_size < 0 or (self.validation_size >= 1 and self.validation_size % 1):
             raise ValueError(f"validation_size is {self.validation_size}; give a share below 1, or a number of rows.")
         if self.posterior not in POSTERIORS:
@@ -100,6 +101,7 @@ class OneMoreStepScriptArguments(ImageScriptArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_option_types(self, OneMoreStepScriptArguments)
         if self.world not in (None, *WORLDS):
             raise ValueError(f"world is {self.world!r}; there is {', '.join(WORLDS)}. Others: --dataset_name.")
         if self.world and (self.model_name_or_path or self.dataset_name):
@@ -116,7 +118,7 @@ class OneMoreStepScriptArguments(ImageScriptArguments):
             raise ValueError("module_variant is of --module_name_or_path, which is not given.")
         for name, value in self.sizes.items():
             numbers = value if isinstance(value, list) else [value]
-            if not numbers or any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in numbers):
+            if not numbers or any(one < 1 for one in numbers):
                 raise ValueError(f"{name} is {value!r}; give whole numbers of at least 1.")
         levels = len(self.block_out_channels or ())
         for name in ("transformer_layers_per_block", "attention_head_dim"):

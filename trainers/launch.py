@@ -6,7 +6,7 @@ No configuration class lives here: a module that is launched would pickle it as 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -38,28 +38,54 @@ def train_preference(arguments: Sequence[str]) -> int:
     Raises:
         UsageError: for options, data or a model that cannot be trained; before anything is trained.
     """
-    name, *options = arguments
-    accelerate_config, options = take_option(options, "--accelerate_config")
-    if accelerate_config is not None:
-        return launch_with_accelerate(accelerate_config, [name, *options])
+    return run_command(arguments, _preference_types, _train_preference, NEEDED)
 
+
+def _preference_types(name: str) -> tuple[type, ...]:
     from trl import ModelConfig
 
-    from hfnoise.trainers.dataset_loading import load_splits
     from hfnoise.trainers.launch_arguments import PreferenceScriptArguments
 
-    method = find_method(name)
-    types = (PreferenceScriptArguments, getattr(hfnoise, method.config), ModelConfig)
-    if "--help-all" in options:
-        NoiseParser(dataclass_types=list(types), prog=f"hfnoise {name}").print_help()
-        return 0
-    script, training, model = parse(f"hfnoise {name}", types, options, NEEDED)
+    return PreferenceScriptArguments, getattr(hfnoise, find_method(name).config), ModelConfig
+
+
+def _train_preference(name: str, script: Any, training: Any, model: Any) -> None:
+    from hfnoise.trainers.dataset_loading import load_splits
+
     try:
-        trainer = build(getattr(hfnoise, method.trainer), script, training, model, load_splits(script))
+        trainer_class = getattr(hfnoise, find_method(name).trainer)
+        trainer = build(trainer_class, script, training, model, load_splits(script))
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(str(error)) from error
     trainer.injected_flip_rate = script.inject_flip_rate or None
     finish(trainer, training, script)
+
+
+def run_command(
+    arguments: Sequence[str],
+    types: Callable[[str], Sequence[type]],
+    run: Callable[..., None],
+    needed: Mapping[str, str],
+) -> int:
+    """Run what a command line asks for, here or under `accelerate launch`, and return the exit code.
+
+    Args:
+        arguments (`Sequence[str]`): name of the method, then its options.
+        types (`Callable`): from that name to the dataclasses of the options; called only to run or to describe them.
+        run (`Callable`): is given the name and an instance of each.
+        needed (`Mapping[str, str]`): as in [`~hfnoise.trainers.command_line.parse`].
+
+    Raises:
+        UsageError: for options that cannot be parsed.
+    """
+    name, *options = arguments
+    accelerate_config, options = take_option(options, "--accelerate_config")
+    if accelerate_config is not None:
+        return launch_with_accelerate(accelerate_config, [name, *options])
+    if "--help-all" in options:
+        NoiseParser(dataclass_types=list(types(name)), prog=f"hfnoise {name}").print_help()
+        return 0
+    run(name, *parse(f"hfnoise {name}", types(name), options, needed))
     return 0
 
 
@@ -72,21 +98,33 @@ def finish(trainer: Any, training: Any, script: Any) -> None:
         script (`trl.ScriptArguments`): of the command line.
     """
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    save_and_share(trainer, training, script)
+    save(trainer, training, script)
+    share(trainer, training, script)
     trainer.end()
 
 
-def save_and_share(trainer: Any, training: Any, script: Any) -> None:
-    """Save what a Trainer has trained with its card, and push it if that was asked for.
+def save(trainer: Any, training: Any, script: Any) -> None:
+    """Save what a Trainer has trained, with its card.
 
     Args:
         trainer (`transformers.Trainer`), training (`TrainingArguments`), script: as in [`finish`].
     """
     trainer.save_model(training.output_dir)
     trainer.create_model_card(model_name=Path(training.output_dir).name, dataset_name=hub_dataset(script))
+    logger.info("model and card saved to %s", training.output_dir)
+
+
+def share(trainer: Any, training: Any, script: Any) -> None:
+    """Push what is saved, if that was asked for: the last act of a run, since the network may be gone by then.
+
+    Args:
+        trainer (`transformers.Trainer`), training (`TrainingArguments`), script: as in [`finish`].
+
+    Raises:
+        PushError: if the push did not go through; the command line ends with its message and exit code 1.
+    """
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=hub_dataset(script))
-    logger.info("model and card saved to %s", training.output_dir)
 
 
 def last_metrics(trainer: Any) -> dict[str, float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from trl import ScriptArguments
 
+from hfnoise.option_types import check_option_types
 from hfnoise.preference.pair_loss_table import check_flip_rate
 
 
@@ -34,5 +35,5 @@ class PreferenceScriptArguments(ScriptArguments):
     flip_seed: int = field(default=0, metadata={"help": "Seed of the injected flips."})
 
     def __post_init__(self) -> None:
-        self.inject_flip_rate = float(self.inject_flip_rate)
+        check_option_types(self, PreferenceScriptArguments)
         check_flip_rate(self.inject_flip_rate, name="inject_flip_rate")

@@ -12,6 +12,7 @@ from trl import ScriptArguments
 
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
+from hfnoise.option_types import check_least, check_option_types
 from hfnoise.options import FEDSVD_DATA_OPTIONS, option_help
 from hfnoise.trainers.command_line import NoiseParser, given_names, parse
 from hfnoise.trainers.dataset_loading import CODE, EMBEDDED
@@ -49,10 +50,8 @@ class FederatedScriptArguments(ScriptArguments):
     clients: int | None = field(default=None, metadata={"help": option_help(FEDSVD_DATA_OPTIONS, "clients")})
 
     def __post_init__(self) -> None:
-        if self.clients is not None:
-            self.clients = int(self.clients)
-            if self.clients < 1:
-                raise ValueError(f"clients must be at least 1, got {self.clients}.")
+        check_option_types(self, FederatedScriptArguments)
+        check_least(self, 1, "clients")
 
 
 def train_federated(arguments: Sequence[str]) -> int:
@@ -85,6 +84,8 @@ def train_federated(arguments: Sequence[str]) -> int:
         check_writable(training.output_dir)
         _refuse_earlier_federation(training)
         trainer = _trainer(script, training, federation, model, parsed[4] if private else None)
+        if training.push_to_hub:  # before hours of rounds
+            trainer.init_hf_repo()
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(str(error)) from error
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import hfnoise
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
-from hfnoise.trainers.command_line import NoiseParser, parse, take_option
-from hfnoise.trainers.launch import last_metrics, launch_with_accelerate, save_and_share
+from hfnoise.trainers.launch import last_metrics, run_command, save, share
 
 if TYPE_CHECKING:
     from hfnoise.trainers.golden_noise_arguments import GoldenNoiseScriptArguments
@@ -27,7 +26,9 @@ _NEEDED = {"model_name_or_path": "a Hub id, a folder, or digits"}
 _MAP_SHARE, _LEAST_MAP = 4, 8
 _WIDEST = 256
 # What only the collection of pairs reads, and says how pairs are made.
-_OF_PAIRS = ("pairs_dir", "redenoise_steps", "redenoise_strength")
+_OF_PAIRS = ("pairs_dir", "noises_per_prompt", "redenoise_steps", "redenoise_strength", "validation_size")
+# Not defaults of the dataclass: what was given where it says nothing is refused.
+_VALIDATION_SIZE, _EVAL_IMAGES = 0.1, 64
 # Parts of a pipeline that have nothing to do with training; through a safety checker there is no gradient.
 _NOT_NEEDED = ("safety_checker", "image_encoder", "feature_extractor")
 
@@ -43,18 +44,17 @@ def train_golden_noise(arguments: Sequence[str]) -> int:
     Raises:
         UsageError: for options, prompts, a pipeline or a network that cannot be used; before anything is trained.
     """
-    name, *options = arguments
-    accelerate_config, options = take_option(options, "--accelerate_config")
-    if accelerate_config is not None:
-        return launch_with_accelerate(accelerate_config, [name, *options])
+    return run_command(arguments, _types, _train, _NEEDED)
+
+
+def _types(name: str) -> tuple[type, ...]:
     from hfnoise.trainers.golden_noise_arguments import GoldenNoiseScriptArguments
     from hfnoise.trainers.noise_prompt_arguments import NoisePromptTrainingArguments
 
-    types = (GoldenNoiseScriptArguments, NoisePromptTrainingArguments)
-    if "--help-all" in options:
-        NoiseParser(dataclass_types=list(types), prog=f"hfnoise {name}").print_help()
-        return 0
-    script, training = parse(f"hfnoise {name}", types, options, _NEEDED)
+    return GoldenNoiseScriptArguments, NoisePromptTrainingArguments
+
+
+def _train(name: str, script: GoldenNoiseScriptArguments, training: Any) -> None:
     try:
         run = _Run(script, training)
         trainer = run.trainer()
@@ -64,11 +64,11 @@ def train_golden_noise(arguments: Sequence[str]) -> int:
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = last_metrics(trainer)
     comparison = run.compared(trainer)
-    save_and_share(trainer, training, script)
+    save(trainer, training, script)
     if trainer.is_world_process_zero():
         _print_outcome(script, training, metrics, comparison)
+    share(trainer, training, script)
     trainer.end()
-    return 0
 
 
 class _Run:
@@ -93,6 +93,7 @@ class _Run:
         self.verifier = self._verifier("verifier")
         # Of what the pairs were chosen by, another one that was not.
         self.judge = self._verifier("judge")
+        self.images = script.eval_images or _EVAL_IMAGES
 
     def _verifier(self, kind: str) -> Any:
         if self.script.verifier is None:
@@ -105,6 +106,7 @@ class _Run:
         from transformers import set_seed
 
         from hfnoise.trainers.diffusion_rows import LATENTS
+        from hfnoise.trainers.encoded_images import name_pipeline
         from hfnoise.trainers.noise_prompt import NoisePromptTrainer
         from hfnoise.trainers.noise_prompt_rows import STATES
 
@@ -113,7 +115,7 @@ class _Run:
         set_seed(self.training.seed)
         net = new_net(self.script, tuple(row[LATENTS].shape), tuple(row[STATES].shape))
         trainer = NoisePromptTrainer(net, self.training, train_dataset=train, eval_dataset=evaluation, reward=reward)
-        trainer.base_pipeline = self.script.model_name_or_path
+        name_pipeline(trainer, self.script)  # for the card
         return trainer
 
     def _rows(self) -> tuple[Any, Any, Any]:
@@ -128,13 +130,14 @@ class _Run:
         pairs = hfnoise.collect_noise_pairs(
             self.pipe, self.prompts, output_dir=pairs_folder(script, self.training), verifier=self.verifier,
             refiner=hfnoise.ReDenoise(script.redenoise_steps, strength=script.redenoise_strength),
-            noises_per_prompt=script.noises_per_prompt, seed=self.training.seed, batch_size=script.pair_batch_size,
-            **script.call,
+            noises_per_prompt=script.noises_per_prompt or 1, seed=self.training.seed,
+            batch_size=script.pair_batch_size, **script.call,
         )  # fmt: skip
         rows = NoisePairRows.from_pairs(pairs, self.pipe, **script.call)
         if self.training.process_index == 0:
             print(rows.diagnose())
-        train, evaluation = rows.split(script.validation_size) if script.validation_size else (rows, None)
+        share = _VALIDATION_SIZE if script.validation_size is None else script.validation_size
+        train, evaluation = rows.split(share) if share else (rows, None)
         return train, evaluation, None
 
     def compared(self, trainer: Any) -> Any:
@@ -146,11 +149,11 @@ class _Run:
         trainer.accelerator.wait_for_everyone()
         net = hfnoise.load_noise_net(self.training.output_dir).to(self.training.device)
         comparison = hfnoise.compare_starts(
-            self.pipe, net, self.prompts, self.judge, images=self.script.eval_images, seed=self.training.seed,
+            self.pipe, net, self.prompts, self.judge, images=self.images, seed=self.training.seed,
             batch_size=self.script.pair_batch_size, summary=self._summary(), **self.script.call,
         )  # fmt: skip
-        figures = {"win_rate": comparison.win_rate, "score_plain": comparison.score_plain}
-        figures["score_refined"] = comparison.score_refined
+        figures = {"win_rate": comparison.win_rate, "images": comparison.images}
+        figures |= {"score_plain": comparison.score_plain, "score_refined": comparison.score_refined}
         for kind in ("plain", "refined"):
             figures |= {f"{name}_{kind}": value for name, value in getattr(comparison, kind).items()}
         trainer.log({f"eval_{name}": value for name, value in figures.items()})
@@ -162,7 +165,7 @@ class _Run:
 
         checkpoint = EMBEDDED.get(str(self.script.verifier).removeprefix("hfnoise:"))
         # A Fréchet distance needs a covariance.
-        if checkpoint is None or self.script.eval_images < 2:
+        if checkpoint is None or self.images < 2:
             return None
         return lambda images, prompts: score_prompted_images(images, prompts, checkpoint)
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
-from hfnoise.trainers.command_line import NoiseParser, given_names, parse, take_option
-from hfnoise.trainers.launch import last_metrics, launch_with_accelerate, save_and_share
+from hfnoise.trainers.command_line import given_names
+from hfnoise.trainers.launch import last_metrics, run_command, save, share
 
 if TYPE_CHECKING:
     from hfnoise.trainers.encoded_images import EncodedImages
@@ -40,19 +40,18 @@ def train_module(arguments: Sequence[str]) -> int:
     Raises:
         UsageError: for options, images, a pipeline or a module that cannot be trained; before anything is trained.
     """
-    name, *options = arguments
-    accelerate_config, options = take_option(options, "--accelerate_config")
-    if accelerate_config is not None:
-        return launch_with_accelerate(accelerate_config, [name, *options])
+    needed = {} if "world" in given_names(arguments) else _NEEDED
+    return run_command(arguments, _types, _train, needed)
+
+
+def _types(name: str) -> tuple[type, ...]:
     from hfnoise.trainers.image_arguments import OneMoreStepScriptArguments
     from hfnoise.trainers.one_more_step_arguments import OneMoreStepTrainingArguments
 
-    types = (OneMoreStepScriptArguments, OneMoreStepTrainingArguments)
-    if "--help-all" in options:
-        NoiseParser(dataclass_types=list(types), prog=f"hfnoise {name}").print_help()
-        return 0
-    needed = {} if "world" in given_names(options) else _NEEDED
-    script, training = parse(f"hfnoise {name}", types, options, needed)
+    return OneMoreStepScriptArguments, OneMoreStepTrainingArguments
+
+
+def _train(name: str, script: OneMoreStepScriptArguments, training: Any) -> None:
     try:
         trainer = _trainer(script, training)
         checkpoint = trainer.checkpoint_to_resume(training.resume_from_checkpoint)
@@ -60,16 +59,16 @@ def train_module(arguments: Sequence[str]) -> int:
         raise UsageError(str(error)) from error
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = last_metrics(trainer)
-    save_and_share(trainer, training, script)
+    save(trainer, training, script)
     if trainer.is_world_process_zero():
         _print_outcome(script, training, metrics)
+    share(trainer, training, script)
     trainer.end()
-    return 0
 
 
 def _trainer(script: OneMoreStepScriptArguments, training: Any) -> Any:
     from hfnoise.trainers.diffusion_latents import encode_prompts
-    from hfnoise.trainers.encoded_images import encode_images, load_training_pipeline, pipeline_on_the_hub
+    from hfnoise.trainers.encoded_images import encode_images, load_training_pipeline, name_pipeline
     from hfnoise.trainers.one_more_step import OneMoreStepTrainer
 
     check_writable(training.output_dir)
@@ -84,7 +83,7 @@ def _trainer(script: OneMoreStepScriptArguments, training: Any) -> Any:
     trainer = OneMoreStepTrainer(
         module, training, train_dataset=data.train, eval_dataset=data.evaluation, empty_prompt=data.empty_prompt
     )
-    trainer.pipeline_name = pipeline_on_the_hub(script)
+    name_pipeline(trainer, script)  # for the card
     return trainer
 
 

@@ -9,9 +9,8 @@ import hfnoise
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
 from hfnoise.methods import find_method
-from hfnoise.trainers.command_line import NoiseParser, parse, take_option
 from hfnoise.trainers.dataset_loading import CODE, EMBEDDED
-from hfnoise.trainers.launch import build, finish, launch_with_accelerate
+from hfnoise.trainers.launch import build, finish, run_command
 from hfnoise.trainers.private_config import DPConfig
 
 _NEEDED = {
@@ -35,27 +34,21 @@ def train_private(arguments: Sequence[str]) -> int:
     Raises:
         UsageError: for options, data or a model that cannot be trained privately; before anything is trained.
     """
-    name, *options = arguments
-    accelerate_config, options = take_option(options, "--accelerate_config")
-    if accelerate_config is not None:
-        return launch_with_accelerate(accelerate_config, [name, *options])
-    types = _types(name)
-    if "--help-all" in options:
-        NoiseParser(dataclass_types=list(types), prog=f"hfnoise {name}").print_help()
-        return 0
-    script, training, privacy, model = parse(f"hfnoise {name}", types, options, _NEEDED)
-    try:
-        trainer = _private_trainer(name, script, training, privacy, model)
-    except (ValueError, TypeError, OSError) as error:
-        raise UsageError(str(error)) from error
-    finish(trainer, training, script)
-    return 0
+    return run_command(arguments, _types, _train, _NEEDED)
 
 
 def _types(name: str) -> tuple[type, ...]:
     from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
 
     return ScriptArguments, {"dp-sft": SFTConfig, "dp-dpo": DPOConfig}[name], DPConfig, ModelConfig
+
+
+def _train(name: str, script: Any, training: Any, privacy: Any, model: Any) -> None:
+    try:
+        trainer = _private_trainer(name, script, training, privacy, model)
+    except (ValueError, TypeError, OSError) as error:
+        raise UsageError(str(error)) from error
+    finish(trainer, training, script)
 
 
 def _private_trainer(name: str, script: Any, training: Any, privacy: Any, model: Any) -> Any:

@@ -11,10 +11,10 @@ from trl import ScriptArguments
 
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
+from hfnoise.option_types import check_option_types
 from hfnoise.options import QAT_DATA_OPTIONS, option_help
-from hfnoise.trainers.command_line import NoiseParser, parse, take_option
 from hfnoise.trainers.dataset_loading import CODE, EMBEDDED, resolve_model
-from hfnoise.trainers.launch import finish, launch_with_accelerate
+from hfnoise.trainers.launch import finish, run_command
 
 _NEEDED = {
     "model_name_or_path": f"a Hub id, a folder, or {EMBEDDED}",
@@ -49,7 +49,8 @@ class QATScriptArguments(ScriptArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__() if hasattr(super(), "__post_init__") else None
-        if isinstance(self.block_size, bool) or not isinstance(self.block_size, int) or self.block_size < 2:
+        check_option_types(self, QATScriptArguments)
+        if self.block_size < 2:
             raise ValueError(f"block_size is {self.block_size!r}; a row has at least 2 tokens, one to predict.")
 
 
@@ -63,19 +64,18 @@ def train_quantized(arguments: Sequence[str]) -> int:
     Raises:
         UsageError: for options, data or a model that cannot be trained; before anything is trained.
     """
-    name, *options = arguments
-    accelerate_config, options = take_option(options, "--accelerate_config")
-    if accelerate_config is not None:
-        return launch_with_accelerate(accelerate_config, [name, *options])
+    return run_command(arguments, _types, _train, _NEEDED)
+
+
+def _types(name: str) -> tuple[type, ...]:
     from trl import ModelConfig
 
     from hfnoise.trainers.qat_config import QATTrainingArguments
 
-    types = (QATScriptArguments, QATTrainingArguments, ModelConfig)
-    if "--help-all" in options:
-        NoiseParser(dataclass_types=list(types), prog=f"hfnoise {name}").print_help()
-        return 0
-    script, training, model = parse(f"hfnoise {name}", types, options, _NEEDED)
+    return QATScriptArguments, QATTrainingArguments, ModelConfig
+
+
+def _train(name: str, script: Any, training: Any, model: Any) -> None:
     try:
         trainer, base = _trainer(script, training, model)
     except (ValueError, TypeError, OSError) as error:
@@ -87,7 +87,6 @@ def train_quantized(arguments: Sequence[str]) -> int:
         print_samples(
             training.output_dir, base.to(trainer.model.device), trainer.processing_class, script.sample_prompt
         )
-    return 0
 
 
 def _trainer(script: Any, training: Any, given: Any) -> tuple[Any, Any]:

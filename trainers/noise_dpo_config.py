@@ -8,6 +8,7 @@ from typing import Any
 
 from trl import DPOConfig
 
+from hfnoise.option_types import check_option_types
 from hfnoise.options import NOISE_DPO_OPTIONS, Option, option_help
 from hfnoise.preference.pair_context import PairContext
 from hfnoise.preference.pair_loss_table import check_flip_rate, find_pair_loss, pair_loss_names
@@ -82,6 +83,7 @@ class NoiseDPOConfig(DPOConfig):
     def __post_init__(self) -> None:
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
+        check_option_types(self, NoiseDPOConfig, "loss_type", "loss_weights", "label_smoothing", "beta")
         self.loss_type = list(self.loss_type)
         self._unify_flip_rate()
         self._check_losses()
@@ -198,8 +200,9 @@ class NoiseDPOConfig(DPOConfig):
         used = readers or any(name in _RATE_FREE_ROBUST or name not in TRL_LOSSES for name in bases)
         if (self.flip_rate or self.flip_rate_column) and not used:
             raise ValueError(
-                f"flip_rate={self.flip_rate} would be ignored by loss_type {self.loss_type} (TRL ignores it without a "
-                "word). Use 'robust', 'forward_corrected' or 'cdpo', or leave flip_rate and label_smoothing out."
+                f"flip_rate={self.flip_rate} and flip_rate_column={self.flip_rate_column!r} would be ignored by "
+                f"loss_type {self.loss_type} (TRL ignores a rate without a word). Use 'robust', 'forward_corrected' "
+                "or 'cdpo', or leave flip_rate, flip_rate_column and label_smoothing out."
             )
 
     def _check_margin_options(self, ours: list[str]) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 
 from hfnoise.folders import check_writable
 from hfnoise.trainers.checkpoints import check_checkpoint, last_complete_checkpoint
+from hfnoise.trainers.run_card import RunCardMixin
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _LOSS_OPTIONS = (
 )  # fmt: skip
 
 
-class NoiseDPORunMixin:
+class NoiseDPORunMixin(RunCardMixin):
     """Overrides of `trl.DPOTrainer` that concern the course of a run.
 
     Set `injected_flip_rate` where labels were flipped on purpose, for the card to say so.
@@ -113,25 +113,11 @@ class NoiseDPORunMixin:
                 self._monitor.skip_step = False
         return loss
 
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """Write the card of the run to `output_dir/README.md`: what the noise was and what was done about it."""
-        if not self.is_world_process_zero():  # type: ignore[attr-defined]
-            return
-        from hfnoise.cards import preference_card
+    def run_card(self, **given: Any) -> Any:
+        """Return the card of the run: what the noise was and what was done about it."""
+        from hfnoise.preference.hf_card import preference_card
 
-        card = preference_card(self, model_name=model_name, dataset_name=dataset_name, tags=tags)
-        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        card.save(Path(self.args.output_dir) / "README.md")
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save as the Trainer does, and put our card in the place of the one PEFT writes next to an adapter."""
-        super()._save(output_dir, state_dict)  # type: ignore[misc]
-        if is_peft_model(self.model):
-            from hfnoise.cards import preference_card
-
-            preference_card(self).save(Path(output_dir or self.args.output_dir) / "README.md")
+        return preference_card(self, **given)
 
 
 def _is_on(variable: str) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hfnoise.golden_noise_options import GOLDEN_NOISE_OPTIONS
+from hfnoise.option_types import check_option_types
 from hfnoise.options import option_default, option_help
 from hfnoise.trainers.diffusion_arguments import DiffusionTrainingArguments, finite_number
 from hfnoise.trainers.one_more_step_arguments import WITHOUT_NOISE_LEVELS
@@ -54,6 +55,7 @@ class NoisePromptTrainingArguments(DiffusionTrainingArguments):
     delta_penalty: float = _field("delta_penalty")
 
     def __post_init__(self) -> None:
+        check_option_types(self, NoisePromptTrainingArguments)
         given = {
             name: getattr(self, name) for name, value in WITHOUT_NOISE_LEVELS.items() if getattr(self, name) != value
         }

@@ -7,6 +7,7 @@ from typing import Any
 
 from hfnoise.latents.residuals import check_frequencies
 from hfnoise.latents_options import ONE_MORE_STEP_OPTIONS
+from hfnoise.option_types import check_option_types
 from hfnoise.options import option_default, option_help
 from hfnoise.trainers.diffusion_arguments import DiffusionTrainingArguments
 
@@ -62,6 +63,7 @@ class OneMoreStepTrainingArguments(DiffusionTrainingArguments):
     residual_frequencies: int = _field("residual_frequencies")
 
     def __post_init__(self) -> None:
+        check_option_types(self, OneMoreStepTrainingArguments)
         given = {
             name: getattr(self, name) for name, value in WITHOUT_NOISE_LEVELS.items() if getattr(self, name) != value
         }
@@ -72,9 +74,6 @@ class OneMoreStepTrainingArguments(DiffusionTrainingArguments):
             )
         if self.batch_eval_metrics:
             raise ValueError("batch_eval_metrics must be False: a variance is of all rows and not of one batch.")
-        if isinstance(self.residual_samples, bool) or int(self.residual_samples) != self.residual_samples:
-            raise ValueError(f"residual_samples is {self.residual_samples!r}; give a whole number of rows.")
-        self.residual_samples = int(self.residual_samples)
         if self.residual_samples < 0 or self.residual_samples == 1:
             raise ValueError(
                 f"residual_samples is {self.residual_samples}; a covariance needs at least 2 rows, and 0 is no prior."

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from hfnoise.option_types import check_option_types
 from hfnoise.options import DP_OPTIONS
 from hfnoise.trainers.noise_dpo_config import option_field
 
@@ -106,6 +107,7 @@ class DPConfig:
     log_private_metrics: bool = _field("log_private_metrics", False)
 
     def __post_init__(self) -> None:
+        check_option_types(self, DPConfig)
         self._check_budget()
         self.clip_norm = _number("clip_norm", self.clip_norm, lower=0.0)
         if self.target_delta is not None:
@@ -156,7 +158,6 @@ class DPConfig:
         if self.unsafe_seed is not None:
             if self.secret_file is not None:
                 raise ValueError("unsafe_seed and secret_file exclude each other: a seed is no secret.")
-            self.unsafe_seed = int(self.unsafe_seed)
 
 
 def _number(name: str, value: Any, *, lower: float, upper: float = math.inf, lower_allowed: bool = False) -> float:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from hfnoise.privacy.gradient_recorder import UnitGradientRecorder
 from hfnoise.privacy.hf_fingerprint import dataset_fingerprint
 from hfnoise.privacy.sampling import PoissonSampler
+from hfnoise.trainers.hub_push import HubPushMixin
 from hfnoise.trainers.private_batches import (
     MicroBatch,
     PlannedRows,
@@ -40,7 +41,7 @@ from hfnoise.trainers.private_units import Units, unit_names
 logger = logging.getLogger(__name__)
 
 
-class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
+class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin, HubPushMixin):
     """Put in front of a Trainer, it makes its training differentially private; see [`DPConfig`] for the settings.
 
     ```python

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import get_last_checkpoint
 
 from hfnoise.quantization.weight_cache import cached_weights
+from hfnoise.trainers.hub_push import HubPushMixin
 from hfnoise.trainers.qat_bits import BitScheduleCallback
 from hfnoise.trainers.qat_card import QATCardMixin
 from hfnoise.trainers.qat_config import QATArguments
@@ -24,7 +25,7 @@ from hfnoise.trainers.qat_model import current_bits, is_quantized, prepare_stude
 _STEP_RATE = 0.1
 
 
-class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin):
+class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin, HubPushMixin):
     """Put in front of a Trainer, it trains with quantised weights and activations; see [`QATArguments`].
 
     ```python

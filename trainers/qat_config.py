@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import SchedulerType, TrainingArguments
 
+from hfnoise.option_types import check_option_types
 from hfnoise.options import QAT_OPTIONS, option_default, option_help
 from hfnoise.quantization.hf_config import QuestConfig
 from hfnoise.trainers.qat_schedule import BitSchedule, parse_bit_schedule, schedule_text, to_bits
@@ -86,6 +87,9 @@ class QATArguments:
     lr_scheduler_type: SchedulerType | str = _field("lr_scheduler_type")
 
     def __post_init__(self) -> None:
+        if self.bit_schedule is not None:
+            self.bit_schedule = schedule_text(parse_bit_schedule(self.bit_schedule))
+        check_option_types(self, QATArguments)
         self._check_quantization()
         weight = self.distillation_weight = _number("distillation_weight", self.distillation_weight)
         if weight > 1:
@@ -116,7 +120,6 @@ class QATArguments:
             self.hadamard_group = int(group)
         if self.bit_schedule is not None:
             phases = parse_bit_schedule(self.bit_schedule)
-            self.bit_schedule = schedule_text(phases)
             if all(getattr(self, name) is None for name in _BITS):
                 # The schedule says where it ends; saying it twice is not asked for.
                 self.weight_bits = phases[-1].weight_bits

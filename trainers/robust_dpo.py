@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 
 from hfnoise.methods import find_method
+from hfnoise.option_types import check_option_types
 from hfnoise.options import ROBUST_DPO_OPTIONS, option_help
 from hfnoise.preference.flip_rate import FlipRateEstimate, estimate_flip_rate, posterior_flip
 from hfnoise.trainers.noise_dpo import NoiseDPOTrainer
@@ -66,6 +67,7 @@ class RobustDPOConfig(NoiseDPOConfig):
     def __post_init__(self) -> None:
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
+        check_option_types(self, RobustDPOConfig)
         rate_unknown = isinstance(self.flip_rate, str) and self.flip_rate.strip().lower() == AUTO
         if self.flip_rate is None:
             raise ValueError("flip_rate must be a number in [0, 0.5) or 'auto', got None.")

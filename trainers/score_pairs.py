@@ -18,6 +18,7 @@ from datasets import Dataset
 from hfnoise.cards import library_versions
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
+from hfnoise.option_types import check_least, check_option_types
 from hfnoise.preference.ches import DEFAULT_KEEP, filter_by_ches
 from hfnoise.trainers.ches_capture import CHES_COLUMNS, REFERENCE_COLUMNS
 from hfnoise.trainers.command_line import parse
@@ -151,6 +152,8 @@ class ScoreArguments:
     bf16: bool = field(default=False, metadata={"help": "Score in bfloat16."})
 
     def __post_init__(self) -> None:
+        check_option_types(self, ScoreArguments)
+        check_least(self, 1, "batch_size", "max_length")
         if self.keep is not None and not 0 < self.keep <= 1:
             raise ValueError(f"keep is the share of pairs with the lowest scores, in (0, 1], got {self.keep!r}.")
         if self.column not in CHES_COLUMNS:

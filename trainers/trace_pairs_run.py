@@ -9,6 +9,7 @@ from typing import Any
 
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
+from hfnoise.option_types import check_least, check_option_types
 from hfnoise.trainers.command_line import parse
 from hfnoise.trainers.dataset_loading import ARITHMETIC, load_any, resolve_model
 from hfnoise.trainers.trace_pairs import make_trace_pairs, trace_report
@@ -44,6 +45,10 @@ class TracePairsArguments:
     seed: int = field(default=0, metadata={"help": "Seed of the samples."})
     batch_size: int = field(default=16, metadata={"help": "Answers sampled at once."})
     use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU."})
+
+    def __post_init__(self) -> None:
+        check_option_types(self, TracePairsArguments)
+        check_least(self, 1, "max_prompts", "samples", "max_new_tokens", "batch_size")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from huggingface_hub import DatasetCard, DatasetCardData
+from huggingface_hub import DatasetCard
 
-from hfnoise.cards import library_versions, render_card
+from hfnoise.cards import CardFacts, Metric, base_of, number
+from hfnoise.citations import BVPO_BIBTEX
 from hfnoise.trainers.trace_pairs import MODES, trace_report
 
 _TAGS = ["bvpo", "hfnoise", "preference", "reasoning", "trl"]
 _MODE_NAMES = {"think": "with trace", "nothink": "without trace"}
 # Upper ends of the Hub's size categories.
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-
-_CITATION = """\
-@article{zhu2025noisy,
-    title   = {{From Noisy Traces to Stable Gradients: Bias-Variance Optimized Preference Optimization for Aligning
-               Large Reasoning Models}},
-    author  = {Mingkang Zhu and Xi Chen and Bei Yu and Hengshuang Zhao and Jiaya Jia},
-    journal = {arXiv preprint arXiv:2510.05095},
-    year    = {2025},
-    url     = {https://arxiv.org/abs/2510.05095},
-}"""
 
 
 def save_trace_pairs(
@@ -78,66 +67,80 @@ def trace_pairs_card(splits: dict[str, Dataset], name: str, license: str | None 
     reports = {split: trace_report(dataset) for split, dataset in splits.items()}
     first, report = next(iter(splits.values())), next(iter(reports.values()))
     sizes = {split: len(dataset) for split, dataset in splits.items()}
-    data = DatasetCardData(
-        tags=_TAGS,
-        task_categories=["text-generation"],
-        size_categories=[next((label for limit, label in _SIZES if sum(sizes.values()) < limit), "n>1M")],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{_file_name(split)}"} for split in splits],
-            }
-        ],
-        **({"license": license} if license else {}),
-    )
-    is_text = isinstance(first[0]["prompt"], str)
-    content = render_card(
-        "trace_pairs.md",
-        data,
+    base = base_of(report["model"])
+    counts = ", ".join(f"{size} pairs in the split `{split}`" for split, size in sizes.items())
+    seeds = dict.fromkeys(str(part["sampling"]["seed"]) for part in reports.values())
+    card: DatasetCard = CardFacts(
         name=name,
-        pair_counts=", ".join(f"{size} pairs in the split `{split}`" for split, size in sizes.items()),
-        model=_model_text(report["model"]),
-        reward=report["reward"],
-        prompt_kind="text" if is_text else "messages; the answers are messages too",
-        repository=name,
+        lead=(
+            f"Preference pairs with reasoning traces and without: {counts}. Answers were sampled from {base.name} "
+            f"and scored by the reward `{report['reward']}`; of the answers to a prompt in one mode the best is chosen "
+            "and the worst is rejected. The format is that of BVPO ([paper](https://huggingface.co/papers/2510.05095)); "
+            "made with hfnoise."
+        ),
+        method="bvpo",
+        base=base,
+        library_name="datasets",
+        tags=_TAGS,
+        metadata={
+            "task_categories": ["text-generation"],
+            "size_categories": [next((label for limit, label in _SIZES if sum(sizes.values()) < limit), "n>1M")],
+            "configs": [
+                {
+                    "config_name": "default",
+                    "data_files": [{"split": split, "path": f"data/{_file_name(split)}"} for split in splits],
+                }
+            ],
+            "license": license,
+        },
+        block={"sampling": report["sampling"], "reward": report["reward"]},
+        noise=[row for split, part in reports.items() for row in _noise_rows(split, part)],
+        noise_note=(
+            "The noise of these pairs is that of sampling: an answer is right or wrong by the trace that was drawn, "
+            "and the spread of the reward over the answers to one prompt is what BVPO weighs traces by."
+        ),
+        seeds=[("seed of sampling", ", ".join(seeds))],
+        snippet=f'from datasets import load_dataset\n\npairs = load_dataset("{name}")',
+        use_note=(
+            "Chat templates of reasoning models drop the trace from a finished assistant turn: train with a Trainer "
+            "that keeps it."
+        ),
+        metrics=[one for split, part in reports.items() for one in _metrics(split, part)],
+        results_note="Mean reward of the answers that were sampled; a share where the reward is 0 or 1.",
+        citation=BVPO_BIBTEX.strip(),
+    ).render_dataset(
+        "trace_pairs.md",
+        prompt_kind="text" if isinstance(first[0]["prompt"], str) else "messages; the answers are messages too",
         sections=[(split, _rows(part, sizes[split])) for split, part in reports.items()],
-        command=_command(),
-        versions=library_versions(),
-        citation=_CITATION,
-    ).content
-    return DatasetCard(content)
+    )
+    return card
 
 
 def _file_name(split: str) -> str:
     return f"{split}-00000-of-00001.parquet"
 
 
-def _command() -> str:
-    """Return the command of this process, as one would type it."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)  # set by `python -m`
-    start = ["python", "-m", spec.name.removesuffix(".__main__")] if spec else [Path(sys.argv[0]).name or "python"]
-    return shlex.join([*start, *sys.argv[1:]])
-
-
-def _model_text(path: str) -> str:
-    """Return how the card calls the model; the folder of a local one is nobody's business, its name is enough."""
-    if not path:
-        return "a local model"
-    if Path(path).is_dir():
-        return f"the local model `{Path(path).name}`"
-    return f"[{path}](https://huggingface.co/{path})"
-
-
 def _rows(report: dict[str, Any], size: int) -> list[tuple[str, str]]:
     rows = [("prompts", str(report["prompts"])), ("pairs made", str(report["pairs"])), ("pairs here", str(size))]
     rows.append(("answers per prompt and mode", str(report["samples"])))
-    rows += [(name, str(value)) for name, value in report["sampling"].items() if name != "batch_size"]
+    return rows + [(name, str(value)) for name, value in report["sampling"].items() if name != "batch_size"]
+
+
+def _noise_rows(split: str, report: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
     for mode in MODES:
-        counts = report[mode]
+        counts, kind = report[mode], f"{_MODE_NAMES[mode]}, {split}"
         rows += [
-            (f"mean reward {_MODE_NAMES[mode]}", f"{counts['mean_reward']:.3f}"),
-            (f"cut {_MODE_NAMES[mode]}", f"{counts['cut']} of {counts['completions']}"),
-            (f"malformed {_MODE_NAMES[mode]}", f"{counts['malformed']} of {counts['completions']}"),
-            (f"prompts without a difference {_MODE_NAMES[mode]}", str(counts["no_difference"])),
+            (f"cut {kind}", f"{counts['cut']} of {counts['completions']}"),
+            (f"malformed {kind}", f"{counts['malformed']} of {counts['completions']}"),
+            (f"prompts without a difference {kind}", f"{counts['no_difference']} of {report['prompts']}"),
         ]
     return rows
+
+
+def _metrics(split: str, report: dict[str, Any]) -> list[Metric]:
+    spread = f"one seed, {report['samples']} answers to each of {report['prompts']} prompts"
+    return [
+        Metric(f"mean reward {_MODE_NAMES[mode]}, {split}", number(report[mode]["mean_reward"], 3), spread)
+        for mode in MODES
+    ]

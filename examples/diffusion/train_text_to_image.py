@@ -17,11 +17,11 @@ import sys
 from dataclasses import dataclass, field
 
 from hfnoise import DiffusionTrainer, DiffusionTrainingArguments
-from hfnoise.errors import UsageError
+from hfnoise.errors import PushError, UsageError
 from hfnoise.trainers.command_line import parse
-from hfnoise.trainers.encoded_images import encode_images, load_training_pipeline, pipeline_on_the_hub
+from hfnoise.trainers.encoded_images import encode_images, load_training_pipeline, name_pipeline
 from hfnoise.trainers.image_arguments import ImageScriptArguments
-from hfnoise.trainers.launch import save_and_share
+from hfnoise.trainers.launch import save, share
 
 NEEDED = {"model_name_or_path": "a Hub id, a folder, or digits", "dataset_name": "a Hub id, a folder or a file"}
 
@@ -61,7 +61,7 @@ def make_trainer(script, training, lora):
         empty_prompt=data.empty_prompt,
         peft_config=lora.config(),
     )
-    trainer.pipeline_name = pipeline_on_the_hub(script)  # for the card
+    name_pipeline(trainer, script)  # for the card
     return trainer
 
 
@@ -78,11 +78,16 @@ def main(arguments):
     before = None if trainer.eval_dataset is None else trainer.evaluate()["eval_loss"]
     trainer.train(resume_from_checkpoint=checkpoint)
     after = None if trainer.eval_dataset is None else trainer.evaluate()["eval_loss"]
-    save_and_share(trainer, training, script)
+    save(trainer, training, script)
     if trainer.is_world_process_zero():
         if before is not None:
             print(f"loss at fixed noise, on images that were held out: {before:.4f} before, {after:.4f} after")
         print(f"weights and card, which says how to load them, are in {training.output_dir}")
+    try:
+        share(trainer, training, script)
+    except PushError as error:
+        print(error, file=sys.stderr)
+        return 1
     trainer.end()
     return 0
 

@@ -4,7 +4,7 @@ The trainers and pipelines that use it are in `hfnoise.trainers` and `hfnoise.pi
 """
 
 from hfnoise.latents.brightness import brightness_estimate
-from hfnoise.latents.candidate_noise import candidate_noise, noise_seeds
+from hfnoise.latents.candidate_noise import candidate_noise, noise_seeds, numbered_seed
 from hfnoise.latents.condition_noise import noised_condition
 from hfnoise.latents.evaluation_budget import EvaluationBudget
 from hfnoise.latents.loss_weighting import (
@@ -54,6 +54,7 @@ __all__ = [
     "noise_neighbour",
     "noise_seeds",
     "noised_condition",
+    "numbered_seed",
     "one_more_step",
     "pack_latents",
     "start_form",

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# torch's generator on a CPU reads 32 bits of its seed.
+_SEEDS = 2**32
+
 
 def noise_seeds(noise: Tensor) -> list[int]:
     """Return a seed of 64 bits for each sample, made of the signs of its noise.
@@ -44,9 +47,25 @@ def candidate_noise(seed: int, index: int, shape: Sequence[int]) -> Tensor:
         >>> torch.equal(first, again), torch.equal(first, other)
         (True, False)
     """
-    # Hashed, so that the numbers of one seed are not the seeds of another. torch's generator reads 32 bits of it.
+    # Hashed, so that the numbers of one seed are not the seeds of another.
     generator = torch.Generator().manual_seed(_hashed(f"candidate/{seed}/{index}".encode()))
     return torch.randn(tuple(shape), generator=generator)
+
+
+def numbered_seed(stream: str, index: int) -> int:
+    """Return a seed of 32 bits, all that torch's generator reads on a CPU: another one for each number of a stream.
+
+    Args:
+        stream (`str`): what is drawn, with the seed of the run in it; other names give independent numbers.
+        index (`int`): two of a stream have the same seed only 2^32 apart.
+
+    Example:
+        >>> from hfnoise.latents import numbered_seed
+        >>> (numbered_seed("noise/0", 3) - numbered_seed("noise/0", 2)) % 2**32
+        1
+    """
+    # A sum, not a hash of the number too: that would give two of them the same now and then.
+    return (_hashed(stream.encode()) + index) % _SEEDS
 
 
 def _hashed(data: bytes) -> int:

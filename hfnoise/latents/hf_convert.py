@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
+from hfnoise.command_options import UsageParser
 from hfnoise.errors import UsageError
 from hfnoise.folders import new_folder, output_folder
 from hfnoise.latents.hf_checkpoints import convert_oms_checkpoint, read_json
 
 DTYPES = ("float32", "float16", "bfloat16")
 _HALF_VARIANT = "fp16"
-
-
-class ConversionParser(argparse.ArgumentParser):
-    """Its faults are a [`UsageError`]."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -95,8 +88,8 @@ def cannot_be_converted(src: str, error: Exception) -> str:
     return f"{src!r} cannot be converted: {message}"
 
 
-def _parser() -> ConversionParser:
-    parser = ConversionParser(
+def _parser() -> UsageParser:
+    parser = UsageParser(
         prog="hfnoise convert oms",
         description="Write a module of One More Step (published, SingDiffusion's, ours, or that of a pipeline) as a "
         "TimeFreeUNet2DConditionModel, or as a stock UNet2DConditionModel that computes the same, which diffusers "

@@ -15,6 +15,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from hfnoise.guidance.number_check import check_number
+from hfnoise.hf_sharing import ExplainedPush
 from hfnoise.latents.hf_checkpoints import read_json
 
 __all__ = ["ModelMixin", "NoiseNetModel", "RefinedNoise"]  # diffusers looks for ModelMixin where it finds a model
@@ -38,7 +39,7 @@ class RefinedNoise(BaseOutput):  # type: ignore[misc]
     delta: Tensor = None  # type: ignore[assignment]
 
 
-class NoiseNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class NoiseNetModel(ExplainedPush, ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Base of [`NPNetModel`] and [`NoisePromptModel`]: checks, float32 inside, scale and size of the change.
 
     A network of it has `in_channels`, `encoder_hid_dim`, `scale` and `renormalize` in its config, and a

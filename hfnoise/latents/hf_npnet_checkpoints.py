@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hfnoise.latents.hf_checkpoints import HUB_OPTIONS
 from hfnoise.latents.hf_npnet import NPNetModel
 from hfnoise.latents.singular_values import tile_shape
 
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 _FILES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 # Parts of the pickles -> modules of ours; "embeeding" is what the official code calls it.
 _PARTS = {
@@ -78,7 +78,7 @@ def load_npnet_checkpoint(
         FileNotFoundError: if there is no such file.
         ValueError: if it is no checkpoint of NPNet; the message says what is missing or too much.
     """
-    hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+    hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
     path = _file(checkpoint, filename, hub)
     state = _named(_read(path), path)
     if svd_attention is False:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from hfnoise.command_options import UsageParser
 from hfnoise.errors import UsageError
 from hfnoise.folders import new_folder
-from hfnoise.latents.hf_convert import DTYPES, ConversionParser, cannot_be_converted, checked_output
+from hfnoise.latents.hf_convert import DTYPES, cannot_be_converted, checked_output
 from hfnoise.latents.hf_npnet_checkpoints import convert_npnet_checkpoint
 
 
@@ -53,8 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> ConversionParser:
-    parser = ConversionParser(
+def _parser() -> UsageParser:
+    parser = UsageParser(
         prog="hfnoise convert npnet",
         description="Read an official checkpoint of Golden Noise's NPNet (.pth, of which nothing is executed, or "
         ".safetensors; for SDXL, DreamShaper-XL or Hunyuan-DiT) and write a folder that NPNet.from_pretrained reads "

@@ -14,6 +14,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from hfnoise.hf_sharing import ExplainedPush
 from hfnoise.latents.residuals import ResidualStatistics
 
 __all__ = ["ModelMixin", "TimeFreeUNet2DConditionModel"]  # diffusers looks for ModelMixin where it finds a model
@@ -34,7 +35,7 @@ class _NoTime(nn.Module):
         return None
 
 
-class TimeFreeUNet2DConditionModel(UNet2DConditionModel):  # type: ignore[misc]
+class TimeFreeUNet2DConditionModel(ExplainedPush, UNet2DConditionModel):  # type: ignore[misc]
     """Puts out v = -x0 for noise and a prompt; a UNet2DConditionModel without the time and what belongs to it.
 
     The weights have the names of One More Step's `UNet2DConditionWoCTModel` (arXiv 2311.15744), so that its released

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from typing import Any
 
+from hfnoise.command_options import UsageParser
 from hfnoise.errors import UsageError
 from hfnoise.privacy.accounting import ACCOUNTANTS, Mechanism, accountant_description, compute_epsilon
 from hfnoise.privacy.calibration import calibrate_noise_multiplier, epsilon_on_grid
@@ -205,13 +205,8 @@ def _epochs_shown(epochs: float) -> list[float]:
     return sorted({*(float(number) for number in range(stride, math.floor(2 * epochs) + 1, stride)), float(epochs)})
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see hfnoise dp-budget --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> UsageParser:
+    parser = UsageParser(
         prog="hfnoise dp-budget",
         description="What a private run costs before it is started: noise, epsilon, and what a change would buy.",
         epilog="example: hfnoise dp-budget --target_epsilon 3 --examples 50000 --batch 512 --epochs 3",

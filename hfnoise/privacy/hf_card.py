@@ -9,10 +9,22 @@ from typing import Any
 
 import peft
 import transformers
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
 from hfnoise import citations
-from hfnoise.cards import command_line, embedded_name, hub_name, library_versions, render_card
+from hfnoise.cards import (
+    CardArguments,
+    CardFacts,
+    Metric,
+    last_metrics,
+    number,
+    rate,
+    rows_of,
+    run_seeds,
+    setting_rows,
+    trained_base,
+)
+from hfnoise.preference.hf_card import label_noise_block, label_noise_rows
 
 _TAGS = ("dp-sgd", "hfnoise")
 _PIPELINES = {
@@ -22,7 +34,6 @@ _PIPELINES = {
     "TokenClassification": "token-classification",
     "ImageClassification": "image-classification",
 }
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # What goes into the YAML block, for programs that compare models.
 _BLOCK = (
     "private", "epsilon", "delta", "total_epsilon", "adjacency", "unit", "units", "rows_per_unit_and_step",
@@ -30,70 +41,49 @@ _BLOCK = (
     "accountant", "secret", "private_metrics_logged",
 )  # fmt: skip
 _SETTINGS = (
-    "learning_rate", "lr_scheduler_type", "optim", "weight_decay", "loss_type", "beta", "max_length", "seed",
+    "learning_rate", "lr_scheduler_type", "optim", "weight_decay", "loss_type", "beta", "max_length",
 )  # fmt: skip
 
 
-def privacy_card(
-    trainer: Any,
-    model_name: str | None = None,
-    dataset_name: str | list[str] | None = None,
-    tags: str | list[str] | None = None,
-    language: str | None = None,
-    license: str | None = None,
-) -> ModelCard:
+def privacy_card(trainer: Any, **given: Any) -> ModelCard:
     """Return the card of a private run, from `trainer.privacy_report()`, its settings and its last evaluation.
 
     Args:
         trainer ([`~hfnoise.DPTrainerMixin`]): a private Trainer.
-        model_name (`str`, *optional*): the name of the output folder by default.
-        dataset_name (`str` or `list[str]`, *optional*): identifier of the dataset, if it may be named.
-        tags (`str` or `list[str]`, *optional*): more tags.
-        language (`str`, *optional*), license (`str`, *optional*): identifiers of the Hub.
+        **given: fields of [`~hfnoise.cards.CardArguments`].
     """
-    report = trainer.privacy_report()
-    base_path = getattr(getattr(trainer.model, "config", None), "_name_or_path", "")
-    base, is_adapter, task = hub_name(base_path), hasattr(trainer.model, "peft_config"), _task(trainer.model)
-    datasets = [dataset_name] if isinstance(dataset_name, str) else dataset_name
-    optional = {
-        "base_model": base,
-        "base_model_relation": ("adapter" if is_adapter else "finetune") if base else None,
-        "pipeline_tag": _PIPELINES.get(task),
-        "datasets": [name for name in datasets or [] if _HUB_NAME.fullmatch(name)],
-        "language": language,
-        "license": license,
-    }
-    given = [tags] if isinstance(tags, str) else tags or []
-    data = ModelCardData(
-        library_name="peft" if is_adapter else "transformers",
-        tags=sorted(
-            {
-                *_TAGS,
-                "differential-privacy" if report["private"] else "not-private",
-                *(getattr(trainer, "_tag_names", None) or ()),
-                *given,
-            }
+    user, report = CardArguments(**given), trainer.privacy_report()
+    base, task = trained_base(trainer.model, user.finetuned_from), _task(trainer.model)
+    is_adapter, has_label_noise = hasattr(trainer.model, "peft_config"), hasattr(trainer, "injected_flip_rate")
+    tags = [*_TAGS, "differential-privacy" if report["private"] else "not-private", *user.more_tags]
+    return CardFacts(
+        name=user.model_name or Path(trainer.args.output_dir).name,
+        lead=(
+            f"{base.capitalized}, fine-tuned{user.trained_on} with `{type(trainer).__name__}` of "
+            "hfnoise: gradients clipped per unit, noise added to their sum "
+            "([DP-SGD](https://huggingface.co/papers/1607.00133))."
         ),
-        **{name: value for name, value in optional.items() if value},
-        hfnoise=_block(trainer, report),
-    )
-    return render_card(
+        method=type(trainer).__name__,
+        base=base,
+        relation="adapter" if is_adapter else "finetune",
+        library_name="peft" if is_adapter else "transformers",
+        tags=sorted({*tags, *(getattr(trainer, "_tag_names", None) or ())}),
+        metadata={"pipeline_tag": _PIPELINES.get(task), **user.metadata},
+        block={**_block(report), **(label_noise_block(trainer) if has_label_noise else {}), "seed": trainer.args.seed},
+        noise=_privacy_rows(report) + (label_noise_rows(trainer) if has_label_noise else []),
+        seeds=[*run_seeds(trainer.args), ("seed of the privacy noise", _noise_seed(trainer, report))],
+        settings=_training_rows(trainer),
+        snippet=_snippet(trainer, is_adapter, task),
+        metrics=_metrics(trainer),
+        results_note="Computed without noise on evaluation data, which the guarantee does not cover.",
+        citation="\n\n".join(_citations(trainer, report)),
+    ).render(
         "privacy.md",
-        data,
-        model_name=model_name or Path(trainer.args.output_dir).name,
-        lead=_lead(trainer, base, base_path, datasets),
         statement=report["statement"],
         meaning=_meaning(report),
-        privacy_rows=_privacy_rows(report),
         not_covered=report["not_covered"],
         check_note=_check_note(report),
         check_command=check_command(report),
-        snippet=_snippet(trainer, is_adapter, task),
-        training_rows=_training_rows(trainer),
-        command=command_line(),
-        metric_rows=_metric_rows(trainer.state.log_history),
-        versions=library_versions(),
-        citation="\n\n".join(_citations(trainer, report)),
     )
 
 
@@ -135,22 +125,18 @@ def _task(model: Any) -> str:
     return found[1] if found else ""
 
 
-def _block(trainer: Any, report: dict[str, Any]) -> dict[str, Any]:
-    block = {"method": type(trainer).__name__, **{name: report[name] for name in _BLOCK}}
+def _block(report: dict[str, Any]) -> dict[str, Any]:
+    block = {name: report[name] for name in _BLOCK}
     if report["audit"] is not None:
         audit = report["audit"]
         block["audit_epsilon_lower_bound"] = audit.get("epsilon_lower_bound") if isinstance(audit, dict) else audit
     return block
 
 
-def _lead(trainer: Any, base: str | None, base_path: str, datasets: list[str] | None) -> str:
-    data = f" on {' and '.join(f'`{name}`' for name in datasets)}" if datasets else ""
-    local = (base_path and embedded_name(base_path)) or "A local model"
-    start = f"[{base}](https://huggingface.co/{base})" if base else local
-    return (
-        f"{start}, fine-tuned{data} with `{type(trainer).__name__}` of hfnoise: gradients clipped per unit, noise "
-        "added to their sum ([DP-SGD](https://huggingface.co/papers/1607.00133))."
-    )
+def _noise_seed(trainer: Any, report: dict[str, Any]) -> str:
+    if report["secret"].startswith("UNSAFE"):
+        return f"{trainer.dp_config.unsafe_seed}, which is not secret"
+    return "a secret, which is not told"
 
 
 def _meaning(report: dict[str, Any]) -> str:
@@ -232,30 +218,20 @@ def _snippet(trainer: Any, is_adapter: bool, task: str) -> str:
 
 def _training_rows(trainer: Any) -> list[tuple[str, str]]:
     args = trainer.args
-    values = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name, None) is not None}
-    rows = [(name, _text(getattr(value, "value", value))) for name, value in values.items()]
     return [
-        *rows,
+        *setting_rows(args, _SETTINGS),
         ("optimizer steps", str(trainer.state.global_step)),
         ("processes", str(trainer.accelerator.num_processes)),
         ("precision", "bf16" if args.bf16 else "fp32"),
     ]
 
 
-def _text(value: Any) -> str:
-    return " + ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _metric_rows(log_history: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return the last value of each metric of evaluation, without those that say how long it took."""
-    found: dict[str, float] = {}
-    for entry in log_history:
-        found |= {name: value for name, value in entry.items() if name.startswith("eval_")}
-    timings = ("runtime", "per_second", "num_tokens")
+def _metrics(trainer: Any) -> list[Metric]:
+    """Return the last value of each metric of evaluation; of shares of pairs, with an interval."""
+    rows = rows_of(trainer.eval_dataset) if not isinstance(trainer.eval_dataset, dict) else None
     return [
-        (name.removeprefix("eval_"), f"{value:.4f}")
-        for name, value in found.items()
-        if isinstance(value, (int, float)) and not name.endswith(timings)
+        rate(name, value, rows, "pairs") if name == "rewards/accuracies" else Metric(name, number(value))
+        for name, value in last_metrics(trainer.state.log_history).items()
     ]
 
 

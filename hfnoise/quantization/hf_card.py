@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
-from hfnoise.cards import command_line, embedded_name, hub_name, library_versions, render_card
+from hfnoise.cards import Base, CardArguments, CardFacts, Metric
 from hfnoise.citations import QUEST_BIBTEX
 from hfnoise.quantization.linear import LinearQuantization
 from hfnoise.quantization.report import QuantizationReport
@@ -20,8 +20,16 @@ _FORM = {
     ),
     "master": "Weights are float master weights, which are quantised in every forward pass: they can be trained on.",
     "dense": "Weights are floats that lie on the grid of the quantised ones, under their stock names.",
+    "adapter": "Here are the LoRA weights alone, which are not quantised; the bits are those of the base.",
+}
+_DONE = dict.fromkeys(_FORM, "quantised with") | {
+    "adapter": "with LoRA weights trained on it while it was quantised with"
 }
 _STOCK = {
+    "adapter": (
+        "Without `import hfnoise` the base is loaded **unquantised**, which is not the model that these LoRA weights "
+        "were trained for."
+    ),
     "packed": (
         "Without `import hfnoise` transformers does not know the format and refuses the file: the shapes of packed "
         "weights are no float weight's."
@@ -41,12 +49,13 @@ def quantization_card(
     form: str,
     model_name: str,
     location: str,
-    base_path: str = "",
-    dataset_names: Sequence[str] = (),
-    tags: Sequence[str] = (),
+    base: Base,
+    seeds: Sequence[tuple[str, str]],
+    user: CardArguments | None = None,
     difference: dict[str, float] | None = None,
-    training_rows: Sequence[tuple[str, str]] = (),
-    metric_rows: Sequence[tuple[str, str]] = (),
+    settings: Sequence[tuple[str, str]] = (),
+    metrics: Sequence[Metric] = (),
+    more: dict[str, Any] | None = None,
 ) -> ModelCard:
     """Return the card of a quantised model.
 
@@ -54,43 +63,45 @@ def quantization_card(
         model (`PreTrainedModel`): for its class.
         quantization ([`LinearQuantization`]): of its quantised layers.
         report ([`QuantizationReport`]): of the model before a dense export.
-        form (`str`): `"packed"`, `"master"` or `"dense"`.
+        form (`str`): `"packed"`, `"master"`, `"dense"` or `"adapter"`.
         model_name (`str`): the headline.
         location (`str`): what `from_pretrained` is to be given.
-        base_path (`str`, *optional*): name or path of the model that it began from.
-        dataset_names (`Sequence[str]`, *optional*), tags (`Sequence[str]`, *optional*): for the YAML block.
+        base ([`~hfnoise.cards.Base`]): the model that it began from.
+        seeds (rows): of the run; that there was none, where nothing was drawn.
+        user ([`~hfnoise.cards.CardArguments`], *optional*): data, tags and the like.
         difference (`dict[str, float]`, *optional*): what was measured of a dense export with quantised activations:
             `relative` (of the logits), and `rows`, `loss`, `dense_loss` where there is data.
-        training_rows, metric_rows (`Sequence[tuple[str, str]]`, *optional*): tables.
+        settings (rows, *optional*): of the training.
+        metrics (sequence of [`~hfnoise.cards.Metric`], *optional*): results.
+        more (`dict`, *optional*): more of the block `hfnoise:`.
     """
-    base = hub_name(base_path)
+    user, activations = user or CardArguments(), quantization.activation_bits
     kind = type(model).__name__
-    auto = "AutoModelForCausalLM" if kind.endswith("ForCausalLM") else kind
-    data = ModelCardData(
-        library_name="transformers",
-        tags=sorted({*_TAGS, *tags}),
-        **({"pipeline_tag": "text-generation"} if kind.endswith("ForCausalLM") else {}),
-        **({"base_model": base, "base_model_relation": "quantized"} if base else {}),
-        **({"datasets": list(dataset_names)} if dataset_names else {}),
-        hfnoise={
-            "method": "qat",
+    is_causal = kind.endswith("ForCausalLM")
+    auto = f"Auto{'Peft' if form == 'adapter' else ''}ModelForCausalLM" if is_causal else kind
+    imports = [] if form == "dense" else ["import hfnoise  # before the model is loaded"]
+    source = f"from {'peft' if form == 'adapter' else 'transformers'} import {auto}"
+    return CardFacts(
+        name=model_name,
+        lead=(
+            f"{base.capitalized}, {_DONE[form]} QuEST ([paper](https://huggingface.co/papers/2502.05003)) by hfnoise"
+            f"{user.trained_on and ', trained'}{user.trained_on}."
+        ),
+        method="qat",
+        base=base,
+        relation="adapter" if form == "adapter" else "quantized",
+        library_name="peft" if form == "adapter" else "transformers",
+        tags=sorted({*_TAGS, *user.more_tags}),
+        metadata={"pipeline_tag": "text-generation" if is_causal else None, **user.metadata},
+        block={
             "form": form,
             "weight_bits": quantization.weight_bits,
-            **({"activation_bits": quantization.activation_bits} if quantization.activation_bits else {}),
+            **({"activation_bits": activations} if activations else {}),
             "estimator": quantization.estimator,
             "bits_per_weight": round(report.bits_per_weight, 4),
+            **(more or {}),
         },
-    )
-    start = (
-        f"[{base}](https://huggingface.co/{base})" if base else (base_path and embedded_name(base_path)) or "A model"
-    )
-    activations = quantization.activation_bits
-    return render_card(
-        "quantization.md",
-        data,
-        model_name=model_name,
-        lead=f"{start}, quantised with QuEST ([paper](https://huggingface.co/papers/2502.05003)) by hfnoise.",
-        quantization_rows=[
+        noise=[
             ("bits of a weight", f"{quantization.weight_bits}"),
             ("bits of an activation", _activations(form, activations)),
             ("bits of a quantised weight, scales included", f"{report.quantized_bits_per_weight:.3f}"),
@@ -98,23 +109,14 @@ def quantization_card(
             ("estimator of the gradient", quantization.estimator),
             ("Hadamard group", str(quantization.hadamard_group or "no rotation")),
         ],
-        form_note=" ".join([_FORM[form], *_dense_notes(form, activations, difference)]),
-        skipped_rows=list(report.skipped.items()),
-        snippet="\n".join(
-            [
-                *([] if form == "dense" else ["import hfnoise  # before the model is loaded"]),
-                f"from transformers import {auto}",
-                "",
-                f'model = {auto}.from_pretrained("{location}")',
-            ]
-        ),
-        stock_note=_STOCK[form],
-        training_rows=list(training_rows),
-        command=command_line(),
-        metric_rows=list(metric_rows),
-        versions=library_versions(),
+        noise_note=" ".join([_FORM[form], *_dense_notes(form, activations, difference)]),
+        seeds=seeds,
+        settings=settings,
+        snippet="\n".join([*imports, source, "", f'model = {auto}.from_pretrained("{location}")']),
+        use_note=_STOCK[form],
+        metrics=metrics,
         citation=QUEST_BIBTEX,
-    )
+    ).render("quantization.md", skipped=list(report.skipped.items()))
 
 
 def _activations(form: str, activations: float | None) -> str:

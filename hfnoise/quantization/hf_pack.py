@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
+from hfnoise.cards import base_of
+from hfnoise.command_options import UsageParser
 from hfnoise.errors import UsageError
 from hfnoise.folders import new_folder, output_folder
 from hfnoise.quantization.hf_card import quantization_card
@@ -21,6 +22,7 @@ from hfnoise.quantization.hf_export import dequantize, export_packed, quantized_
 from hfnoise.quantization.report import quantization_report
 
 # Written anew; everything else in a folder (tokenizer, chat template, licence, ...) is carried along.
+_NO_SEED = [("seed", "none: nothing was drawn at random")]
 _WRITTEN = ("config.json", "generation_config.json", "README.md")
 _WEIGHTS = (
     ".safetensors",
@@ -54,7 +56,7 @@ def pack_main(arguments: Sequence[str] | None = None) -> int:
         ...
         hfnoise.errors.UsageError: 'no-such-folder' holds no config.json; give a checkpoint folder of transformers.
     """
-    parser = argparse.ArgumentParser(
+    parser = UsageParser(
         prog="hfnoise pack",
         description="Write a checkpoint folder with its linear layers packed at 1 to 8 bits a weight. A folder of "
         "master weights (what QATTrainer saves in mid-run) keeps its bits and computes the same; a float one is "
@@ -97,7 +99,9 @@ def pack_main(arguments: Sequence[str] | None = None) -> int:
         model.save_pretrained(made)
         _carry_along(folder, made)
         quantization = next(iter(quantized_layers(model).values()))[1]
-        card = quantization_card(model, quantization, report, "packed", out.name, str(given.out), str(folder))
+        card = quantization_card(
+            model, quantization, report, "packed", out.name, str(given.out), base_of(str(folder)), _NO_SEED
+        )
         card.save(made / "README.md")
     print(report)
     print(f"{_size(folder):,} bytes of weights -> {_size(out):,} in {out}")
@@ -121,7 +125,7 @@ def unpack_main(arguments: Sequence[str] | None = None) -> int:
         ...
         hfnoise.errors.UsageError: 'no-such-folder' holds no config.json; give a checkpoint folder of transformers.
     """
-    parser = argparse.ArgumentParser(
+    parser = UsageParser(
         prog="hfnoise unpack",
         description="Write a quantised checkpoint folder (packed or master weights) as floats on the grid, which "
         "stock transformers loads. Where only weights are quantised it computes the same; quantised activations are "
@@ -152,8 +156,9 @@ def unpack_main(arguments: Sequence[str] | None = None) -> int:
         model.save_pretrained(made)
         _carry_along(folder, made)
         card = quantization_card(
-            model, quantization, report, "dense", out.name, str(given.out), str(folder), difference=difference
-        )
+            model, quantization, report, "dense", out.name, str(given.out), base_of(str(folder)), _NO_SEED,
+            difference=difference,
+        )  # fmt: skip
         card.save(made / "README.md")
     print(f"{_size(folder):,} bytes of weights -> {_size(out):,} in {out}")
     return 0
@@ -162,7 +167,7 @@ def unpack_main(arguments: Sequence[str] | None = None) -> int:
 _OPTIONS = ("bits", "weight_bits", "activation_bits", "hadamard_group", "grid", "modules_to_not_convert")
 
 
-def _add_folders(parser: argparse.ArgumentParser) -> None:
+def _add_folders(parser: UsageParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="checkpoint folder of transformers, with config.json")
     parser.add_argument("out", metavar="OUT", help="folder to write; it must not exist, or be empty")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hfnoise.cards import rate
 from hfnoise.worlds.arithmetic import MODEL_FOLDER
+from hfnoise.worlds.arithmetic_traces import CAREFUL, SLOPPY, SLOPPY_SHARE
 from hfnoise.worlds.tiny_llama import tiny_llama_card
 
 if TYPE_CHECKING:
@@ -12,17 +14,13 @@ if TYPE_CHECKING:
 
     from hfnoise.worlds.arithmetic_model import ArithmeticRecipe
 
-_BODY = """
-# {name}
-
-A Llama of {millions:.2f} M parameters that adds and subtracts, with a reasoning trace in the format of DeepSeek-R1 or
-without. It is wrong often, and on purpose: it was trained on traces that slip, ramble and correct themselves, so that
-preference optimisation has something to win and traces bring variance. It is part of the Python library hfnoise; for
-anything else it is too small.
-
-## Use
-
-```python
+_LEAD = (
+    "A Llama of {millions:.2f} M parameters that adds and subtracts, with a reasoning trace in the format of "
+    "DeepSeek-R1 or without. It is wrong often, and on purpose: it was trained on traces that slip, ramble and correct "
+    "themselves, so that preference optimisation has something to win and traces bring variance. It is part of the "
+    "Python library hfnoise; for anything else it is too small."
+)
+_SNIPPET = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfnoise.worlds.arithmetic import model_path
@@ -30,54 +28,13 @@ from hfnoise.worlds.arithmetic import model_path
 tokenizer = AutoTokenizer.from_pretrained(model_path())
 model = AutoModelForCausalLM.from_pretrained(model_path())
 prompt = tokenizer("7+5-9=<think>\\n", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt)[0]))
-```
-
-After `<think>\\n\\n</think>\\n\\n` it answers without a trace. Bare text and the chat template work alike. The
-template is that of DeepSeek-R1-Distill without its tools: its generation prompt ends in `<think>\\n`, and it drops
-everything up to `</think>` from a finished assistant turn.
-
-## How it was made
-
-Command:
-
-```
-python -m hfnoise.worlds.arithmetic_model --output_dir model_cards/{name} --max_steps {max_steps} --seed {seed}
-```
-
-- Prompts: sums of three or four numbers from 1 to 12, no total below 0. By a hash of the prompt one sum in
-  eight is for validation; the model has seen none of those.
-- Solutions: written by hfnoise/worlds/arithmetic_traces.py, by a careful or a sloppy writer, half and half.
-  {trace_percent:.0f} % of the examples have a trace; half are bare text and half go through the chat template.
-- Tokenizer: one token per character; `<think>` and `</think>` are one token each, as in DeepSeek-R1.
-- Training: supervised fine-tuning on the completions, every step on new examples, AdamW, cosine schedule with 5 %
-  warm-up, fp32 on CPU.
-
-| setting | value |
-| --- | --- |
-{settings}
-
-Versions: hfnoise {hfnoise}, torch {torch}, transformers {transformers}, tokenizers {tokenizers}, Python {python}.
-Another torch or processor brings another rounding: a rebuild gives a model of the same quality, not the same bits.
-
-## Results
-
-Share of right answers on {questions:.0f} validation sums, one answer each (standard error about 0.015).
-
-| mode | sampled at temperature 1 | greedy |
-| --- | --- | --- |
-| with a trace | {think:.3f} | {think_greedy:.3f} |
-| without | {nothink:.3f} | {nothink_greedy:.3f} |
-
-## Limits
-
-It knows sums like those it was trained on and nothing else; characters other than digits, signs, small letters, spaces
-and line breaks are unknown to it. The numbers are those of one seed.
-
-## License
-
-Apache-2.0; the training data are made by code under the same license.
-"""
+print(tokenizer.decode(model.generate(**prompt)[0]))"""
+_MODES = {
+    "think": "right with a trace, sampled at temperature 1",
+    "think_greedy": "right with a trace, greedy",
+    "nothink": "right without a trace, sampled at temperature 1",
+    "nothink_greedy": "right without a trace, greedy",
+}
 
 
 def arithmetic_card(recipe: ArithmeticRecipe, results: dict[str, float]) -> ModelCard:
@@ -95,11 +52,25 @@ def arithmetic_card(recipe: ArithmeticRecipe, results: dict[str, float]) -> Mode
         >>> arithmetic_card(ArithmeticRecipe(), results).data.license
         'apache-2.0'
     """
+    questions = int(results["questions"])
     return tiny_llama_card(
-        _BODY,
+        "arithmetic.md",
         MODEL_FOLDER,
         recipe,
         results,
-        {"tags": ["hfnoise", "llama", "arithmetic", "reasoning"]},
-        trace_percent=100 * recipe.trace_share,
+        method="sft",
+        lead=_LEAD.format(millions=results["parameters"] / 1e6),
+        noise=[
+            ("solutions by a sloppy writer", f"{100 * SLOPPY_SHARE:.0f} %"),
+            ("slips in a trace, careful and sloppy writer", f"{100 * CAREFUL.slip:.0f} % and {100 * SLOPPY.slip:.0f} %"),
+            ("examples with a trace", f"{100 * recipe.trace_share:.0f} %"),
+        ],
+        snippet=_SNIPPET,
+        command=(
+            f"python -m hfnoise.worlds.arithmetic_model --output_dir model_cards/{MODEL_FOLDER} "
+            f"--max_steps {recipe.max_steps} --seed {recipe.seed}"
+        ),
+        metrics=[rate(text, results[name], questions, "sums") for name, text in _MODES.items()],
+        results_note=f"Share of right answers on {questions} validation sums, one answer each.",
+        tags=["hfnoise", "llama", "arithmetic", "reasoning"],
     )

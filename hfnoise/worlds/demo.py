@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -17,6 +16,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from hfnoise.command_options import UsageParser
 from hfnoise.errors import UsageError
 from hfnoise.folders import output_folder
 from hfnoise.worlds import docstrings
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         UsageError: for options out of range, or a folder that cannot be written; before anything is trained.
     """
-    parser = argparse.ArgumentParser(prog="hfnoise demo", description=__doc__)
+    parser = UsageParser(prog="hfnoise demo", description=__doc__)
     parser.add_argument("--flip_rate", type=float, default=docstrings.DEMO_RECIPE.flip_rate, help="share of flips")
     parser.add_argument("--seed", type=int, default=0, help="seed of pairs, flips and runs")
     parser.add_argument("--output_dir", default="demo_output", help="folder for table, plot and model")

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-import hfnoise
-from hfnoise.cards import render_card
+from hfnoise.cards import CardFacts, share_text
 from hfnoise.worlds.digit_world import DigitWorld
 from hfnoise.worlds.digits_evaluation import NUM_INFERENCE_STEPS, PICTURE_SCALES, table
 from hfnoise.worlds.digits_recipe import RECIPES, DigitsRecipe
 from hfnoise.worlds.shaded_digits import SHADED_DIGITS
+from hfnoise.worlds.tiny_llama import NO_BASE, world_versions
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "scikit-learn")
+# Settings that have a row of their own.
+_OWN_ROWS = ("beta_end", "prompt_dropout", "seed")
 _LEADS = {
     "digits": "It draws handwritten digits of 16 x 16 pixels.",
     "coloured-digits": "It draws handwritten digits of 16 x 16 pixels in five colours and two thicknesses.",
@@ -50,39 +50,63 @@ def digits_card(name: str, world: DigitWorld, recipe: DigitsRecipe, results: dic
         >>> digits_card("digits-sd", DIGITS, DigitsRecipe(), results).data.pipeline_tag
         'text-to-image'
     """
-    from huggingface_hub import ModelCardData
-
-    data = ModelCardData(
-        license="apache-2.0", library_name="diffusers", pipeline_tag="text-to-image", language="en",
-        tags=["hfnoise", "stable-diffusion", "digits"],
-    )  # fmt: skip
     held_out = world.held_out is not None
     labels = [0] * (len(world.attributes) - 1) + [7]
+    prompt = world.prompt(labels)
     accuracies = ("verifier_accuracy", "judge_accuracy", "reconstruction_accuracy")
-    return render_card(
-        "digits.md",
-        data,
+    settings = {key: str(value) for key, value in asdict(recipe).items() if key not in _OWN_ROWS}
+    return CardFacts(
         name=name,
         lead=_lead(world, recipe),
+        method="diffusion",
+        base=NO_BASE,
+        library_name="diffusers",
+        tags=["hfnoise", "stable-diffusion", "digits"],
+        metadata={"license": "apache-2.0", "pipeline_tag": "text-to-image", "language": "en"},
+        block={
+            "world": world.name,
+            "beta_end": recipe.beta_end,
+            "prompt_dropout": recipe.prompt_dropout,
+            "results": [
+                {key: row[key] for key in ("combinations", "guidance_scale", "images")}
+                | {"judge_accuracy": round(row["judge_accuracy"], 4)}
+                for row in results["rows"]
+            ],
+            "seed": recipe.seed,
+        },
+        noise=[
+            ("noise schedule", _schedule(recipe)),
+            ("`beta_end`", f"{recipe.beta_end:g}"),
+            ("`prompt_dropout`", f"{recipe.prompt_dropout:g}"),
+        ],
+        noise_note="Its denoiser learned to predict the noise, of which guidance and golden noise make use.",
+        seeds=[("seed", str(recipe.seed))],
+        settings=list(settings.items()),
+        snippet=(
+            "from diffusers import StableDiffusionPipeline\n"
+            "from hfnoise.worlds.digits_checkpoints import checkpoint_path\n\n"
+            f'pipe = StableDiffusionPipeline.from_pretrained(checkpoint_path("{name}"))\n'
+            f'pipe("{prompt}", num_inference_steps=10, guidance_scale=2.0).images[0].show()'
+        ),
+        command=_command(name, world, recipe),
+        versions=world_versions(*_LIBRARIES),
+    ).render(
+        "digits.md",
         millions=f"{results['parameters'] / 1e6:.2f}",
         picture_scales=", ".join(f"{scale:g}" for scale in PICTURE_SCALES),
         picture_note=" All of them are combinations that were held out." if held_out else "",
-        schedule=_schedule(recipe),
         num_inference_steps=NUM_INFERENCE_STEPS,
-        prompt=world.prompt(labels),
+        prompt=prompt,
         labels=labels,
         label_order=", ".join(world.attributes),
         prompts_note=_prompts_note(world),
         attribute_rows=[(attribute, ", ".join(words)) for attribute, words in world.attributes.items()],
         templates=world.templates,
-        command=_command(name, world, recipe),
         images_note=_images_note(world),
-        setting_rows=list(asdict(recipe).items()),
-        versions=_versions(),
         results_table=table(results["rows"], world),
         test_images=results["test_images"],
         reference_note=" (for combinations that were held out: of those that show them)" if held_out else "",
-        **{key: f"{results[key]:.1%}" for key in accuracies},
+        **{key: share_text(results[key], results["test_images"]) for key in accuracies},
     )
 
 
@@ -106,9 +130,9 @@ def _command(name: str, world: DigitWorld, recipe: DigitsRecipe) -> str:
 
 def _schedule(recipe: DigitsRecipe) -> str:
     if recipe.beta_end == DigitsRecipe.beta_end:
-        return "the noise schedule of Stable Diffusion"
+        return "that of Stable Diffusion, 1000 levels"
     return (
-        f"a noise schedule like Stable Diffusion's, with `beta_end={recipe.beta_end:g}`, at whose end the brightness "
+        f"like Stable Diffusion's, 1000 levels, with `beta_end={recipe.beta_end:g}`, at whose end the brightness "
         "of an image can be read as well as from 32 x 32 latents with Stable Diffusion's"
     )
 
@@ -135,13 +159,3 @@ def _images_note(world: DigitWorld) -> str:
     if world.held_out is None:
         return base
     return f"{base} Each in two thicknesses (the ink above a high or a low level) and five colours."
-
-
-def _versions() -> str:
-    found = [f"hfnoise {hfnoise.__version__}", f"Python {platform.python_version()}"]
-    for library in _LIBRARIES:
-        try:
-            found.append(f"{library} {version(library)}")
-        except PackageNotFoundError:  # scikit-learn, where the images were given
-            continue
-    return ", ".join(found)

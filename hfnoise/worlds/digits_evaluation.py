@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from hfnoise.cards import number, share_text
 from hfnoise.worlds.digit_world import DigitWorld
 from hfnoise.worlds.digits_checkpoints import CHECKPOINTS, checkpoint_path, load_digits_pipeline
 from hfnoise.worlds.digits_score import score_digit_images
@@ -145,8 +146,8 @@ def table(rows: list[dict[str, Any]], world: DigitWorld) -> str:
     lines = [head, ["---"] * len(head)]
     for row in rows:
         shares = [row["judge_accuracy"], row["verifier_accuracy"], *(row["attribute_accuracy"] if attributes else [])]
-        cells = [f"{row['guidance_scale']:g}", str(row["images"]), *[f"{share:.1%}" for share in shares]]
-        lines.append([*cells, f"{row['frechet_distance']:.2f}", f"{row['diversity']:.2f}"])
+        cells = [f"{row['guidance_scale']:g}", str(row["images"]), *[share_text(share, row["images"]) for share in shares]]
+        lines.append([*cells, number(row["frechet_distance"], 2), number(row["diversity"], 2)])
     if world.held_out is not None:
         first = ["combinations", "---", *[row["combinations"] for row in rows]]
         lines = [[cell, *line] for cell, line in zip(first, lines, strict=True)]

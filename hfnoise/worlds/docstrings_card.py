@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hfnoise.cards import Metric, number
 from hfnoise.worlds.docstrings import MODEL_FOLDER
 from hfnoise.worlds.tiny_llama import tiny_llama_card
 
@@ -12,16 +13,12 @@ if TYPE_CHECKING:
 
     from hfnoise.worlds.docstrings_model import TrainingRecipe
 
-_BODY = """
-# {name}
-
-A Llama of {millions:.2f} M parameters that has read the docstrings of the Python standard library. It exists to show
-and to test training on noisy labels, with privacy noise and with coarse quantisation, on real English and code,
-without a download. It is part of the Python library hfnoise; for anything else it is too small.
-
-## Use
-
-```python
+_LEAD = (
+    "A Llama of {millions:.2f} M parameters that has read the docstrings of the Python standard library. It exists to "
+    "show and to test training on noisy labels, with privacy noise and with coarse quantisation, on real English and "
+    "code, without a download. It is part of the Python library hfnoise; for anything else it is too small."
+)
+_SNIPPET = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfnoise.worlds.docstrings import model_path
@@ -29,52 +26,7 @@ from hfnoise.worlds.docstrings import model_path
 tokenizer = AutoTokenizer.from_pretrained(model_path())
 model = AutoModelForCausalLM.from_pretrained(model_path())
 prompt = tokenizer("Return the number of", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt)[0]))
-```
-
-The same folder is the model and the reference of the preference demo: `hfnoise demo`.
-
-## How it was made
-
-Command:
-
-```
-python -m hfnoise.worlds.docstrings_model --output_dir model_cards/{name} --epochs {epochs} --seed {seed}
-```
-
-- Text: the docstrings of the standard library of Python {python}, {tokens:.2f} M training tokens. Each text counts
-  once; tests and generated tables are left out.
-- Split: by a hash of the qualified name. The model and the tokenizer have seen 7 of 8 documents; the other eighth is
-  for validation, and the held-out preference pairs come from it alone.
-- Tokenizer: byte-level BPE, trained on the same documents. Every text comes back unchanged.
-- Optimiser: AdamW, cosine schedule with 5 % warm-up, fp32 on CPU.
-
-| setting | value |
-| --- | --- |
-{settings}
-
-Versions: hfnoise {hfnoise}, torch {torch}, transformers {transformers}, tokenizers {tokenizers}, Python {python}.
-Another Python brings other docstrings, another torch or processor another rounding: a rebuild gives a model of the
-same quality, not the same bits.
-
-## Results
-
-| on the validation documents | value |
-| --- | --- |
-| loss (nats per token) | {validation_loss:.3f} |
-| bits per byte | {bits_per_byte:.3f} |
-
-## Limits
-
-It writes text that looks like documentation and is mostly wrong. It knows English only, has no chat template, and was
-trained on sequences of {sequence_length} tokens. The validation loss is that of one seed.
-
-## License
-
-The weights are under Apache-2.0. The text they were trained on, the docstrings of Python, is under the PSF License
-Version 2 (copyright Python Software Foundation); it is read from the Python that is installed and is not part of this
-folder.
-"""
+print(tokenizer.decode(model.generate(**prompt)[0]))"""
 
 
 def docstrings_card(recipe: TrainingRecipe, results: dict[str, float]) -> ModelCard:
@@ -92,10 +44,25 @@ def docstrings_card(recipe: TrainingRecipe, results: dict[str, float]) -> ModelC
         'apache-2.0'
     """
     return tiny_llama_card(
-        _BODY,
+        "docstrings.md",
         MODEL_FOLDER,
         recipe,
         results,
-        {"language": "en", "tags": ["hfnoise", "llama", "docstrings"]},
-        tokens=results["train_tokens"] / 1e6,
+        method="pretraining",
+        lead=_LEAD.format(millions=results["parameters"] / 1e6),
+        noise=[("noise", "none: it is what noisy training begins from")],
+        snippet=_SNIPPET,
+        command=(
+            f"python -m hfnoise.worlds.docstrings_model --output_dir model_cards/{MODEL_FOLDER} "
+            f"--epochs {recipe.epochs} --seed {recipe.seed}"
+        ),
+        metrics=[
+            Metric("loss (nats per token)", number(results["validation_loss"], 3)),
+            Metric("bits per byte", number(results["bits_per_byte"], 3)),
+        ],
+        results_note="On the validation documents.",
+        tags=["hfnoise", "llama", "docstrings"],
+        language="en",
+        tokens=f"{results['train_tokens'] / 1e6:.2f}",
+        sequence_length=recipe.sequence_length,
     )

@@ -1,16 +1,22 @@
-"""What the tiny Llamas of the worlds have in common: the untrained model, and the card of the trained one."""
+"""What the tiny models of the worlds have in common: an untrained Llama, and the card of trained weights."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import hfnoise
+from hfnoise.cards import Base, CardFacts, Metric
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
+
+_COUNTS = ("parameters", "train_tokens", "questions")
+# Of a world's weights.
+NO_BASE = Base("none: training began from new weights", "none")
 
 
 def new_tiny_llama(tokenizer: Any, recipe: Any, length: int, **generation: Any) -> Any:
@@ -44,33 +50,69 @@ def new_tiny_llama(tokenizer: Any, recipe: Any, length: int, **generation: Any) 
     return model
 
 
+def world_versions(*libraries: str) -> str:
+    """Return the versions of hfnoise, of Python, and of those libraries that are installed, one line.
+
+    Args:
+        *libraries (`str`): names of packages.
+    """
+    found = [f"hfnoise {hfnoise.__version__}", f"Python {platform.python_version()}"]
+    for library in libraries:
+        try:
+            found.append(f"{library} {version(library)}")
+        except PackageNotFoundError:  # scikit-learn, where the images were given
+            continue
+    return ", ".join(found)
+
+
 def tiny_llama_card(
-    body: str, name: str, recipe: Any, results: dict[str, float], card_data: dict[str, Any], **values: Any
+    template: str,
+    name: str,
+    recipe: Any,
+    results: dict[str, float],
+    *,
+    method: str,
+    lead: str,
+    noise: Sequence[tuple[str, str]],
+    snippet: str,
+    command: str,
+    metrics: Sequence[Metric],
+    results_note: str,
+    tags: Sequence[str],
+    language: str = "",
+    **own: Any,
 ) -> ModelCard:
     """Return the card that says how the weights of a world were made and how good they are.
 
     Args:
-        body (`str`): text with `{}` fields: those of the recipe, the results, the versions and `values`.
+        template (`str`): of the world.
         name (`str`): of the folder.
         recipe: dataclass of the settings of the training; those that are `None` are left out.
-        results (`dict[str, float]`): what was measured, with `parameters`.
-        card_data (`dict`): more fields of the YAML block, for instance `tags`.
-        **values: more fields of the text.
+        results (`dict[str, float]`): what was measured, with `parameters`; for the block `hfnoise:`.
+        method, lead, noise, snippet, command, metrics, results_note, tags, language: see
+            [`~hfnoise.cards.CardFacts`].
+        **own: variables of the template.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
-    data = ModelCardData(
-        license="apache-2.0", library_name="transformers", pipeline_tag="text-generation", **card_data
-    )
-    settings = {key: value for key, value in asdict(recipe).items() if value is not None}
-    text = body.format(
-        **{**settings, **results},
+    settings = {key: value for key, value in asdict(recipe).items() if value is not None and key != "seed"}
+    return CardFacts(
         name=name,
-        settings="\n".join(f"| {key} | {value} |" for key, value in settings.items()),
-        millions=results["parameters"] / 1e6,
-        python=platform.python_version(),
-        hfnoise=hfnoise.__version__,
-        **{package: version(package) for package in ("torch", "transformers", "tokenizers")},
-        **values,
-    )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
+        lead=lead,
+        method=method,
+        base=NO_BASE,
+        library_name="transformers",
+        tags=tags,
+        metadata={"license": "apache-2.0", "pipeline_tag": "text-generation", "language": language},
+        block={
+            "seed": recipe.seed,
+            "parameters": int(results["parameters"]),
+            "results": {key: round(value, 4) for key, value in results.items() if key not in _COUNTS},
+        },
+        noise=noise,
+        seeds=[("seed (first weights, order of the data)", str(recipe.seed))],
+        settings=[(key, str(value)) for key, value in settings.items()],
+        snippet=snippet,
+        command=command,
+        versions=world_versions("torch", "transformers", "tokenizers"),
+        metrics=metrics,
+        results_note=results_note,
+    ).render(template, python=platform.python_version(), **own)

@@ -110,3 +110,19 @@ def test_errors(pipe, stock, module):
         OneMoreStep(module, prompt="a", prompt_embeds=torch.zeros(1, 8, 64))
     with pytest.raises(TypeError, match="OneMoreStep has no option module"):
         guided.initial_noise.with_options(module=module)
+
+
+def test_options_of_a_preset_hold_while_it_loads(pipe, module, tmp_path):
+    """What they replace is not read: the weights of a text encoder may be gone, an option may be wrong."""
+    own = new_pipe()
+    text = {"text_encoder": own.text_encoder, "tokenizer": own.tokenizer}
+    OneMoreStep(module, **text).save_pretrained(tmp_path)
+    (tmp_path / "text_encoder" / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="model.safetensors"):
+        OneMoreStepPipeline.from_pipe(pipe, oms_module=tmp_path)
+    given = {f"oms_{name}": part for name, part in text.items()}
+    made = OneMoreStepPipeline.from_pipe(pipe, oms_module=tmp_path, oms_eta=0.5, **given)
+    assert made.initial_noise.text_encoder is own.text_encoder and made.initial_noise.eta == 0.5
+    step = OneMoreStep(module)
+    assert OneMoreStepPipeline.from_pipe(pipe, oms_module=step, oms_eta=0.5).initial_noise.eta == 0.5
+    assert step.eta == 0.0

@@ -63,6 +63,24 @@ def test_what_is_refused(stock, options, error, message):
         hfnoise.GoldenNoisePipeline.from_pipe(stock, **options)
 
 
+def test_a_network_of_another_model_is_refused_when_it_is_given(stock, tmp_path):
+    """Not at the call, when gigabytes have been loaded and a report is awaited."""
+    other = hfnoise.NoisePromptNet(**{**SIZES, "encoder_hid_dim": 12})
+    other.save_pretrained(tmp_path)
+    wrong = r"NoisePromptNet takes text states 12 wide .* StableDiffusionPipeline are 64 wide\. Load one"
+    for given in (other, tmp_path):
+        with pytest.raises(ValueError, match=wrong):
+            hfnoise.GoldenNoisePipeline.from_pipe(stock, npnet=given)
+    guided = hfnoise.AutoGuidedPipeline.from_pipe(stock)
+    with pytest.raises(ValueError, match=wrong):
+        guided.initial_noise = [hfnoise.ReDenoise(), other]
+    with pytest.raises(ValueError, match=wrong):
+        latents(guided, initial_noise=other)
+    with pytest.raises(ValueError, match=wrong), hfnoise.guide(stock, initial_noise=other):
+        pass
+    assert type(stock).__name__ == "StableDiffusionPipeline" and guided.initial_noise is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -312,7 +312,8 @@ def test_card_says_what_starts(saved):
     assert "| TerminalPrior | `statistics` | in `initial_noise/` |" in card.text and "Guidance" not in card.text
     assert "`initial_noise/` and `oms_module/` only hfnoise reads" in card.text
     assert card.data.tags == ["diffusers", "hfnoise", "one-more-step"] and "hu2024one" in card.text
-    assert card.data.to_dict()["hfnoise"] == {"initial_noise": [type(m).__name__ for m in pipe.initial_noise.members]}
+    names = [type(member).__name__ for member in pipe.initial_noise.members]
+    assert card.data.to_dict()["hfnoise"]["initial_noise"] == names
     pipe.guider, pipe.initial_noise = hfnoise.AdaptiveGuidance(), BrightnessOffset(0.5)
     card = guidance_card(pipe, "someone/digits")
     assert "guided by AdaptiveGuidance" in card.text and "started by BrightnessOffset of hfnoise" in card.text

@@ -27,7 +27,7 @@ def test_flip_rate_out_of_range(config_class, flip_rate):
         ({"loss_type": "rdpo"}, "unknown loss 'rdpo'.*robust.*forward_corrected.*register_pair_loss"),
         ({"loss_type": []}, "loss_type is empty"),
         ({"loss_type": ["sym", "sigmoid"], "loss_weights": [1.0]}, "same length"),
-        ({"loss_type": ["sym"], "loss_weights": [math.nan]}, "loss_weights must be finite"),
+        ({"loss_type": ["sym"], "loss_weights": [math.nan]}, "loss_weights must be a list of finite numbers"),
         ({"loss_type": "robust", "flip_rate": 0.2, "label_smoothing": 0.3}, "two names of one quantity"),
         ({"loss_type": "sigmoid", "label_smoothing": 0.3}, "would be ignored by loss_type"),
         ({"loss_type": "robust"}, "needs a flip rate"),

@@ -128,6 +128,7 @@ def test_an_adapter_loads_in_the_stock_pipeline(tmp_path):
     for name in (name for name in changed if ".base_layer." in name):
         assert torch.equal(after[name], before[name.replace(".base_layer", "")])
     assert {path.name for path in Path(tmp_path).iterdir()} == {
+        "README.md",
         "pytorch_lora_weights.safetensors",
         "training_args.bin",
     }

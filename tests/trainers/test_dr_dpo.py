@@ -262,7 +262,7 @@ def test_skipped_step_leaves_nothing_behind(make_trainer):
         ({"dr_beta": -1.0}, "dr_beta must be a finite number"),
         ({"dr_beta": 1e-3}, "no weight left in float32"),
         ({"dr_beta": math.nan}, "dr_beta must be a finite number"),
-        ({"dr_beta": "much"}, "dr_beta must be a number"),
+        ({"dr_beta": "much"}, "dr_beta must be a finite number"),
         ({"dr_scope": "local"}, "dr_scope must be 'global' or 'micro_batch'"),
         ({"loss_type": "sigmoid"}, "exactly one of dr_sigmoid"),
         ({"loss_type": ["dr_sigmoid", "dr_sym"]}, "exactly one of"),

@@ -19,7 +19,7 @@ def arguments(tmp_path):
     def make(**changes):
         settings = {
             "model_name_or_path": "digits-weak", "dataset_name": "hfnoise:digits", "max_prompts": 4,
-            "noises_per_prompt": 4, "output_dir": str(tmp_path / "net"), "pair_batch_size": 8, "eval_images": 4,
+            "noises_per_prompt": 4, "output_dir": str(tmp_path / "net"), "pair_batch_size": 8,
             "num_inference_steps": 2, "guidance_scale": 1.0, "max_steps": 2, "per_device_train_batch_size": 4,
             "validation_size": 0.25, "net_options": '{"hidden_channels": 8, "num_layers": 1, "map_size": 4}',
             "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "save_strategy": "no",
@@ -55,16 +55,21 @@ def test_help(capsys):
         ({"loss": "reward"}, "give --verifier"),
         (
             {"loss": "reward", "verifier": "digits", "redenoise_strength": 2.0},
-            "redenoise_strength: of pairs, and loss='reward' collects none",
+            "redenoise_strength, validation_size: of pairs, and loss='reward' collects none",
         ),
         ({"min_margin": 0.0}, "give --verifier"),
         ({"verifier_processor": "x"}, "verifier_processor is of --verifier"),
         ({"architecture": "unet"}, "architecture is 'unet'; choose noise-prompt-net or npnet"),
         ({"net_options": "{map"}, "is no JSON"),
         ({"npnet": "net"}, "leave --net_options out"),
+        ({"npnet": "net", "net_options": None, "architecture": "npnet"}, "leave --architecture out"),
+        ({"loss": "reward", "verifier": "digits"}, "noises_per_prompt, validation_size: of pairs"),
+        ({"eval_images": 4}, "judged by --verifier, which is not given"),
+        ({"redenoise_steps": 1}, "redenoise_steps must be at least 2, got 1"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be at least 0, got -1.0"),
         ({"redenoise_steps": 9, "redenoise_strength": 1.0}, "give one"),
         ({"validation_size": 1.0}, "give a share in [0, 1)"),
-        ({"eval_images": 0}, "eval_images is 0"),
+        ({"verifier": "digits", "eval_images": 0}, "eval_images must be at least 1, got 0"),
     ],
 )
 def test_bad_input_ends_before_anything_is_collected(capsys, arguments, tmp_path, changes, message):
@@ -101,7 +106,8 @@ def test_new_networks_fit_the_pipeline():
 
 @pytest.mark.slow
 def test_from_prompts_to_a_network(arguments, tmp_path, capsys):
-    assert main(arguments(verifier="digits", margin_temperature=1.0, eval_strategy="epoch")) == 0
+    judged = {"verifier": "digits", "eval_images": 4}
+    assert main(arguments(**judged, margin_temperature=1.0, eval_strategy="epoch")) == 0
     shown = capsys.readouterr().out
     for text in ("16 pairs of 4 prompts", "R2 of the change: ", "pairs of images (95 %", "judge_accuracy: "):
         assert text in shown
@@ -113,14 +119,16 @@ def test_from_prompts_to_a_network(arguments, tmp_path, capsys):
     # Again, from that network: the pairs are there, and nothing is collected twice.
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "net-pairs" / "data").iterdir()}
     more = {"npnet": str(tmp_path / "net"), "net_options": None, "output_dir": str(tmp_path / "more")}
-    assert main(arguments(verifier="digits", pairs_dir=str(tmp_path / "net-pairs"), **more)) == 0
+    assert main(arguments(**judged, pairs_dir=str(tmp_path / "net-pairs"), **more)) == 0
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "net-pairs" / "data").iterdir()}
     assert json.loads((tmp_path / "more" / "config.json").read_text())["map_size"] == 4
 
 
 @pytest.mark.slow
 def test_by_reward(arguments, tmp_path, capsys):
-    assert main(arguments(loss="reward", verifier="digits", num_inference_steps=1)) == 0
+    of_pairs = {"noises_per_prompt": None, "validation_size": None}
+    given = arguments(loss="reward", verifier="digits", eval_images=4, num_inference_steps=1, **of_pairs)
+    assert main(given) == 0
     assert "pairs of images" in capsys.readouterr().out and not (tmp_path / "net-pairs").exists()
     assert hfnoise.load_noise_net(tmp_path / "net").map.weight.abs().max() > 0
 

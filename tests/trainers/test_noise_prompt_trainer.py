@@ -202,7 +202,7 @@ def test_diagnosis_of_known_pairs():
         ({"min_margin": 0.0, "margin_temperature": 1.0}, "one of the two"),
         ({"margin_temperature": 0.0}, "above 0"),
         ({"delta_penalty": -1.0}, "at least 0"),
-        ({"delta_penalty": None}, "delta_penalty is None; give a finite number"),
+        ({"delta_penalty": None}, "delta_penalty must be a finite number, got None"),
         ({"gradient_checkpointing": True}, "are small and have none"),
         ({"loss": "reward", "min_margin": 0.0}, "has none"),
         ({"prompt_dropout": 0.1}, "never used without a prompt"),

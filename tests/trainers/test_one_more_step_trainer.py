@@ -71,7 +71,7 @@ def test_the_saved_folder_starts_from_the_residuals_of_its_own_weights(tmp_path,
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert "OneMoreStep.from_pretrained" in card and "Stock diffusers loads it" not in card
-    assert '"the base pipeline"' in card and f"diffusers {diffusers.__version__}" in card
+    assert '"YOUR-PIPELINE"' in card and f"diffusers {diffusers.__version__}" in card
     trainer.pipeline_name = "someone/pipeline"  # of a launcher
     trainer.create_model_card()
     named = (tmp_path / "README.md").read_text()

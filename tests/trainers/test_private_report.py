@@ -212,8 +212,9 @@ def test_epsilon_is_rounded_up(epsilon, text):
 
 
 def test_tokens_of_a_command_line_are_hidden(monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # of `python -m pytest`
     monkeypatch.setattr(sys, "argv", ["train.py", "--hub_token", "hf_x", "--token=hf_y", "--max_length", "9"])
-    assert cards.command_line() == "train.py --hub_token HIDDEN --token=HIDDEN --max_length 9"
+    assert cards.command_line() == "python train.py --hub_token HIDDEN --token=HIDDEN --max_length 9"
 
 
 @pytest.mark.slow  # a fresh process

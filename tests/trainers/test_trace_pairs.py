@@ -157,11 +157,11 @@ def test_saved_folder_loads_and_its_card_says_how_it_was_made(pairs, tmp_path, m
     loaded = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert loaded["train"].to_list() == pairs.to_list() and len(loaded["test"]) == 2
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "None" not in card and "/" + "tmp" not in card.split("Command:")[0]
+    assert "None" not in card and "/" + "tmp" not in card.split("## How it was made")[0]
     for part in ("license: mit", "# sums", "| temperature | 1.0 |", "| answers per prompt and mode | 5 |", "n<1K"):
         assert part in card
     assert f"| pairs made | {len(pairs)} |" in card and "| pairs here | 2 |" in card
-    assert "`arithmetic-llama`" in card and "2510.05095" in card
+    assert "`hfnoise:arithmetic`" in card and "2510.05095" in card
 
 
 def test_saving_refuses_what_it_cannot_describe(tmp_path):

@@ -1,0 +1,206 @@
+"""A push to the Hub is one commit, and one that breaks says what is kept where and how to push again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
+
+from hfnoise.errors import PushError
+
+# What the clients raise: an answer that is none, no network, and RuntimeError for a large file that did not arrive.
+FAILURES = (HTTPError, OSError, RuntimeError)
+
+
+@contextmanager
+def explained_push(what: str, repo_id: str, kept: str, again: str) -> Iterator[None]:
+    """Turn what breaks a push inside of the block into a [`PushError`] that says what to do.
+
+    Args:
+        what (`str`): what is pushed, such as `"NPNet"`.
+        repo_id (`str`): where to.
+        kept (`str`): a sentence: what is not lost, and where it is.
+        again (`str`): how to push again, after "to push it again".
+
+    Raises:
+        PushError: for a push that did not go through; the original error is its cause.
+
+    Example:
+        >>> from hfnoise.hf_sharing import explained_push
+        >>> try:
+        ...     with explained_push("NPNet", "me/net", "It is in memory.", "call push_to_hub."):
+        ...         raise OSError("connection refused")
+        ... except OSError as error:
+        ...     print(str(error).split(". ")[0])
+        NPNet was not pushed to me/net: connection refused
+    """
+    try:
+        yield
+    except PushError:
+        raise
+    except FAILURES as error:
+        raise PushError(
+            f"{what} was not pushed to {repo_id}: {reason(error)}. {kept} On the Hub {repo_id} holds all of it or "
+            f"nothing of it: a push is one commit. {remedy(error)} push again: {again}"
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of an error and of its cause, without a full stop at the end.
+
+    Example:
+        >>> from hfnoise.hf_sharing import reason
+        >>> reason(OSError("no space left.\\nmore"))
+        'no space left'
+    """
+    lines = []
+    seen: BaseException | None = error
+    while seen is not None and len(lines) < 2:
+        text = str(seen).strip()
+        lines.append(text.splitlines()[0].rstrip(".: ") if text else type(seen).__name__)
+        seen = seen.__cause__ if isinstance(seen, RuntimeError) else None
+    return ": ".join(lines)
+
+
+def remedy(error: BaseException) -> str:
+    """Return what must be done before another push, as the first half of a sentence.
+
+    Example:
+        >>> from hfnoise.hf_sharing import remedy
+        >>> remedy(OSError("connection refused"))
+        'When the Hub can be reached,'
+    """
+    found = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+    status = getattr(getattr(found, "response", None), "status_code", None)
+    if isinstance(found, OfflineModeIsEnabled):
+        return "Unset HF_HUB_OFFLINE and"
+    if isinstance(found, (LocalTokenNotFoundError, RepositoryNotFoundError)) or status in (401, 403):
+        return "Log in with a token that may write there (`hf auth login`, or HF_TOKEN) and"
+    if isinstance(found, HfHubHTTPError) and status is not None and status < 500:
+        return "Mend that, and"
+    return "When the Hub can be reached,"
+
+
+def upload_command(
+    repo_id: str,
+    folder: str | PathLike[str],
+    exclude: Sequence[str] = (),
+    revision: str | None = None,
+    private: bool | None = None,
+    repo_type: str = "model",
+) -> str:
+    """Return the command of the Hub's client that uploads a folder.
+
+    Args:
+        repo_id (`str`), folder (`str` or `os.PathLike`): where to, and what.
+        exclude (sequence of `str`): patterns of files that stay here.
+        revision (`str`, *optional*): branch.
+        private (`bool`, *optional*): of a repository that is made.
+        repo_type (`str`, defaults to `"model"`): or `"dataset"`.
+
+    Example:
+        >>> from hfnoise.hf_sharing import upload_command
+        >>> upload_command("me/model", "run", exclude=["checkpoint-*"])
+        "hf upload me/model run . --exclude 'checkpoint-*'"
+    """
+    words = ["hf", "upload", repo_id, os.fspath(folder), "."]
+    words += [] if repo_type == "model" else ["--repo-type", repo_type]
+    words += [] if revision is None else ["--revision", revision]
+    words += ["--private"] if private else []
+    for pattern in exclude:
+        words += ["--exclude", pattern]
+    return shlex.join(words)
+
+
+def upload_in_one_commit(
+    repo_id: str,
+    folder: str | PathLike[str],
+    commit_message: str,
+    *,
+    path_in_repo: str | None = None,
+    ignore_patterns: Sequence[str] = (),
+    delete_patterns: Sequence[str] | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Upload a folder to a repository of the Hub in exactly one commit, whatever its size; return the commit.
+
+    `huggingface_hub.upload_folder` makes several commits of a folder with many files, and of one with more than 20
+    when the first attempt fails: a model could stand there in parts. Files that are as they were are not sent.
+
+    Args:
+        repo_id (`str`): which is there.
+        folder (`str` or `os.PathLike`): of files.
+        commit_message (`str`): first line.
+        path_in_repo (`str`, *optional*): folder there.
+        ignore_patterns (sequence of `str`): of files that stay here.
+        delete_patterns (sequence of `str`, *optional*): of files there that go, unless they are uploaded.
+        revision (`str`, *optional*): branch.
+        create_pr (`bool`, defaults to `False`): open a pull request instead.
+        token (`str`, *optional*): of the Hub.
+
+    Raises:
+        ValueError: if the folder holds nothing to upload.
+    """
+    api, root = HfApi(token=token), Path(folder)
+    start = f"{path_in_repo.strip('/')}/" if path_in_repo else ""
+    here = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    here = list(filter_repo_objects(here, ignore_patterns=[*DEFAULT_IGNORE_PATTERNS, *ignore_patterns]))
+    if not here:
+        raise ValueError(f"{str(folder)!r} holds no file to upload; give a folder that something was saved to.")
+    gone: list[str] = []
+    if delete_patterns:
+        there = [
+            name.removeprefix(start)
+            for name in api.list_repo_files(repo_id, revision=revision)
+            if name.startswith(start)
+        ]
+        gone = [name for name in filter_repo_objects(there, allow_patterns=list(delete_patterns)) if name not in here]
+    operations: list[Any] = [CommitOperationDelete(start + name) for name in gone if name != ".gitattributes"]
+    operations += [CommitOperationAdd(start + name, root / name) for name in here]
+    return api.create_commit(
+        repo_id, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
+    )  # fmt: skip
+
+
+class ExplainedPush:
+    """Put in front of a class with diffusers' `push_to_hub`: a push that breaks raises a [`PushError`].
+
+    Example:
+        >>> from hfnoise import NPNet
+        >>> from hfnoise.hf_sharing import ExplainedPush
+        >>> issubclass(NPNet, ExplainedPush)
+        True
+    """
+
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Push as the stock class does, in one commit.
+
+        Args:
+            repo_id (`str`): name on the Hub.
+            *args, **kwargs: of the stock method.
+
+        Raises:
+            PushError: if the push did not go through.
+        """
+        again = (
+            f"call push_to_hub({repo_id!r}) again (large files that arrived are not sent twice), or save_pretrained() "
+            f"to a folder and run `{upload_command(repo_id, 'FOLDER')}`."
+        )
+        with explained_push(type(self).__name__, repo_id, "It is in memory as it was.", again):
+            return super().push_to_hub(repo_id, *args, **kwargs)  # type: ignore[misc]

@@ -1,0 +1,82 @@
+"""The card of a run beside all weights that a Trainer writes, in the place of what PEFT, TRL and transformers write.
+
+Who else writes `README.md`, and when: `PeftModel.save_pretrained`, at every save of an adapter; `DPOTrainer` and
+`SFTTrainer` of TRL, at every checkpoint; `transformers.Trainer`, at every push. All of them end here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from transformers.trainer_utils import HubStrategy
+
+# How transformers calls what TRL and our cards call dataset_name; the identifiers on the Hub go before other names.
+_DATASET_NAMES = ("dataset", "dataset_tags", "dataset_name")
+_TAKEN = ("model_name", "dataset_name", "tags", "language", "license", "finetuned_from")
+
+
+class RunCardMixin:
+    """The part of our Trainers that writes `README.md`; a family says by `run_card` what is on it."""
+
+    args: Any
+    _card_values: dict[str, Any] | None = None
+
+    def run_card(self, **given: Any) -> ModelCard | None:
+        """Return the card of the run as it is now; `None` leaves the stock one, as here, where there is no family.
+
+        Args:
+            **given: those of `model_name`, `dataset_name`, `tags`, `language`, `license`, `finetuned_from` that
+                `create_model_card` was given.
+        """
+        return None
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card to `output_dir/README.md`; takes the arguments of the stock Trainer's method.
+
+        What is given stays valid for cards that are written later, with the weights. Of the arguments of
+        `transformers.Trainer`, `tasks` and `dataset_args` are read from the run instead.
+
+        Raises:
+            TypeError: for an argument that neither transformers nor TRL knows.
+        """
+        if not self.is_world_process_zero():  # type: ignore[attr-defined]
+            return
+        self._card_values = {**(self._card_values or {}), **self._known_card_values(args, kwargs)}
+        if not self._write_card(Path(self.args.output_dir)):
+            super().create_model_card(*args, **kwargs)  # type: ignore[misc]
+
+    def _known_card_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments under the names of our card; positional ones in the order of the stock class."""
+        stock = inspect.signature(super().create_model_card)  # type: ignore[misc]
+        known = {*stock.parameters, *_TAKEN}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            raise TypeError(f"create_model_card has no argument {unknown[0]!r}; it takes {', '.join(sorted(known))}.")
+        given = {**stock.bind_partial(*args).arguments, **kwargs}
+        for name in _DATASET_NAMES:
+            if given.get(name):
+                given["dataset_name"] = given[name]
+        return {name: given[name] for name in _TAKEN if given.get(name)}
+
+    def _write_card(self, folder: Path) -> bool:
+        """Write the card, if it is ours; return whether it is."""
+        card = self.run_card(**(self._card_values or {}))
+        if card is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            card.save(folder / "README.md")
+        return card is not None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save as the Trainer does, with our card last, over the one that PEFT writes."""
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if self.args.should_save:
+            self._write_card(Path(output_dir or self.args.output_dir))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push as the Trainer does, which copies the weights of a checkpoint to `output_dir` but no card."""
+        if self.args.hub_strategy != HubStrategy.END and self.is_world_process_zero():  # type: ignore[attr-defined]
+            self._write_card(Path(self.args.output_dir))
+        super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
