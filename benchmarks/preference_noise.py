@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in given.parts:
         results, tables = _PARTS[part](given, folder)
         stem = f"preference_noise_{part}"
-        write_json(folder / f"{stem}.json", {**circumstances(range(given.seeds)), "results": results})
+        seeds = range({"features": given.seeds, "trainer": given.trainer_seeds, "overhead": 1}[part])
+        write_json(folder / f"{stem}.json", {**circumstances(seeds), "results": results})
         (folder / f"{stem}.md").write_text("\n".join(tables), encoding="utf-8")
     return 0
 

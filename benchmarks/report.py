@@ -208,7 +208,7 @@ def _link(name: str) -> str:
 
 
 def _section(one: Benchmark, full: Found | None, small: Found | None, folder: Path) -> Iterator[str]:
-    yield f'<a id="{one.name}"></a>\n\n### {one.name}\n'
+    yield f"### {one.name}\n"
     yield f"{one.question}\n"
     if one.limits:
         yield f"{one.limits}\n"

@@ -22,7 +22,7 @@ from hfnoise.__main__ import main
 from hfnoise.benchmarks import reporting, run_all
 from hfnoise.benchmarks.comparison import Comparison, Ratio, divided, geometric, of_summaries, paired
 from hfnoise.benchmarks.published import published, read_all
-from hfnoise.benchmarks.report import by_quantity, is_against, page, write_report
+from hfnoise.benchmarks.report import by_quantity, is_against, page
 from hfnoise.benchmarks.reporting import mean_and_error
 from hfnoise.benchmarks.results import read_runs
 from hfnoise.benchmarks.run_all import fingerprint
