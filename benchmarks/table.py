@@ -76,8 +76,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "preference_noise_trainer", "preference_noise", "preference",
         "How many held-out pairs does a whole training run get wrong when labels are flipped?",
-        full="--parts trainer", small="--parts trainer --trainer_seeds 1 --trainer_rates 0.3"
-        " --trainer_methods DPO 'TRL robust, true rate' 'RobustDPO, rate unknown' 'Dr. DPO, rate unknown'",
+        full="--parts trainer", small="--parts trainer --trainer_seeds 1 --trainer_rates 0.3 --trainer_pairs 256"
+        " --trainer_methods DPO 'TRL robust, true rate' 'RobustDPO, rate unknown'",
         compare=compare_preference.trainer,
     ),
     Benchmark(
