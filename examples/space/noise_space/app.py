@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from noise_space.labels_page import build_labels_page
 from noise_space.pictures_page import build_pictures_page
 
 # Fonts of the reader's machine: nothing is fetched from elsewhere.
@@ -23,6 +24,9 @@ def build_app() -> gr.Blocks:
     ) as app:
         gr.Navbar(main_page_name="Pictures")
         build_pictures_page()
+    with app.route("Label noise", "/labels"):
+        gr.Navbar(main_page_name="Pictures")
+        build_labels_page()
     return app
 
 

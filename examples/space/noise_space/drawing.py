@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,11 @@ import torch
 from PIL import Image
 
 import hfnoise
-from hfnoise.errors import UsageError
 from noise_space.columns import ONE_MORE_STEP, Drawing, chosen_columns, start_network
 from noise_space.counting import counted, denoisers_of
 from noise_space.models import use_pipeline
 from noise_space.notes import collected_notes
-
-# What libraries raise for what they cannot do; anything else is a fault of ours, and is shown as one.
-REFUSALS = (ValueError, TypeError, OSError, ImportError, RuntimeError, UsageError)
-
+from noise_space.refusals import REFUSALS, in_words
 
 @dataclass(frozen=True)
 class Column:
@@ -58,29 +55,18 @@ def draw_columns(drawing: Drawing, ticked: Sequence[str]) -> Iterator[Column]:
             try:
                 column = _drawn(pipe, drawing, name, parts, notes)
             except REFUSALS as error:
-                column = Column(name, refusal=_first_lines(error))
+                column = Column(name, refusal=in_words(error))
         yield column
 
 
-def _pipeline(name: str) -> Any:
-    block = use_pipeline(name)
-    return _Loading(block, name)
-
-
-class _Loading:
-    """A block whose entry says that it is the model which cannot be loaded."""
-
-    def __init__(self, block: Any, name: str) -> None:
-        self.block, self.name = block, name
-
-    def __enter__(self) -> Any:
+@contextmanager
+def _pipeline(name: str) -> Iterator[Any]:
+    with ExitStack() as stack:
         try:
-            return self.block.__enter__()
+            pipe = stack.enter_context(use_pipeline(name))
         except REFUSALS as error:
-            raise ValueError(f"{self.name!r} cannot be loaded: {_first_lines(error)}") from error
-
-    def __exit__(self, *error: Any) -> Any:
-        return self.block.__exit__(*error)
+            raise ValueError(f"{name!r} cannot be loaded: {in_words(error)}") from error
+        yield pipe
 
 
 def _drawn(pipe: Any, drawing: Drawing, name: str, parts: Sequence[str], notes: list[str]) -> Column:
@@ -117,7 +103,3 @@ def _said(pipe: Any, guider: Any, members: list[Any], drawing: Drawing, parts: S
         said.append(f"start: {hfnoise.start_gap(pipe, drawing.steps)}")
     return said
 
-
-def _first_lines(error: BaseException, most: int = 600) -> str:
-    lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    return (lines or type(error).__name__)[:most]

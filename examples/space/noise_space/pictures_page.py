@@ -75,11 +75,10 @@ def _controls() -> tuple[list[Any], gr.Button]:
     ticked = gr.CheckboxGroup(list(COLUMNS), value=list(COLUMNS), label="Columns to draw", elem_id="columns")
     draw = gr.Button("Draw", variant="primary", elem_id="draw")
     with gr.Row():
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100, elem_id="seed")
-        pictures = gr.Slider(1, MOST_PICTURES, value=4, step=1, label="Pictures per column", min_width=140)
-    with gr.Row():
-        steps = gr.Slider(1, MOST_STEPS, value=20, step=1, label="Steps", min_width=140)
-        scale = gr.Slider(0, 30, value=4, step=0.5, label="Guidance scale", info="1 is none", min_width=140)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120, elem_id="seed")
+        pictures = gr.Number(4, label="Pictures", precision=0, minimum=1, maximum=MOST_PICTURES, min_width=120)
+    steps = gr.Slider(1, MOST_STEPS, value=20, step=1, label="Steps")
+    scale = gr.Slider(0, 30, value=4, step=0.5, label="Guidance scale (1 is none)")
     negative = gr.Textbox("", label="Negative prompt", placeholder="none")
     with gr.Accordion("Adaptive Guidance and APG", open=False):
         threshold = gr.Slider(
@@ -108,8 +107,9 @@ def _controls() -> tuple[list[Any], gr.Button]:
 
 def _slot(name: str) -> tuple[gr.Column, gr.Image, gr.HTML]:
     with gr.Column(min_width=190, visible=False, elem_classes="drawn") as column:
+        gr.HTML(f"<h3>{name}</h3>")
         image = gr.Image(
-            label=name, interactive=False, format="png", buttons=["download", "fullscreen"], elem_classes="pixels",
+            show_label=False, interactive=False, format="png", buttons=[], container=False, elem_classes="pixels",
             alt_text=f"Pictures of {name}",
         )  # fmt: skip
         cost = gr.HTML()
