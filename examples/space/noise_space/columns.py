@@ -1,4 +1,4 @@
-"""The columns of the first page: what each adds to the stock pipeline, as objects and as the Python that makes them."""
+"""The columns of the first page: what each adds to the stock pipeline, as objects and as Python."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from noise_space.inputs import number, repository, text, whole_number
-from noise_space.inputs import LARGEST_SEED
+from noise_space.inputs import LARGEST_SEED, number, repository, text, whole_number
 from noise_space.models import NETWORKS, load_line
 
 CFG = "CFG (stock)"
@@ -155,7 +154,9 @@ class Drawing:
         load = load_line(self.model)
         lines = ["from importlib.resources import files\n"] if "files(" in repr(start) else []
         lines += ["import hfnoise", "import torch"]
-        lines += ["from hfnoise.worlds.digits_checkpoints import load_digits_pipeline"] if "load_digits" in load else []
+        lines += (
+            ["from hfnoise.worlds.digits_checkpoints import load_digits_pipeline"] if "load_digits" in load else []
+        )
         lines += ["", load, f"noise = [torch.Generator().manual_seed(seed) for seed in {self.seeds()!r}]"]
         if len(given) == 1:
             return "\n".join([*lines, f"images = pipe({call}).images"])

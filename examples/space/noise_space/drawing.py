@@ -18,6 +18,7 @@ from noise_space.models import use_pipeline
 from noise_space.notes import collected_notes
 from noise_space.refusals import REFUSALS, in_words
 
+
 @dataclass(frozen=True)
 class Column:
     """A column of the page.
@@ -102,4 +103,3 @@ def _said(pipe: Any, guider: Any, members: list[Any], drawing: Drawing, parts: S
     if ONE_MORE_STEP in parts:
         said.append(f"start: {hfnoise.start_gap(pipe, drawing.steps)}")
     return said
-

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 import hfnoise
 from hfnoise.trainers.audit_labels import suspect_rows
@@ -163,7 +163,8 @@ class Found:
         flipped = self.scored["flipped"][:]
         rows = suspect_rows(self.scored, count)
         known = ["yes" if flipped[int(row[0])] else "no" for row in rows]
-        return [[str(rank), *row[1:3], said, *row[3:]] for rank, (row, said) in enumerate(zip(rows, known, strict=True), 1)]
+        numbered = enumerate(zip(rows, known, strict=True), 1)
+        return [[str(rank), *row[1:3], said, *row[3:]] for rank, (row, said) in numbered]
 
     def verdict(self) -> str:
         """Return what was found, as Markdown."""
@@ -173,8 +174,9 @@ class Found:
         else:
             low, high = estimate.interval
             lines = [
-                f"### Estimated flip rate: {estimate.flip_rate:.1%}",
-                f"95 % interval {low:.1%} to {high:.1%}, from {estimate.count} pairs that the model was not trained on.",
+                f"### Estimated flip rate: {100 * estimate.flip_rate:.1f} %",
+                f"95 % interval {100 * low:.1f} to {100 * high:.1f} %, from {estimate.count} pairs that "
+                "the model was not trained on.",
             ]
         if flipped is None:
             lines.append("No label was flipped here, so nothing says which suspects are right: read them.")
@@ -182,8 +184,8 @@ class Found:
         share, count = float(flipped.float().mean()), min(SUSPECTS, len(flipped))
         hits = sum(row[3] == "yes" for row in self.suspects(count))
         lines.append(
-            f"Flipped here: **{share:.1%}** of these pairs. Of the {count} most suspect labels **{hits}** were flipped; "
-            f"{share * count:.0f} would be chance."
+            f"Flipped here: **{100 * share:.1f} %** of these pairs. Of the {count} most suspect labels **{hits}** "
+            f"were flipped; {share * count:.0f} would be chance."
         )
         return "\n\n".join(lines)
 
@@ -220,6 +222,7 @@ def find_flips(audit: Audit, progress: Progress) -> Found:
                 ),
                 train_dataset=train, eval_dataset=audited, callbacks=[_Steps(progress)],
             )  # fmt: skip
+            trainer.remove_callback(PrinterCallback)  # it takes the place of the bar
             trainer.train()
             progress(0.85, "scoring the pairs")
             scored = trainer.export_suspects(audited)

@@ -14,12 +14,13 @@ from noise_space.labels import DOCSTRINGS, FEWEST_PAIRS, LARGEST_SHARE, MOST_PAI
 from noise_space.pictures_page import QUEUE
 
 INTRODUCTION = """# Which preference labels are wrong?
-A share of the labels is flipped, a small model is trained on the noisy pairs by `RobustDPOTrainer`, which is **not** told how
-many, and other pairs with labels from the same source are scored: where the model contradicts a label, the label is suspect."""
+A share of the labels is flipped, and a small model is trained on the noisy pairs by `RobustDPOTrainer`, which is
+**not** told how many. Other pairs with labels from the same source are then scored: where the model contradicts a label,
+the label is suspect."""
 FIELDS = (
     "dataset", "model", "split", "flip_share", "seed", "pairs", "beta", "learning_rate", "batch_size", "max_length",
 )  # fmt: skip
-HEADERS = ["rank", "p(flipped)", "margin", "flipped here?", "prompt", "recorded as chosen", "recorded as rejected"]
+HEADERS = ["rank", "p_flip", "margin", "flipped", "prompt", "recorded as chosen", "recorded as rejected"]
 # Defaults of `hfnoise audit-labels`, for models of a few hundred million parameters.
 _LARGER = {"beta": 0.1, "learning_rate": 5e-6, "batch_size": 8, "max_length": 1024}
 

@@ -24,8 +24,8 @@ from noise_space.pictures import caption, grid_picture
 # One job at a time on the whole machine: Trainers seed the process, and pipelines keep their state in themselves.
 QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "compute"}
 INTRODUCTION = """# Noise to pictures, guided
-The same prompt from the same noise, drawn by stock classifier-free guidance (CFG) and by what `hfnoise` adds to it. Every
-column says how often the model was evaluated. The digits are models of 3 MB that come with the library."""
+The same prompt from the same noise, drawn by stock classifier-free guidance (CFG) and by what `hfnoise` adds to it.
+Every column says how often the model was evaluated. The digits are models of 3 MB that come with the library."""
 # What suits each embedded world: a prompt that shows its point.
 PROMPTS = {
     "digits-sd": "a photo of the digit seven",
@@ -33,6 +33,8 @@ PROMPTS = {
     "coloured-digits-sd": "a photo of a thick red seven",
     "shaded-digits-sd": "a photo of the digit seven on a dark background",
 }
+# Here every column makes a difference that can be seen.
+FIRST_MODEL = "shaded-digits-sd"
 # On the digits, as in docs/guidance.md; the library's own default for larger models.
 DIGITS_THRESHOLD, USUAL_THRESHOLD = 0.99, 0.999
 # Of `Drawing`, in the order of the inputs of the page; what is ticked comes first.
@@ -68,10 +70,10 @@ def build_pictures_page() -> None:
 def _controls() -> tuple[list[Any], gr.Button]:
     """Return the inputs, in the order of `FIELDS` after what is ticked, and the button."""
     model = gr.Dropdown(
-        list(EMBEDDED_PIPELINES), value="digits-sd", label="Model", allow_custom_value=True,
+        list(EMBEDDED_PIPELINES), value=FIRST_MODEL, label="Model", allow_custom_value=True,
         info="Embedded, or type a Hub id such as owner/name", elem_id="model",
     )  # fmt: skip
-    prompt = gr.Textbox(PROMPTS["digits-sd"], label="Prompt", elem_id="prompt")
+    prompt = gr.Textbox(PROMPTS[FIRST_MODEL], label="Prompt", elem_id="prompt")
     ticked = gr.CheckboxGroup(list(COLUMNS), value=list(COLUMNS), label="Columns to draw", elem_id="columns")
     draw = gr.Button("Draw", variant="primary", elem_id="draw")
     with gr.Row():
@@ -87,7 +89,11 @@ def _controls() -> tuple[list[Any], gr.Button]:
         )  # fmt: skip
         eta = gr.Slider(0, 1, value=0, step=0.05, label="eta of APG", info="What is kept of the parallel part")
         norm = gr.Number(
-            None, label="Rescaling norm r of APG", placeholder="auto", info="Empty: as for SDXL, by the size", minimum=0
+            None,
+            label="Rescaling norm r of APG",
+            placeholder="auto",
+            info="Empty: as for SDXL, by the size",
+            minimum=0,
         )
         momentum = gr.Slider(-0.95, 0.95, value=-0.5, step=0.05, label="Momentum of APG", info="0 is none")
     with gr.Accordion("Golden noise and One More Step", open=False):
@@ -156,14 +162,17 @@ def _page(status: str, names: list[str], drawn: dict[str, Column]) -> list[Any]:
         picture = grid_picture(column.images) if column and column.images else None
         below = "" if column is None else caption(column, drawn.get(CFG))
         python = column.python if column else ""
-        outputs += [gr.update(visible=name in names), gr.update(value=picture, visible=column is None or bool(picture))]
+        outputs += [
+            gr.update(visible=name in names),
+            gr.update(value=picture, visible=column is None or bool(picture)),
+        ]
         outputs += [below, gr.update(value=python, visible=bool(python))]
     return outputs
 
 
 def draw_api(
-    model: str = "digits-sd",
-    prompt: str = PROMPTS["digits-sd"],
+    model: str = FIRST_MODEL,
+    prompt: str = PROMPTS[FIRST_MODEL],
     columns: list[str] = list(COLUMNS),  # noqa: B006
     negative_prompt: str = "",
     seed: float = 0,
