@@ -58,10 +58,15 @@ def check_option_types(config: Any, owner: type, *inherited: str) -> None:
             setattr(config, name, made)
 
 
-def wrong_type(owner: type, name: str, value: Any) -> str:
-    """Return why a value is not of the type of a field, inherited or not; nothing if it is, or is a text.
+def wrong_type(owner: type, name: str, value: Any, texts: bool = True) -> str:
+    """Return why a value is not of the type of a field, inherited or not; nothing if it is.
 
-    Texts are left to the parser of the command line, which reads all options from texts.
+    Args:
+        owner (`type`): a dataclass.
+        name (`str`): of the field; one that there is not takes anything.
+        value: what was given.
+        texts (`bool`, defaults to `True`): leave texts to the parser of the command line, which reads all options
+            from texts; of what a program has stored they are wrong where no text is wanted.
 
     Example:
         >>> from dataclasses import dataclass
@@ -74,12 +79,11 @@ def wrong_type(owner: type, name: str, value: Any) -> str:
     """
     wanted = _hints(owner).get(name, Any)
     try:
-        _as(value, wanted)
+        made = _as(value, wanted)
     except _Mismatch:
-        if isinstance(value, str):
-            return ""
-        return _refusal(name, value, wanted)
-    return ""
+        return "" if texts and isinstance(value, str) else _refusal(name, value, wanted)
+    is_read = isinstance(value, str) and not isinstance(made, str)
+    return _refusal(name, value, wanted) if is_read and not texts else ""
 
 
 @lru_cache(maxsize=64)
