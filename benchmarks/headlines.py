@@ -1,4 +1,4 @@
-"""One figure a method for the README's table: what it gets wrong, or costs, beside the stock class and the best peer."""
+"""One figure a method for the README's table: its error or cost, beside the stock class's and the best peer's."""
 
 from __future__ import annotations
 

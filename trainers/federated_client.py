@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfnoise.option_types import wrong_type
 from hfnoise.privacy.lora_factors import LoraFactors
 from hfnoise.privacy.lora_message import StaleRotationError
 from hfnoise.privacy.lora_state import LoraRotation
+from hfnoise.strict_json import parse_json
 from hfnoise.trainers.federated_config import TRAINS_ONLY_B, FedSVDConfig
 from hfnoise.trainers.federated_layers import LoraLayers
 from hfnoise.trainers.federated_local import LocalTraining
@@ -320,7 +322,12 @@ def _read(file: Path | None) -> ClientRecord:
     if file is None or not file.exists():
         return ClientRecord()
     try:
-        return ClientRecord(**json.loads(file.read_text(encoding="utf-8")))
+        content = parse_json(file.read_text(encoding="utf-8"))
+        record = ClientRecord(**content)
+        reasons = [wrong_type(ClientRecord, name, value, texts=False) for name, value in content.items()]
+        if any(reasons):
+            raise ValueError(" ".join(filter(None, reasons)))
+        return record
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{str(file)!r} is damaged ({error}): nobody knows how often this client took part, so its cap cannot be "

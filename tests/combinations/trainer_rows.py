@@ -160,7 +160,9 @@ def _preference(trainer_class: Any, config_class: Any, data: Callable[[Options],
     """Return the builder of a Trainer of pairs."""
 
     def build(path: str, folder: Path, options: Options) -> Any:
-        args = _arguments(config_class, folder, options, **{"max_length": 32, "beta": 0.5} | own | _of(options, "args"))
+        args = _arguments(
+            config_class, folder, options, **{"max_length": 32, "beta": 0.5} | own | _of(options, "args")
+        )
         more = {"dp_config": _privacy(options)} if issubclass(trainer_class, DPTrainerMixin) else {}
         return trainer_class(
             language_model(path, options), args=args, train_dataset=data(options), processing_class=_tokenizer(path),
