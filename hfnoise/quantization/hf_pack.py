@@ -21,8 +21,8 @@ from hfnoise.quantization.hf_config import QuestConfig
 from hfnoise.quantization.hf_export import dequantize, export_packed, quantized_layers
 from hfnoise.quantization.report import quantization_report
 
-# Written anew; everything else in a folder (tokenizer, chat template, licence, ...) is carried along.
 _NO_SEED = [("seed", "none: nothing was drawn at random")]
+# Written anew; everything else in a folder (tokenizer, chat template, licence, ...) is carried along.
 _WRITTEN = ("config.json", "generation_config.json", "README.md")
 _WEIGHTS = (
     ".safetensors",

@@ -93,7 +93,8 @@ PUSH = """
         "steps": new_step_trainer("steps", **pushes),
         "qat": QATSFTTrainer(
             AutoModelForCausalLM.from_pretrained(os.environ["MODEL"], quantization_config=QuestConfig(weight_bits=4)),
-            processing_class=AutoTokenizer.from_pretrained(os.environ["MODEL"]), args=QATSFTConfig(**settings | {"output_dir": "qat"}), train_dataset=texts,
+            processing_class=AutoTokenizer.from_pretrained(os.environ["MODEL"]), train_dataset=texts,
+            args=QATSFTConfig(**settings | {"output_dir": "qat"}),
             peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
         ),
     }
