@@ -1,8 +1,8 @@
 """How docstrings become pages: sections as tables, references and papers as links.
 
-The docstrings are in the form of Hugging Face's doc-builder, name (`type`): text, in sections of Google's style. Readers
-of the one or the other style misread parts of it (several arguments in one entry, types with commas), so the sections are
-turned into Markdown here.
+The docstrings are in the form of Hugging Face's doc-builder, name (`type`): text, in sections of Google's style.
+Parsers of the one or the other style misread parts of it (several arguments in one entry, types with commas), so the
+sections are turned into Markdown here.
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ REFERENCE = {
     "preference": (
         "Preference",
         "hfnoise.preference",
-        *(f"hfnoise.trainers.{name}" for name in ("noise_dpo", "robust_dpo", "dr_dpo", "bvpo", "score_pairs", "trace_")),
+        *(
+            f"hfnoise.trainers.{name}"
+            for name in ("noise_dpo", "robust_dpo", "dr_dpo", "bvpo", "score_pairs", "trace_")
+        ),
     ),
     "privacy": ("Privacy", "hfnoise.privacy", "hfnoise.trainers.private", "hfnoise.trainers.federated"),
     "quantization": ("Quantisation", "hfnoise.quantization", "hfnoise.trainers.qat"),
@@ -156,7 +159,12 @@ def results_page() -> str:
     """Return the list of raw results."""
     folder = ROOT / "docs" / "results"
     names = sorted({path.stem for path in folder.iterdir()})
-    lines = ["# Raw results", "", "What the benchmarks wrote: tables, numbers with machine and versions, and plots.", ""]
+    lines = [
+        "# Raw results",
+        "",
+        "What the benchmarks wrote: tables, numbers with machine and versions, and plots.",
+        "",
+    ]
     lines += ["| benchmark | files |", "| --- | --- |"]
     for name in names:
         kinds = [path for path in sorted(folder.glob(f"{name}.*")) if path.stem == name]
@@ -181,7 +189,9 @@ def reference_pages() -> dict[str, str]:
     contents = {}
     for page, (title, *_) in REFERENCE.items():
         entries = "\n\n".join(f"::: {names[name]}.{name}" for name in pages[page])
-        contents[page] = f"# {title}\n\nEvery name is imported from `hfnoise`: `from hfnoise import ...`.\n\n{entries}\n"
+        contents[page] = (
+            f"# {title}\n\nEvery name is imported from `hfnoise`: `from hfnoise import ...`.\n\n{entries}\n"
+        )
     index = ["# API reference", "", "By the families, and the [core arithmetic](core.md) beneath them.", ""]
     for page, (title, *_) in REFERENCE.items():
         index += [f"**[{title}]({page}.md)**: ", ", ".join(f"[`{n}`][{names[n]}.{n}]" for n in pages[page]), ""]
