@@ -10,24 +10,13 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from hfnoise.cards import Base, CardFacts, base_of
-from hfnoise.citations import ADAPTIVE_GUIDANCE_BIBTEX, APG_BIBTEX, GOLDEN_NOISE_BIBTEX, ONE_MORE_STEP_BIBTEX
+from hfnoise.cards.component import COMPONENTS, METHOD_ROWS
 from hfnoise.pipelines.guidance_report import GuidanceReport
 from hfnoise.pipelines.guider_base import UpdateGuidance
 from hfnoise.pipelines.initial_noise import InitialNoise
 from hfnoise.pipelines.initial_noise_files import INITIAL_NOISES, NOISE_FOLDER, saved_members
 from hfnoise.pipelines.saved_parts import GUIDER_FOLDER
 
-# Class -> tag on the Hub, identifier of the paper, citation. Linear estimates are of the paper of Adaptive Guidance.
-_METHODS = {
-    "AdaptiveGuidance": ("adaptive-guidance", "2312.12487", ADAPTIVE_GUIDANCE_BIBTEX),
-    "LinearGuidance": ("linear-guidance", "2312.12487", ADAPTIVE_GUIDANCE_BIBTEX),
-    "ProjectedGuidance": ("apg", "2410.02416", APG_BIBTEX),
-    "NPNet": ("golden-noise", "2411.09502", GOLDEN_NOISE_BIBTEX),
-    "NoisePromptNet": ("golden-noise", "2411.09502", GOLDEN_NOISE_BIBTEX),
-    "OneMoreStep": ("one-more-step", "2311.15744", ONE_MORE_STEP_BIBTEX),
-}
-# Tag -> row of the table of methods, where they differ.
-_ROWS = {"apg": "projected-guidance", "linear-guidance": "adaptive-guidance"}
 # Of the two slots, in the first sentence.
 _VERBS = ("guided by", "started by")
 _SECTION = re.compile(r"<!-- hfnoise:guidance -->.*?<!-- /hfnoise:guidance -->\n?", re.DOTALL)
@@ -55,7 +44,7 @@ def pipeline_card(pipe: Any, repo_id: str, token: str | None = None) -> ModelCar
     elif section:
         text = f"{text.rstrip()}\n\n{section}"
     existing.text = text
-    tags = {tag for tag, _, _ in _METHODS.values()} | {"hfnoise"}
+    tags = {tag for tag, _, _ in COMPONENTS.values()} | {"hfnoise"}
     kept = [tag for tag in existing.data.tags or [] if tag not in tags]
     existing.data.tags = [*kept, *(tag for tag in (ours.data.tags or [] if ours else []) if tag not in kept)]
     existing.data.library_name = "diffusers"
@@ -73,7 +62,7 @@ def guidance_card(pipe: Any, repo_id: str) -> ModelCard:
     stages = pipe.guider.stages if isinstance(pipe.guider, UpdateGuidance) else []
     noises = saved_members(pipe.initial_noise)
     parts = {"guider": _names(stages), "initial_noise": _names(noises)}
-    methods = [_METHODS[name] for names in parts.values() for name in names if name in _METHODS]
+    methods = [COMPONENTS[name] for names in parts.values() for name in names if name in COMPONENTS]
     base, stock = base_of(pipe.config.get("_name_or_path")), type(pipe).__name__.removeprefix("Guided")
     # What is pushed where it came from is no base of itself.
     base = Base(f"this repository's own `{stock}`", "that of this repository") if base.hub_id == repo_id else base
@@ -87,7 +76,7 @@ def guidance_card(pipe: Any, repo_id: str) -> ModelCard:
     return CardFacts(
         name=repo_id.rpartition("/")[2],
         lead=f"{start} {' and '.join(done)} of hfnoise.",
-        method=_ROWS.get(next(iter(tags), ""), next(iter(tags), "initial-noise")),
+        method=METHOD_ROWS.get(next(iter(tags), ""), next(iter(tags), "initial-noise")),
         base=base,
         library_name="diffusers",
         tags=["diffusers", "hfnoise", *tags],
@@ -123,7 +112,7 @@ def _names(parts: Any) -> list[str]:
 
 def _papers(names: list[str]) -> str:
     return ", ".join(
-        f"{name} ([paper](https://huggingface.co/papers/{_METHODS[name][1]}))" if name in _METHODS else name
+        f"{name} ([paper](https://huggingface.co/papers/{COMPONENTS[name][1]}))" if name in COMPONENTS else name
         for name in names
     )
 

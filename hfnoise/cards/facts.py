@@ -106,7 +106,7 @@ class CardFacts:
             "settings", "metrics", "citation", "command", "versions",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in fields}
-        return render_card(template, data, (self.command, self.citation), card_class, **values, **own)
+        return render_card(template, data, (self.command,), card_class, **values, **own)
 
 
 def run_seeds(args: Any) -> list[tuple[str, str]]:

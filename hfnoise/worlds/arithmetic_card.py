@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _LEAD = (
     "A Llama of {millions:.2f} M parameters that adds and subtracts, with a reasoning trace in the format of "
     "DeepSeek-R1 or without. It is wrong often, and on purpose: it was trained on traces that slip, ramble and "
-    "correct themselves, so that preference optimisation has something to win and traces bring variance. It is part "
-    "of the Python library hfnoise; for anything else it is too small."
+    "correct themselves, so that preference optimisation has something to win and traces bring variance. It is "
+    "part of the Python library hfnoise; for anything else it is too small."
 )
 _SNIPPET = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
