@@ -76,20 +76,20 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "preference_noise_trainer", "preference_noise", "preference",
         "How many held-out pairs does a whole training run get wrong when labels are flipped?",
-        full="--parts trainer", small="--parts trainer --trainer_seeds 1 --trainer_rates 0.3 --trainer_pairs 256"
+        full="--parts trainer", small="--parts trainer --trainer_seeds 1 --trainer_rates 0.3 --trainer_pairs 128"
         " --trainer_methods DPO 'TRL robust, true rate' 'RobustDPO, rate unknown'",
         compare=compare_preference.trainer,
     ),
     Benchmark(
         "preference_noise_features", "preference_noise", "preference",
         "The same for every loss, on frozen features, at five flip rates; is the flip rate estimated?",
-        full="--parts features --seeds 6", small="--parts features --seeds 2 --pairs 300",
+        full="--parts features --seeds 6", small="--parts features --seeds 1 --pairs 200",
         compare=compare_preference.features,
     ),
     Benchmark(
         "preference_noise_overhead", "preference_noise", "preference",
         "What does a step cost beside TRL's own loss?",
-        full="--parts overhead --steps 40", small="--parts overhead --steps 6",
+        full="--parts overhead --steps 40", small="--parts overhead --steps 6 --losses robust sym",
         compare=compare_preference.overhead,
     ),
     Benchmark(
@@ -106,7 +106,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "bvpo_runs", "bvpo", "preference",
         "Does BVPO's estimated share give better answers than DPO on both kinds of answers?",
-        full="--parts runs", small="--parts runs --seeds 1 --shares auto 'union = DPO on both (0.5)'",
+        full="--parts runs", small="--parts runs --seeds 1 --pairs 320 --shares auto 'union = DPO on both (0.5)'",
         compare=compare_preference.bvpo_runs,
     ),
     Benchmark(
