@@ -109,7 +109,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "Does BVPO's estimated share give better answers than DPO on both kinds of answers?",
         full="--parts runs", small="--parts runs --seeds 1 --pairs 320 --shares auto 'union = DPO on both (0.5)'",
         compare=compare_preference.bvpo_runs,
-        limits="The estimated share has less error in the gradient and gives no better answers than plain DPO on both.",
+        limits="The estimated share has less error in the gradient and gives no better answers than plain DPO"
+        " on both.",
     ),
     Benchmark(
         "bvpo_gradients", "bvpo", "preference",
@@ -147,7 +148,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         small="--seeds 0 --rounds 2 --rate 0.667"
         " --methods FedAvg 'FFA-LoRA (orthonormal)' FedEx-LoRA FedSVD",
         compare=compare_privacy.fedsvd,
-        limits="Under SGD, FedSVD is FFA-LoRA with orthonormal rows, by a theorem and to the bit; refreshing costs bytes.",
+        limits="Under SGD, FedSVD is FFA-LoRA with orthonormal rows, by a theorem and to the bit; refreshing"
+        " costs bytes.",
     ),
     Benchmark(
         "fedsvd_rotation", "fedsvd_rotation", "privacy",
@@ -165,7 +167,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "quantization_kernels", "quantization_kernels", "quantization",
         "How fast is a layer of 1 to 4 bits on a CPU?",
         full="", small="--repeats 3 --threads 1", compare=compare_quantization.kernels,
-        limits="On a CPU; no kernel of ours was measured on a GPU. At 4 bits other libraries are faster for one token.",
+        limits="On a CPU; no kernel of ours was measured on a GPU. At 4 bits other libraries are faster for"
+        " one token.",
     ),
     Benchmark(
         "quantization_step_time", "quantization_step_time", "quantization",
