@@ -154,7 +154,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "fedsvd_rotation", "fedsvd_rotation", "privacy",
         "What does FedSVD's refactorisation cost, by the Gram matrix and by SVD?",
-        full="", small="--repeats 10 --svd_repeats 1 --cases 1024_r8", compare=compare_privacy.rotation,
+        full="", small="--repeats 10 --svd_repeats 1 --cases '1024 x 1024, r = 8'", compare=compare_privacy.rotation,
     ),
     Benchmark(
         "quantization_training", "quantization_training", "quantization",
