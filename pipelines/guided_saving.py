@@ -20,6 +20,7 @@ from hfnoise.pipelines.guider_checks import check_guider, own_scale, takes_guide
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
 from hfnoise.pipelines.initial_noise_files import check_can_be_saved, save_initial_noise
 from hfnoise.pipelines.saved_parts import GUIDER_FOLDER, PipelineRepository, remove_earlier, stale_patterns
+from hfnoise.pipelines.unsaved_adapters import check_adapters
 
 _INDEX = "model_index.json"
 _WEIGHT_OPTIONS = ("safe_serialization", "variant", "max_shard_size")
@@ -57,9 +58,11 @@ class GuidedSaving:
                 `token` of the push; `use_flashpack` as in diffusers.
 
         Raises:
-            ValueError: if `save_directory` is a file, or two members of the initial noise need the same sub-folder.
+            ValueError: if `save_directory` is a file, or two members of the initial noise need the same sub-folder, or
+                a network carries a LoRA or an IP-Adapter, which stock would write so that nothing reads it.
         """
         check_can_be_saved(self.initial_noise)  # type: ignore[attr-defined]
+        check_adapters(self.components)  # type: ignore[attr-defined]
         directory = os.fspath(save_directory)
         if os.path.isfile(directory):
             raise ValueError(f"save_directory must be a folder, and {directory} is a file.")
@@ -94,9 +97,10 @@ class GuidedSaving:
                 sub-folder no card is written.
 
         Raises:
-            ValueError: if two members of the initial noise need the same sub-folder.
+            ValueError: if two members of the initial noise need the same sub-folder, or a network carries adapters.
         """
         check_can_be_saved(self.initial_noise)  # type: ignore[attr-defined]
+        check_adapters(self.components)  # type: ignore[attr-defined]
         repo_id = _created({"repo_id": repo_id, "private": private, "token": token})
         with tempfile.TemporaryDirectory() as folder:
             self._write(folder, safe_serialization, variant=variant)
