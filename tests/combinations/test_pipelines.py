@@ -1,4 +1,4 @@
-"""The matrix of pipelines: every pair of entries in a cell that works, or refused; the page of the docs says the same."""
+"""The matrix of pipelines: every pair of entries is in a cell that works, or is refused; the page says the same."""
 
 from itertools import combinations
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.combinations.pipelines import (
 
 pytestmark = [
     *(pytest.mark.filterwarnings(warning) for warning in STOCK_WARNINGS),
-    # Of the small predictions of models of no training; of graphs; of what a reload does without.
+    # Of diffusers and torch in what they do when they load and compile.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
