@@ -53,7 +53,8 @@ def refused_in_both(cell: Cell, path, folder) -> None:
         build(cell.row, path, folder, cell.variant)
 
 
-@pytest.mark.filterwarnings("ignore:.*liger.*:FutureWarning")  # TRL's, of the name of the option
+# TRL's own, of settings that it will not have for ever.
+@pytest.mark.filterwarnings("ignore:`(use_liger_kernel|label_smoothing_factor).*deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning:torch._dynamo", "ignore::DeprecationWarning:torch._dynamo")
 @pytest.mark.parametrize("cell", [marked(cell) for cell in cells()])
 def test_cell(cell, model_path, tmp_path, monkeypatch):

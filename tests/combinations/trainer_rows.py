@@ -164,7 +164,9 @@ def _preference(trainer_class: Any, config_class: Any, data: Callable[[Options],
     """Return the builder of a Trainer of pairs."""
 
     def build(path: str, folder: Path, options: Options) -> Any:
-        args = _arguments(config_class, folder, options, **{"max_length": 32, "beta": 0.5} | own | _of(options, "args"))
+        args = _arguments(
+            config_class, folder, options, **{"max_length": 32, "beta": 0.5} | own | _of(options, "args")
+        )
         more = {"dp_config": _privacy(options)} if issubclass(trainer_class, DPTrainerMixin) else {}
         return trainer_class(
             language_model(path, options), args=args, train_dataset=data(options), processing_class=_tokenizer(path),
@@ -182,8 +184,12 @@ def _privacy(options: Options) -> DPConfig:
     # Little noise, so that it can be seen to learn, and a known one, so that two runs can be compared.
     return DPConfig(
         **{
-            "noise_multiplier": 0.01, "unsafe_seed": 5, "accumulation_dtype": "float64", "log_private_metrics": True,
-        } | _of(options, "dp")
+            "noise_multiplier": 0.01,
+            "unsafe_seed": 5,
+            "accumulation_dtype": "float64",
+            "log_private_metrics": True,
+        }
+        | _of(options, "dp")
     )
 
 
@@ -266,7 +272,7 @@ class PrivateRobustDPOTrainer(DPTrainerMixin, RobustDPOTrainer):
 
 def _qat_preference(trainer_class: Any, config_class: Any) -> Any:
     def build(path: str, folder: Path, options: Options) -> Any:
-        own = {"max_length": 32, "beta": 0.5, **_bits(options), "learning_rate": 0.1}
+        own = {"max_length": 32, "beta": 0.5, "learning_rate": 0.005, **_bits(options)}
         return trainer_class(
             language_model(path, options, _quantized(options)), args=_arguments(config_class, folder, options, **own),
             train_dataset=pairs(options), processing_class=_tokenizer(path),
