@@ -92,8 +92,8 @@ def stock_arguments(args: Any) -> Any:
         )
     if args.use_liger_kernel:
         raise ValueError(
-            "use_liger_kernel=True is for models of transformers: a denoiser of diffusers would be trained without any "
-            "of its kernels, with a warning. Leave it out; torch_compile=True works."
+            "use_liger_kernel=True is for models of transformers: a denoiser of diffusers would be trained without "
+            "any of its kernels, with a warning. Leave it out; torch_compile=True works."
         )
     if args.activation_checkpointing_kwargs:
         raise ValueError(

@@ -315,6 +315,4 @@ def in_float32(model: Any) -> None:
     for value in low.values():
         value.data = value.data.float()
     if low:
-        logger.info(
-            "%d adapter weights put into float32: noise and averages must not be rounded to 16 bits.", len(low)
-        )
+        logger.info("%d adapter weights put into float32: noise and averages are not to be rounded.", len(low))

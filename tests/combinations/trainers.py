@@ -1,4 +1,4 @@
-"""The matrix of the Trainers as data: what composes with what, by which check, and what is refused with which words."""
+"""The matrix of the Trainers as data: what composes with what, by which check, and what is refused in which words."""
 
 from __future__ import annotations
 
@@ -118,7 +118,11 @@ SHARDED = {
 
 def sharded(engine: str) -> dict[str, Any]:
     """Return the refusals of an engine, by its name."""
-    return {row: Refused(expected.words.format(engine)) for row, expected in SHARDED.items()}
+    found = {row: Refused(expected.words.format(engine)) for row, expected in SHARDED.items()}
+    if engine == "FSDP":  # on several processes by hfnoise
+        alone = Refused("Using fsdp only works in distributed training", "transformers, in one process")
+        found |= _rows(("DPSFT", "DPDPO", "make_private"), alone)
+    return found
 
 
 COLUMNS: dict[str, Column] = {
@@ -157,6 +161,7 @@ COLUMNS: dict[str, Column] = {
                  Options(more=FLOAT_INPUTS)),
     ),
     "bf16": Column("`bf16=True`", "close", with_settings(bf16=True), tolerance=0.1,
+        other={"NoisePrompt": "same"},  # float32 whatever autocast says
         own=_own(QUANTIZED, Options({"bf16": True}, more=FLOAT_INPUTS), Options(more=FLOAT_INPUTS))),
     "resume": Column(
         "resume", "resumed", with_settings(max_steps=4, save_strategy="steps", save_steps=2),
@@ -185,7 +190,7 @@ COLUMNS: dict[str, Column] = {
         "DPDPO": Refused("padding_free=True puts several units into one row"),
         **_rows([row for row in ROWS if row not in (*PAIRS, *OF_SFT)], ABSENT),
     }),
-    "label smoothing": Column("`label_smoothing_factor`", "has effect", with_settings(label_smoothing_factor=0.1), other={
+    "label smoothing": Column("`label_smoothing_factor`", "has effect", Options({"label_smoothing_factor": 0.1}), other={
         **_rows(PAIRS, Refused("has no effect: it smooths the labels of tokens")),
         **_rows(("DPSFT", "make_private"), "units"),
         **_rows(IMAGES, Refused("a denoiser has no labels")),
