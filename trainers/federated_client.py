@@ -23,6 +23,7 @@ from hfnoise.trainers.federated_local import LocalTraining
 from hfnoise.trainers.federated_message import ClientUpdate, FederationMessage
 from hfnoise.trainers.federated_start import start_rows
 from hfnoise.trainers.private_mixin import in_float32
+from hfnoise.trainers.quantized_base import keep_differentiable
 
 STATE_FILE = "federated_client.json"
 _UNKNOWN_ROUND = -1
@@ -90,6 +91,7 @@ class FedSVDClient:
         self._training = LocalTraining(trainer, config.local_steps, self.cap, self.record.noise_multiplier)
         self._training.keep_ledger(None if self._file is None else self._file.with_name("ledger.json"))
         self.layers = LoraLayers.of(trainer.model)
+        keep_differentiable(trainer.model)
         in_float32(trainer.model)  # TRL casts adapters on a quantised base to bfloat16
         self._refuse_trainable_A()
         self._rotations: dict[str, LoraRotation] = {}

@@ -99,6 +99,11 @@ class FedSVDTrainer(FederatedPushMixin):
         privacy = _privacy_by_client(dp_config, list(data), fedsvd_config)
         self.args = copy.copy(args) if args is not None else SFTConfig("fedsvd")
         _refuse_secrets_inside(self.args.output_dir, privacy or {})
+        if self.args.fsdp or self.args.deepspeed:
+            raise ValueError(
+                "FSDP and DeepSpeed shard a model over processes, and FedSVDTrainer runs the whole federation in one. "
+                "Leave fsdp and deepspeed out; a 4- or 8-bit base takes less memory."
+            )
         if self.args.world_size > 1:
             raise ValueError(
                 f"FedSVDTrainer runs the whole federation in one process, and here are {self.args.world_size}: they "

@@ -23,6 +23,7 @@ from hfnoise.trainers.noise_dpo_scoring import NoiseDPOScoringMixin
 from hfnoise.trainers.pair_batch import PairBatch, pair_batch
 from hfnoise.trainers.pair_monitor import PairMonitor
 from hfnoise.trainers.prefix_sharing import PrefixSharingMixin
+from hfnoise.trainers.quantized_base import keep_differentiable
 
 __all__ = ["NoiseDPOConfig", "NoiseDPOTrainer"]
 
@@ -61,6 +62,7 @@ class NoiseDPOTrainer(
         self.refuse_before_loading(args, kwargs)
         super().__init__(model, ref_model, args, **self.number_vision_pairs(args, kwargs))
         self.refuse_engines()
+        keep_differentiable(self.model)
         self.sharing_prefixes(self.model)  # refuses here what it cannot share
         self.add_callback(NoiseRunState(self.run_identity()))
         names_and_weights = list(zip(args.loss_type, self.loss_weights, strict=True))

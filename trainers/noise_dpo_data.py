@@ -23,6 +23,7 @@ from hfnoise.trainers.preference_data import (
     refuse_lost_traces,
     report_removed,
 )
+from hfnoise.trainers.quantized_base import keep_differentiable
 from hfnoise.trainers.reference_cache import with_cached_columns, without_columns
 
 # Key of a batch -> field of PairBatch.
@@ -151,6 +152,7 @@ class NoiseDPODataMixin:
         rate changes with `max_length` set. For a dataset in memory it writes a file of another name on every process,
         and fails on all but the first: nothing is cached then.
         """
+        keep_differentiable(self.model)  # type: ignore[attr-defined]  # before it is evaluated for the first time
         if isinstance(dataset, Dataset):
             with_ches = self.args.compute_ches
             # What is there comes from another model or run.

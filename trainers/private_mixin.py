@@ -37,6 +37,7 @@ from hfnoise.trainers.private_run import PrivateRun
 from hfnoise.trainers.private_scale import LossScale
 from hfnoise.trainers.private_step import PrivateStep
 from hfnoise.trainers.private_units import Units, unit_names
+from hfnoise.trainers.quantized_base import keep_differentiable
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin, HubPushMixin):
         if not isinstance(config, DPConfig):
             raise ValueError(f"dp_config must be a DPConfig, got {type(config).__name__}.")
         in_float32(self.model)
+        keep_differentiable(self.model)
         refuse_trainer(self, config)
         refuse_optimizer(self.args, self.optimizer, config)
         self.dp_config = config
@@ -314,6 +316,4 @@ def in_float32(model: Any) -> None:
     for value in low.values():
         value.data = value.data.float()
     if low:
-        logger.info(
-            "%d adapter weights put into float32: noise and averages must not be rounded to 16 bits.", len(low)
-        )
+        logger.info("%d adapter weights put into float32: noise and averages are not to be rounded.", len(low))

@@ -130,11 +130,11 @@ def _refuse_engines(trainer: Any, config: Any) -> None:
             "grad_mode='loop' with a model sharded at load time: transformers averages ordinary gradients over the "
             "processes before they could be clipped per unit. Use grad_mode='leaf'."
         )
-    if trainer.is_deepspeed_enabled:
+    if trainer.is_deepspeed_enabled or trainer.args.deepspeed:
         raise ValueError(
             "DeepSpeed owns the gradients, so they cannot be clipped per unit. Use DistributedDataParallel."
         )
-    if trainer.is_fsdp_enabled:
+    if trainer.is_fsdp_enabled or trainer.args.fsdp:
         raise ValueError(
             "FSDP as accelerate sets it up shards the trainable parameters, so a process would clip a part of a "
             "unit's gradient. Use DistributedDataParallel; for a base larger than one device device_map='auto', or "

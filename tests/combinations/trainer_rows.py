@@ -48,6 +48,7 @@ ARGUMENTS = {
     "lr_scheduler_type": "constant", "optim": "sgd", "weight_decay": 0.0, "warmup_steps": 0, "logging_steps": 1,
     "save_strategy": "no", "seed": 3, "train_sampling_strategy": "sequential",
 }  # fmt: skip
+DRAWN = {"train_sampling_strategy": "random", "learning_rate": 0.5}  # of private Trainers
 ROWS_OF_DATA = 12  # three steps of four: one pass
 LAYERS = ["q_proj", "v_proj"]
 
@@ -149,7 +150,10 @@ def _given(rows: list[dict[str, Any]], options: Options) -> Any:
 
 
 def _arguments(arguments_class: Any, folder: Path, options: Options, **own: Any) -> Any:
-    return arguments_class(**{**ARGUMENTS, "output_dir": str(folder), **own, **options.settings})
+    args = arguments_class(**{**ARGUMENTS, "output_dir": str(folder), **own, **options.settings})
+    for name, value in _of(options, "set").items():  # what needs a package or a launcher to be given
+        setattr(args, name, value)
+    return args
 
 
 def _tokenizer(path: str) -> Any:
@@ -179,13 +183,19 @@ def _of(options: Options, part: str) -> dict[str, Any]:
 def _privacy(options: Options) -> DPConfig:
     # Little noise, so that it can be seen to learn, and a known one, so that two runs can be compared.
     return DPConfig(
-        **{"noise_multiplier": 0.01, "unsafe_seed": 5, "accumulation_dtype": "float64"} | _of(options, "dp")
+        **{
+            "noise_multiplier": 0.01,
+            "unsafe_seed": 5,
+            "accumulation_dtype": "float64",
+            "log_private_metrics": True,
+        }
+        | _of(options, "dp")
     )
 
 
 def _private_sft(path: str, folder: Path, options: Options) -> Any:
     return DPSFTTrainer(
-        language_model(path, options), args=_arguments(SFTConfig, folder, options, max_length=32, learning_rate=0.5),
+        language_model(path, options), args=_arguments(SFTConfig, folder, options, max_length=32, **DRAWN),
         train_dataset=texts(options), processing_class=_tokenizer(path), peft_config=adapter_config(options.adapter),
         dp_config=_privacy(options),
     )  # fmt: skip
@@ -195,7 +205,7 @@ def _made_private(path: str, folder: Path, options: Options) -> Any:
     model = language_model(path, options)
     if options.adapter is not None:
         model = get_peft_model(model, adapter_config(options.adapter))
-    args = _arguments(TrainingArguments, folder, options, learning_rate=0.5)
+    args = _arguments(TrainingArguments, folder, options, **DRAWN)
     trainer = Trainer(model, args, train_dataset=token_rows(options))
     return make_private(trainer, _privacy(options))
 
@@ -262,7 +272,7 @@ class PrivateRobustDPOTrainer(DPTrainerMixin, RobustDPOTrainer):
 
 def _qat_preference(trainer_class: Any, config_class: Any) -> Any:
     def build(path: str, folder: Path, options: Options) -> Any:
-        own = {"max_length": 32, "beta": 0.5, **_bits(options), "learning_rate": 0.1}
+        own = {"max_length": 32, "beta": 0.5, "learning_rate": 0.005, **_bits(options)}
         return trainer_class(
             language_model(path, options, _quantized(options)), args=_arguments(config_class, folder, options, **own),
             train_dataset=pairs(options), processing_class=_tokenizer(path),
@@ -291,8 +301,9 @@ def _diffusion(path: str, folder: Path, options: Options) -> Any:
     from tests.trainers.diffusion_world import new_unet
 
     rows = make_rows(ROWS_OF_DATA)
+    faster = {"learning_rate": 1.0} if options.adapter else {}  # adapters of random attention have tiny gradients
     return DiffusionTrainer(
-        _stored(new_unet(), folder, options), _image_arguments(DiffusionTrainingArguments, folder, options),
+        _stored(new_unet(), folder, options), _image_arguments(DiffusionTrainingArguments, folder, options, **faster),
         scheduler=new_scheduler(), train_dataset=rows.to_iterable_dataset() if options.stream else rows,
         peft_config=adapter_config(options.adapter, ["to_q", "to_v"]),
     )  # fmt: skip
@@ -334,9 +345,9 @@ ROWS: dict[str, Callable[[str, Path, Options], Any]] = {
     "DrDPO": _preference(DrDPOTrainer, DrDPOConfig),
     "BVPO": _preference(BVPOTrainer, BVPOConfig, trace_pairs, trace_alpha=0.5, max_length=64),
     "DPSFT": _private_sft,
-    "DPDPO": _preference(DPDPOTrainer, DPOConfig, learning_rate=0.5),
+    "DPDPO": _preference(DPDPOTrainer, DPOConfig, **DRAWN),
     "make_private": _made_private,
-    "DP + RobustDPO": _preference(PrivateRobustDPOTrainer, RobustDPOConfig, flip_rate=0.2, learning_rate=0.5),
+    "DP + RobustDPO": _preference(PrivateRobustDPOTrainer, RobustDPOConfig, flip_rate=0.2, **DRAWN),
     "FedSVD": _federated,
     "QAT": _qat,
     "QATSFT": _qat_sft,
