@@ -15,8 +15,8 @@ from noise_space.pictures_page import QUEUE
 
 INTRODUCTION = """# Which preference labels are wrong?
 A share of the labels is flipped, and a small model is trained on the noisy pairs by `RobustDPOTrainer`, which is
-**not** told how many. Other pairs with labels from the same source are then scored: where the model contradicts a label,
-the label is suspect."""
+**not** told how many. Other pairs with labels from the same source are then scored: where the model contradicts
+a label, the label is suspect."""
 FIELDS = (
     "dataset", "model", "split", "flip_share", "seed", "pairs", "beta", "learning_rate", "batch_size", "max_length",
 )  # fmt: skip

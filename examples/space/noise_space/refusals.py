@@ -14,6 +14,8 @@ _MOST_CHARACTERS = 600
 def in_words(error: BaseException) -> str:
     """Return the message of an error on one line, and what may be the cause where the Hub's library does not say."""
     said = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, (ValueError, OSError, UsageError)):
+        said = f"{type(error).__name__}: {said}"  # seldom written for readers
     offline = HF_HUB_OFFLINE and isinstance(error, OSError)
     hint = " HF_HUB_OFFLINE is set here: only what is in the cache can be loaded." if offline else ""
     return said[:_MOST_CHARACTERS] + hint
