@@ -313,6 +313,8 @@ def test_an_audit_that_is_refused_says_so():
     assert [share for share, _ in said] == sorted(share for share, _ in said) and "training, step 2" in dict(
         said
     ).values()
+    assert "p_flip ranks the pairs but its level means nothing" in found.verdict()
+    assert found.verdict().count("too few") == 1
     assert len(found.suspects(10)) == 10 and {row[3] for row in found.suspects()} == {"yes", "no"}
     with pytest.raises(ValueError, match="'nobody/nothing' cannot be trained on"):
         find_flips(Audit(pairs=50, model="nobody/nothing"), lambda share, what: None)

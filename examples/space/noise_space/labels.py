@@ -179,6 +179,7 @@ class Found:
                 f"95 % interval {100 * low:.1f} to {100 * high:.1f} %, from {estimate.count} pairs that "
                 "the model was not trained on.",
             ]
+        lines += [f"*{note}*" for note in self._notes()]
         if flipped is None:
             lines.append("No label was flipped here, so nothing says which suspects are right: read them.")
             return "\n\n".join(lines)
@@ -189,6 +190,14 @@ class Found:
             f"were flipped; {share * count:.0f} would be chance."
         )
         return "\n\n".join(lines)
+
+    def _notes(self) -> list[str]:
+        """Return the notes without the reason of a refusal, which stands above them."""
+        reason = self.estimate.reason
+        if not reason:
+            return list(self.notes)
+        shortened = (note.replace(f" Refused because: {reason}", "") for note in self.notes)
+        return [note for note in shortened if reason not in note]
 
 
 class _Steps(TrainerCallback):
