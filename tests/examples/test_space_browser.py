@@ -41,7 +41,7 @@ class Page:
         metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         browser.get(url)
-        self.wait(lambda: self.all("h1"))
+        self.wait(lambda: self.all("button.primary"))
 
     def all(self, selector):
         return [element for element in self.browser.find_elements("css selector", selector) if element.is_displayed()]
@@ -49,7 +49,8 @@ class Page:
     def click(self, text):
         """Click what bears a text: a button, a link or a tick."""
         path = f"//button[contains(., '{text}')] | //a[contains(., '{text}')] | //label[contains(., '{text}')]"
-        self.browser.execute_script("arguments[0].click()", self.browser.find_element("xpath", path))
+        found = self.wait(lambda: self.browser.find_elements("xpath", path))
+        self.browser.execute_script("arguments[0].click()", found[0])
 
     def type(self, selector, text):
         from selenium.webdriver.common.keys import Keys
