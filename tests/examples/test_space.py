@@ -236,6 +236,25 @@ def test_the_card_of_the_space():
     assert data["sdk_version"].startswith(low) and int(data["sdk_version"].split(".")[0]) < int(high)
 
 
+def test_a_hub_that_is_out_of_reach(monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from noise_space import refusals
+
+    def fail():
+        try:
+            raise LocalEntryNotFoundError("no connection")
+        except LocalEntryNotFoundError:
+            raise OSError("x/y does not appear to have a file named model_index.json.")  # noqa: B904, as diffusers
+
+    for offline, hint in ((True, "HF_HUB_OFFLINE is set here"), (False, "The Hub cannot be reached from here")):
+        monkeypatch.setattr(refusals, "HF_HUB_OFFLINE", offline)
+        with pytest.raises(OSError) as caught:
+            fail()
+        assert hint in refusals.in_words(caught.value)
+    assert refusals.in_words(OSError("gone")) == "gone"
+    assert refusals.in_words(TypeError("a\n b")) == "TypeError: a b"
+
+
 # What takes longer. --------------------------------------------------------------------------------------------------
 
 
