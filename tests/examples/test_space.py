@@ -339,6 +339,20 @@ def test_an_audit_that_is_refused_says_so():
         find_flips(Audit(pairs=50, model="nobody/nothing"), lambda share, what: None)
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["world", "file"])
+def test_the_python_of_an_audit(kind, make_pairs, tmp_path, monkeypatch):
+    from noise_space.labels import Audit, find_flips
+
+    make_pairs(120).to_json(tmp_path / "pairs.jsonl")
+    audit = Audit(pairs=50) if kind == "world" else Audit(dataset=str(tmp_path / "pairs.jsonl"), pairs=60, seed=2)
+    found = find_flips(audit, lambda share, what: None)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(audit.python(), names)
+    assert names["suspects"]["margin"][:] == pytest.approx(sorted(found.margins.tolist()), abs=1e-6)
+
+
 @pytest.mark.slow
 def test_clients(space_url):
     gradio_client = pytest.importorskip("gradio_client")
