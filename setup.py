@@ -33,7 +33,8 @@ flower = ["flwr>=1.41"]
 # To train the worlds of digits anew; what is shipped runs without.
 worlds = ["scikit-learn>=1.5"]
 # The site made of docs/, and the Space in examples/space.
-docs = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1"]
+# ruff folds long signatures in it.
+docs = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1", "ruff>=0.14"]
 space = ["gradio>=6"]
 test = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "beartype>=0.20", "Pillow>=10", "setuptools>=70"]
 test += ["wheel>=0.40", *quant, *dp, *flower, *worlds, *docs, *space]
@@ -87,7 +88,7 @@ setup(
         "space": space,
         "track": ["trackio>=0.40"],
         "test": test,
-        "dev": [*test, "ruff>=0.14", "mypy>=1.18", "build>=1.2", "selenium>=4", "twine>=6"],
+        "dev": [*test, "mypy>=1.18", "build>=1.2", "selenium>=4", "twine>=6"],
     },
     entry_points={"console_scripts": ["hfnoise = hfnoise.__main__:main"]},
     classifiers=[

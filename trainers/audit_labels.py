@@ -24,7 +24,7 @@ from torch import Tensor
 from hfnoise.cards import library_versions
 from hfnoise.errors import UsageError
 from hfnoise.folders import check_writable
-from hfnoise.preference.corruption import flip_labels
+from hfnoise.preference.corruption import FLIPPED_COLUMN, flip_labels
 from hfnoise.preference.flip_rate import FlipRateEstimate, estimate_flip_rate, posterior_flip
 from hfnoise.trainers.audit_arguments import AuditArguments
 from hfnoise.trainers.command_line import parse
@@ -119,7 +119,8 @@ def _write(audit: AuditArguments, scored: Dataset, margins: Tensor, estimate: Fl
     }  # fmt: skip
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     scored.save_to_disk(folder / "dataset")
-    plot_margins(margins, estimate, folder / "margins.png")
+    flipped = torch.tensor(scored[FLIPPED_COLUMN][:]) if audit.inject_flip_rate else None
+    plot_margins(margins, estimate, folder / "margins.png", flipped)
     rows = suspect_rows(scored, audit.top)
     (folder / "suspects.md").write_text(_markdown(rows), encoding="utf-8")
     _print(rows, note or describe(estimate), folder)

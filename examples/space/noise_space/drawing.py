@@ -52,7 +52,7 @@ def draw_columns(drawing: Drawing, ticked: Sequence[str]) -> Iterator[Column]:
     """
     for name, parts in chosen_columns(ticked).items():
         # Let go between columns: the page shows one while nobody draws.
-        with _pipeline(drawing.model) as pipe, collected_notes() as notes:
+        with collected_notes() as notes, _pipeline(drawing.model) as pipe:
             try:
                 column = _drawn(pipe, drawing, name, parts, notes)
             except REFUSALS as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -178,6 +179,7 @@ class Found:
                 f"95 % interval {100 * low:.1f} to {100 * high:.1f} %, from {estimate.count} pairs that "
                 "the model was not trained on.",
             ]
+        lines += [f"*{note}*" for note in self._notes()]
         if flipped is None:
             lines.append("No label was flipped here, so nothing says which suspects are right: read them.")
             return "\n\n".join(lines)
@@ -188,6 +190,14 @@ class Found:
             f"were flipped; {share * count:.0f} would be chance."
         )
         return "\n\n".join(lines)
+
+    def _notes(self) -> list[str]:
+        """Return the notes without the reason of a refusal, which stands above them."""
+        reason = self.estimate.reason
+        if not reason:
+            return list(self.notes)
+        shortened = (note.replace(f" Refused because: {reason}", "") for note in self.notes)
+        return [note for note in shortened if reason not in note]
 
 
 class _Steps(TrainerCallback):
@@ -209,28 +219,35 @@ def find_flips(audit: Audit, progress: Progress) -> Found:
     Raises:
         ValueError: if the dataset or the model cannot be used.
     """
-    try:
-        with TemporaryDirectory() as folder, collected_notes() as notes:
-            progress(0.0, "reading the pairs")
+    with collected_notes() as notes:
+        progress(0.0, "reading the pairs")
+        with _named(f"the dataset {audit.dataset!r} cannot be used"):
             train, audited = audit.datasets()
-            progress(0.0, "loading the model")
+        progress(0.0, "loading the model")
+        with _named(f"{audit.model!r} cannot be trained on {audit.dataset!r}"), TemporaryDirectory() as folder:
+            config = hfnoise.RobustDPOConfig(
+                folder, **audit.settings(), disable_tqdm=True, logging_strategy="no",
+                model_init_kwargs={"use_safetensors": True},
+            )  # fmt: skip
             trainer = hfnoise.RobustDPOTrainer(
-                resolve_model(audit.model),
-                args=hfnoise.RobustDPOConfig(
-                    folder, **audit.settings(), disable_tqdm=True, logging_strategy="no",
-                    model_init_kwargs={"use_safetensors": True},
-                ),
-                train_dataset=train, eval_dataset=audited, callbacks=[_Steps(progress)],
+                resolve_model(audit.model), args=config, train_dataset=train, eval_dataset=audited,
+                callbacks=[_Steps(progress)],
             )  # fmt: skip
             trainer.remove_callback(PrinterCallback)  # it takes the place of the bar
             trainer.train()
             progress(0.85, "scoring the pairs")
             scored = trainer.export_suspects(audited)
-    except REFUSALS as error:
-        raise ValueError(in_words(error)) from error
     if trainer.flip_rate_estimate is None:
         raise ValueError(" ".join(notes) or "the flip rate was not estimated.")
     return Found(scored, trainer.flip_rate_estimate, tuple(notes))
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except REFUSALS as error:
+        raise ValueError(f"{what}: {in_words(error)}") from error
 
 
 def _name(value: Any, what: str) -> str:

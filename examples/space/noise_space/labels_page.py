@@ -15,8 +15,8 @@ from noise_space.pictures_page import QUEUE
 
 INTRODUCTION = """# Which preference labels are wrong?
 A share of the labels is flipped, and a small model is trained on the noisy pairs by `RobustDPOTrainer`, which is
-**not** told how many. Other pairs with labels from the same source are then scored: where the model contradicts one,
-the label is suspect."""
+**not** told how many. Other pairs with labels from the same source are then scored: where the model contradicts
+a label, the label is suspect."""
 FIELDS = (
     "dataset", "model", "split", "flip_share", "seed", "pairs", "beta", "learning_rate", "batch_size", "max_length",
 )  # fmt: skip
@@ -66,7 +66,7 @@ def build_labels_page() -> None:
             table = gr.Dataframe(
                 headers=HEADERS, datatype="str", label=f"The {SUSPECTS} most suspect labels", interactive=False,
                 wrap=True, visible=False, elem_id="suspects",
-                column_widths=["60px", "90px", "80px", "80px", "220px", "220px", "220px"],
+                column_widths=["56px", "72px", "80px", "76px", "200px", "205px", "205px"],
             )  # fmt: skip
             with gr.Accordion("Python that does the same", open=False):
                 python = gr.Code(language="python", interactive=False, show_label=False)
@@ -94,9 +94,8 @@ def find_page(*values: Any, progress: gr.Progress = gr.Progress()) -> tuple[Any,
         gr.Error: for what cannot be run.
     """
     audit, found = _found(dict(zip(FIELDS, values, strict=True)), progress)
-    notes = "".join(f"\n\n*{note}*" for note in found.notes if found.estimate.reason not in note)
     return (
-        found.verdict() + notes, gr.update(value=histogram(found), visible=True),
+        found.verdict(), gr.update(value=histogram(found), visible=True),
         gr.update(value=found.suspects(), visible=True), audit.python(),
     )  # fmt: skip
 

@@ -115,7 +115,8 @@ def _slot(name: str) -> tuple[gr.Column, gr.Image, gr.HTML]:
     with gr.Column(min_width=190, visible=False, elem_classes="drawn") as column:
         gr.HTML(f"<h3>{name}</h3>")
         image = gr.Image(
-            show_label=False, interactive=False, format="png", buttons=[], container=False, elem_classes="pixels",
+            show_label=False, interactive=False, format="png", buttons=["download", "fullscreen"],
+            container=False, elem_classes="pixels",
             alt_text=f"Pictures of {name}",
         )  # fmt: skip
         cost = gr.HTML()
