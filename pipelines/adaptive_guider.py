@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -11,7 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from hfnoise.guidance import SPACES, cosine_similarity
 from hfnoise.pipelines.guidance_step import GuidanceStep
 from hfnoise.pipelines.guider_base import UpdateGuidance
-from hfnoise.pipelines.guider_options import check_numbers
+from hfnoise.pipelines.guider_options import check_flags, check_numbers
 
 # Of the paper, whose text calls 0.991 the default.
 _PAPER_THRESHOLDS = (0.991, 0.994, 0.996)
@@ -87,7 +88,8 @@ class AdaptiveGuidance(UpdateGuidance):
             raise ValueError(f"space must be one of {SPACES}, got {space!r}.")
         if not 0 <= min_steps <= 1:
             raise ValueError(f"min_steps is a share of the steps, in [0, 1], got {min_steps}.")
-        if patience < 1 or patience != int(patience):
+        check_flags(per_sample=per_sample)
+        if not 1 <= patience < math.inf or patience != int(patience):
             raise ValueError(f"patience is a whole number of steps, at least 1, got {patience}.")
         if at_detection not in ("cfg", "cond"):
             raise ValueError(f"at_detection must be 'cfg' or 'cond', got {at_detection!r}.")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfnoise.guidance.number_check import check_number
 from hfnoise.latents import brightness_estimate
 from hfnoise.latents.brightness import check_brightness
 from hfnoise.pipelines.start_context import StartContext
@@ -40,6 +41,7 @@ class BrightnessOffset(StartEstimate):
     """
 
     def __init__(self, value: float, direction: Sequence[float] | None = None) -> None:
+        check_number("value", value)
         check_brightness(value)
         self.value = value
         self.direction = None if direction is None else _numbers(direction)
@@ -82,7 +84,7 @@ class BrightnessOffset(StartEstimate):
 
 def _numbers(direction: Sequence[float]) -> tuple[float, ...]:
     try:
-        numbers = tuple(float(entry) for entry in direction)
+        numbers = () if isinstance(direction, (str, bytes)) else tuple(float(entry) for entry in direction)
     except (TypeError, ValueError):
         numbers = ()
     if not numbers or not all(map(math.isfinite, numbers)):

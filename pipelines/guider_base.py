@@ -13,7 +13,7 @@ from diffusers.guiders.guider_utils import GuiderOutput, rescale_noise_cfg
 from hfnoise.hf_sharing import ExplainedPush
 from hfnoise.pipelines.guidance_report import GuidanceReport
 from hfnoise.pipelines.guidance_step import GuidanceStep
-from hfnoise.pipelines.guider_options import check_numbers, described, without_notice
+from hfnoise.pipelines.guider_options import check_flags, check_numbers, described, without_notice
 from hfnoise.pipelines.model_inputs import noisy_input, select_rows
 
 # As every text-to-image guider of diffusers.
@@ -57,6 +57,8 @@ class UpdateGuidance(ExplainedPush, ClassifierFreeGuidance):
         enabled: bool,
         inner: UpdateGuidance | dict[str, Any] | None = None,
     ) -> None:
+        check_numbers(start=start, stop=stop)
+        check_flags(use_original_formulation=use_original_formulation, enabled=enabled)
         # Not through ClassifierFreeGuidance: it would register its own default as the guidance_scale that was asked.
         with without_notice():
             BaseGuidance.__init__(self, start, stop, enabled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ def check_numbers(**options: Any) -> None:
 
     Raises:
         TypeError: if one is of another type.
+        ValueError: if one is a whole number beyond the range of floats.
 
     Example:
         >>> from hfnoise.pipelines.guider_options import check_numbers
@@ -33,6 +35,29 @@ def check_numbers(**options: Any) -> None:
         # A tensor or a scalar of numpy compares as a number, but no configuration can hold it.
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}.")
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise ValueError(f"{name} must be a number that a float can hold, got {value!r:.40}.")
+
+
+def check_flags(**options: Any) -> None:
+    """Refuse what is neither `True` nor `False`: a text such as `"no"` would be true.
+
+    Args:
+        options: values by name.
+
+    Raises:
+        TypeError: if one is of another type.
+
+    Example:
+        >>> from hfnoise.pipelines.guider_options import check_flags
+        >>> check_flags(enabled="no")
+        Traceback (most recent call last):
+        ...
+        TypeError: enabled must be True or False, got 'no' of type str.
+    """
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}.")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from hfnoise.guidance.number_check import check_number
 from hfnoise.guidance.tensor_math import norm, sample_dims
 from hfnoise.latents import noise_level_step
 from hfnoise.latents.noise_level_guidance import check_step
+from hfnoise.pipelines.guider_options import check_flags
 from hfnoise.pipelines.initial_noise import InitialNoise, StartState
 from hfnoise.pipelines.redenoise import check_count
 from hfnoise.pipelines.start_branches import StartBranches, check_branches
@@ -88,6 +89,7 @@ class NoiseLevelGuidance(InitialNoise):
 
     def _check(self) -> None:
         check_count("num_steps", self.num_steps, 0)
+        check_flags(normalize=self.normalize, stop_early=self.stop_early)
         for name in ("step_size", "noise_variance", *_OPTIONAL):
             if name not in _OPTIONAL or getattr(self, name) is not None:
                 check_number(name, getattr(self, name))

@@ -82,8 +82,10 @@ class NoiseSearch(InitialNoise):
         # Again at every call: the options are plain attributes, to be changed between calls.
         if not self._verifiers:
             raise ValueError("verifier is an empty mapping: a search needs at least one to compare by.")
-        for one in (*self._verifiers.values(), *([] if self.judge is None else [self.judge])):
+        for one in self._verifiers.values():
             check_verifier(one)
+        if self.judge is not None:
+            check_verifier(self.judge, "judge")
         EvaluationBudget(self.budget)  # refuses
         check_count("batch_size", self.batch_size, 1)
         if self.preview_steps is not None:

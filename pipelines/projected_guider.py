@@ -82,6 +82,10 @@ class ProjectedGuidance(UpdateGuidance):
         check_projection(eta, None if isinstance(norm_threshold, str) else norm_threshold)
         if norm_threshold == "auto" and norm_dims is not None:
             raise ValueError("norm_threshold='auto' is of whole samples; with norm_dims give a number.")
+        if norm_dims is not None and not (
+            isinstance(norm_dims, (list, tuple)) and all(type(one) is int for one in norm_dims)
+        ):
+            raise TypeError(f"norm_dims must be a list of whole numbers, got {norm_dims!r}.")
         if space not in _SPACES:
             raise ValueError(f"space must be one of {_SPACES}, got {space!r}.")
         self.eta = eta

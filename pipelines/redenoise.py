@@ -10,6 +10,7 @@ from torch import Tensor
 from hfnoise.guidance import DenoisingPoint
 from hfnoise.guidance.number_check import check_number
 from hfnoise.latents import Redenoising, ddim_step, start_form, unit_norm
+from hfnoise.pipelines.guider_options import check_flags
 from hfnoise.pipelines.initial_noise import InitialNoise, StartState
 from hfnoise.pipelines.start_branches import StartBranches, check_branches
 from hfnoise.pipelines.start_context import StartContext
@@ -75,6 +76,7 @@ class ReDenoise(InitialNoise):
                 f"num_steps and strength both set the size of the step: give one, got {self.num_steps} and "
                 f"{self.strength}."
             )
+        check_flags(normalize=self.normalize)
         if self.num_steps is not None:
             check_count("num_steps", self.num_steps, 2)
         else:

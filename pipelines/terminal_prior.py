@@ -78,5 +78,5 @@ def check_scale(scale: float) -> None:
         >>> from hfnoise.pipelines.terminal_prior import check_scale
         >>> check_scale(1.0)
     """
-    if not isinstance(scale, Real) or not 0.0 <= scale < float("inf"):
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not 0.0 <= scale < float("inf"):
         raise ValueError(f"scale must be at least 0, where 0 is off; got {scale!r}.")

@@ -56,7 +56,7 @@ def verified(verifier: Verifier, images: Tensor, prompts: Sequence[str]) -> Tens
     return scores
 
 
-def check_verifier(verifier: Any) -> None:
+def check_verifier(verifier: Any, name: str = "verifier") -> None:
     """Raise TypeError if a verifier cannot be called.
 
     Example:
@@ -65,6 +65,6 @@ def check_verifier(verifier: Any) -> None:
     """
     if not callable(verifier):
         raise TypeError(
-            f"verifier must be a function of (images, prompts) that returns a number for each image, got "
+            f"{name} must be a function of (images, prompts) that returns a number for each image, got "
             f"{type(verifier).__name__}."
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback
@@ -81,13 +81,19 @@ class WeightAverage(TrainerCallback):
         self.start(model)
         average = self._average
         assert average is not None
-        with safe_open(file, framework="pt") as stored:
-            names = list(trained(model))
-            if set(stored.keys()) != set(names):
-                raise ValueError(f"{str(file)!r} is the average of other weights than those that are trained here.")
-            for name, one in zip(names, average.shadow_params, strict=True):
-                one.copy_(stored.get_tensor(name))
-            average.optimization_step = int(stored.metadata()["optimization_step"])
+        try:
+            with safe_open(file, framework="pt") as archive:
+                stored = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+                step = int((archive.metadata() or {})["optimization_step"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{str(file)!r} is damaged ({error}). Use an older checkpoint.") from None
+        # All is compared before anything is copied: an average that is half another's would be nobody's.
+        wanted = {name: one.shape for name, one in trained(model).items()}
+        if {name: one.shape for name, one in stored.items()} != wanted:
+            raise ValueError(f"{str(file)!r} is the average of other weights than those that are trained here.")
+        for name, one in zip(wanted, average.shadow_params, strict=True):
+            one.copy_(stored[name])
+        average.optimization_step = step
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders import SD3LoraLoaderMixin, StableDiffusionLoraLoaderMixin
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.trainer_utils import HubStrategy
 
@@ -180,8 +181,13 @@ def load_weights(model: Any, folder: Path) -> None:
         return
     if not (folder / "config.json").is_file():
         raise ValueError(f"{str(folder)!r} has no config.json, so it is not a saved {type(model).__name__}.")
-    loaded = type(model).from_pretrained(folder, dtype=next(model.parameters()).dtype).state_dict()
-    _check_shapes(folder, {name: one.shape for name, one in loaded.items()}, model.state_dict())
+    try:
+        loaded = type(model).from_pretrained(folder, dtype=next(model.parameters()).dtype).state_dict()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{str(folder)!r} cannot be read as a saved {type(model).__name__}: {error}") from error
+    # What a file lacks diffusers leaves on the device without data.
+    stored = {name: one.shape for name, one in loaded.items() if not one.is_meta}
+    _check_shapes(folder, stored, model.state_dict())
     model.load_state_dict(loaded)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from dataclasses import asdict
@@ -76,9 +77,23 @@ def load_server(server: FedSVDServer, folder: Path) -> None:
     Raises:
         ValueError: if there is none, it is damaged, or of another federation; the server stays as it was.
     """
-    from hfnoise.trainers.federated_server import Participation
-
     content, tensors = _read(folder)
+    made = copy.copy(server)
+    made.rotations = copy.deepcopy(server.rotations)
+    try:
+        _check_same(server, content, folder)
+        _fill(made, content, tensors)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{str(folder / STATE_FILE)!r} is damaged ({type(error).__name__}: {error}): the rotations of the clients "
+            "would be unknown. Restore it, or start the federation anew from its last exported adapter with "
+            "init_lora_A='keep'."
+        ) from None
+    # Only now, and all at once.
+    vars(server).update(vars(made))
+
+
+def _check_same(server: FedSVDServer, content: dict[str, Any], folder: Path) -> None:
     here = asdict(server.config)
     # A restart may go on for longer, and change nothing else.
     differing = [name for name, value in here.items() if content["config"].get(name) != value and name != "rounds"]
@@ -88,6 +103,11 @@ def load_server(server: FedSVDServer, folder: Path) -> None:
             f"{str(folder)!r} holds another federation ({listed or 'of another base or other layers'}). Resume with "
             "its settings, or start in another folder."
         )
+
+
+def _fill(server: FedSVDServer, content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    from hfnoise.trainers.federated_server import Participation
+
     for name, state in content["rotations"].items():
         message = state["message"]
         if message is not None:

@@ -44,4 +44,4 @@ def check_brightness(value: float) -> None:
         >>> check_brightness(-1)
     """
     if not isinstance(value, Real) or not -1.0 <= value <= 1.0:
-        raise ValueError(f"a brightness is in [-1, 1], from black to white, with 0 for no change; got {value!r}.")
+        raise ValueError(f"a brightness (value) is in [-1, 1], black to white, with 0 for no change; got {value!r}.")

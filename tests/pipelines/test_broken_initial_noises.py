@@ -52,7 +52,7 @@ def member(**options):
         ({**member(_class_name="BrightnessOffset", value=0), "not_saved": 1}, "must be a list of class names"),
         (member(_class_name="BrightnessOffset", value=0.5, valu=1), "has no option valu; it has value, direction"),
         (member(_class_name="BrightnessOffset"), "member 1, BrightnessOffset: .* needs the option value"),
-        (member(_class_name="BrightnessOffset", value=2), "a brightness is in"),
+        (member(_class_name="BrightnessOffset", value=2), r"a brightness \(value\) is in"),
         (member(_class_name="BrightnessOffset", value="dark"), "member 1, BrightnessOffset: .* got 'dark'"),
         (member(_class_name="TerminalPrior", statistics={"mean": [0]}), "have the entries 'mean' and 'covariance'"),
         (member(_class_name="OneMoreStep", subfolder="../other"), "must be {'subfolder': 'oms_module'} and is"),

@@ -265,7 +265,7 @@ def test_broken_verifiers_and_calls_are_refused(pipe):
 def test_options_are_refused_at_once():
     with pytest.raises(TypeError, match="verifier must be a function"):
         RandomSearch(3, 8)
-    with pytest.raises(TypeError, match="verifier must be a function"):
+    with pytest.raises(TypeError, match="judge must be a function"):
         RandomSearch(brightness, 8, judge="judge")
     with pytest.raises(ValueError, match="empty mapping"):
         RandomSearch({}, 8)
