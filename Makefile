@@ -13,7 +13,7 @@ PARALLEL := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint type bench docs dist soak floor dev
-# `make bench SIZE=full` takes a day on two cores.
+# `make bench SIZE=full` is what the documentation quotes; it takes many hours.
 SIZE ?= small
 
 help:  ## show this list
@@ -39,7 +39,7 @@ type: .venv/.installed-dev  ## mypy: strict for the core, lenient where it meets
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p hfnoise
 
 bench: .venv/.installed  ## all benchmarks in a small size (SIZE=full: as published): docs/benchmarks.md
-	$(BIN)/python -m hfnoise bench --size $(SIZE)
+	$(BIN)/python -m hfnoise bench --size $(SIZE) --publish --output_dir docs
 
 soak: .venv/.installed-dev  ## what CI has no time for: all combinations, kills, fuzzing, memory, browser
 	$(BIN)/python -m pytest $(PARALLEL) -m soak

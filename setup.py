@@ -54,6 +54,7 @@ setup(
     package_data={
         "hfnoise": ["py.typed"],
         "hfnoise.quantization.kernels": ["*.cpp"],
+        "hfnoise.benchmarks": ["*.json"],
         "hfnoise.model_cards": ["*.md", "**/*"],
     },
     # `**/*` would take compiled files along.
@@ -62,7 +63,7 @@ setup(
     install_requires=[
         "torch>=2.6",
         "transformers>=5.23",
-        "trl>=1.15",  # the fused LM head
+        "trl>=1.16",  # its fused LM head; 1.15 needs Triton even on a CPU
         "accelerate>=1.15",
         "peft>=0.21",
         "datasets>=5.1",  # the first that goes with huggingface_hub 2
@@ -71,9 +72,9 @@ setup(
         "safetensors>=0.8",
         "jaxtyping>=0.3",
         "wrapt>=1.17",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",  # transformers asks for it when it applies a chat template
         "pyyaml>=6.0.2",
-        "matplotlib>=3.9",  # the first for NumPy 2
+        "matplotlib>=3.10.7",  # earlier ones warn with the pyparsing of today
         "rich>=14",
         "tqdm>=4.66.3",
     ],

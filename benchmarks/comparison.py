@@ -54,11 +54,6 @@ class Comparison:
     ratio: Ratio
     package: str = ""
 
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """What the same comparison in another run is found by."""
-        return self.method, self.quantity, self.against
-
 
 def divided(ours: float, theirs: float) -> float:
     """Return the ratio, or NaN where there is nothing to take it of; the report leaves that comparison out."""

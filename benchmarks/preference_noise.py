@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--trainer_methods", nargs="+", choices=list(docstrings_run.METHODS), default=list(docstrings_run.METHODS),
         metavar="METHOD", help="of the whole runs; by default all",
     )  # fmt: skip
+    parser.add_argument("--trainer_pairs", type=int, help="training pairs of the same; by default the world's recipe")
     parser.add_argument("--trainer_rates", type=float, nargs="+", default=TRAINER_RATES, help="flip rates of the same")
     parser.add_argument("--pairs", type=int, default=1000, help="training pairs on frozen features")
     parser.add_argument("--steps", type=int, default=60, help="timed steps of every loss")
@@ -80,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in given.parts:
         results, tables = _PARTS[part](given, folder)
         stem = f"preference_noise_{part}"
-        write_json(folder / f"{stem}.json", {**circumstances(range(given.seeds)), "results": results})
+        seeds = range({"features": given.seeds, "trainer": given.trainer_seeds, "overhead": 1}[part])
+        write_json(folder / f"{stem}.json", {**circumstances(seeds), "results": results})
         (folder / f"{stem}.md").write_text("\n".join(tables), encoding="utf-8")
     return 0
 
@@ -186,7 +188,9 @@ def _trainer(given: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], l
         done = found.setdefault(f"{method} | {rate}", [])
         if seed < len(done):
             continue
-        run = docstrings_run.run_trainer(method, rate, seed, disable_tqdm=True, logging_strategy="no")
+        run = docstrings_run.run_trainer(
+            method, rate, seed, train_size=given.trainer_pairs, disable_tqdm=True, logging_strategy="no"
+        )
         done.append(run.accuracy)
         write_json(partial, found)
     header = ["method", *(f"{rate:.0%} flips" for rate in rates)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -97,6 +98,9 @@ def _circumstances(full: dict[str, Found], small: dict[str, Found]) -> str:
         "their commit. Small runs have one seed or two and few repeats, and share their machine with whatever else "
         "runs on it: their ratios are noisy.\n"
     )
+    loads = [one.run.load for one in small.values() if one.run and one.run.load]
+    if loads:
+        note += f"\nWhen the small runs began, {statistics.median(loads):.1f} processes were running in the median.\n"
     return f"{markdown(['size', 'results', 'days', 'machine', 'versions'], rows)}\n{note}"
 
 
@@ -109,7 +113,7 @@ def _summary(full: dict[str, Found], small: dict[str, Found]) -> str:
     for one in BENCHMARKS:
         if one.name not in full:
             continue
-        in_small = {each.key: each for each in small[one.name].comparisons} if one.name in small else {}
+        in_small = small[one.name].comparisons if one.name in small else []
         for stock, peer in by_quantity(full[one.name].comparisons):
             shown = stock or peer
             assert shown is not None
@@ -150,13 +154,20 @@ def _cells(one: Comparison | None) -> list[str]:
     return [f"{one.against}: {one.theirs}", show(one.ratio)] if one else ["", ""]
 
 
-def _small(one: Comparison, in_small: dict[tuple[str, str, str], Comparison], run: Found | None) -> str:
-    if one.key in in_small:
-        return number(in_small[one.key].ratio.value)
+def _small(one: Comparison, in_small: Sequence[Comparison], run: Found | None) -> str:
+    same = [
+        each for each in in_small if (each.method, each.quantity, each.kind) == (one.method, one.quantity, one.kind)
+    ]
+    for each in same:
+        if each.against == one.against:
+            return number(each.ratio.value)
     if run and run.run and run.run.error:
         return "failed"
     missing = run.run.missing if run and run.run else []
-    return f"{one.package} not installed" if one.package in missing else "–"
+    if one.package in missing:
+        return f"{one.package} not installed"
+    # Another peer did best there.
+    return f"{number(same[0].ratio.value)} to {same[0].against}" if same else "–"
 
 
 def number(value: float) -> str:
@@ -208,7 +219,7 @@ def _link(name: str) -> str:
 
 
 def _section(one: Benchmark, full: Found | None, small: Found | None, folder: Path) -> Iterator[str]:
-    yield f'<a id="{one.name}"></a>\n\n### {one.name}\n'
+    yield f"### {one.name}\n"
     yield f"{one.question}\n"
     if one.limits:
         yield f"{one.limits}\n"

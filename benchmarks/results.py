@@ -19,6 +19,7 @@ class Run:
         code (`str`): name of the code.
         seconds (`float`): it took.
         processor_seconds (`float`): of all its processes, which other work on the machine changes less.
+        load (`float`): average of the machine's running processes in the minute before; 0 where it is not known.
         missing (`list[str]`): packages of peers that were not installed.
         error (`str`): why it failed, or "".
     """
@@ -27,6 +28,7 @@ class Run:
     code: str
     seconds: float
     processor_seconds: float
+    load: float
     missing: list[str]
     error: str
 

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     chosen = _chosen(given.names)
     folder = output_folder(given.output_dir)
+    if given.publish and not (Path(__file__).parent.parent / "setup.py").is_file():
+        raise UsageError("--publish writes into the source of hfnoise; this copy is installed. Use a checkout.")
     failed = [] if given.report_only else run_all(chosen, given.size, folder, given.again)
     if given.publish:
         publish(read_all(folder, "full"))
@@ -143,6 +146,7 @@ def run_one(one: Benchmark, size: str, folder: Path, code: str) -> Run:
     for made in (unfinished, log.parent):
         made.mkdir(parents=True, exist_ok=True)
     arguments = one.arguments(size)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # Windows has none
     start, before = time.monotonic(), os.times()
     with log.open("w", encoding="utf-8") as file:
         command = [sys.executable, "-m", one.path, *arguments, "--output_dir", str(unfinished)]
@@ -160,7 +164,7 @@ def run_one(one: Benchmark, size: str, folder: Path, code: str) -> Run:
     seconds, after = time.monotonic() - start, os.times()
     worked = sum(getattr(after, one) - getattr(before, one) for one in ("children_user", "children_system"))
     missing = [name for name in PEER_PACKAGES if find_spec(name) is None]
-    run = Run(arguments, code, round(seconds, 1), round(worked, 1), missing, "")
+    run = Run(arguments, code, round(seconds, 1), round(worked, 1), round(load, 1), missing, "")
     if not (unfinished / f"{one.stem}.json").is_file():
         return run.failed(f"failed with exit code {exit_code}: {_last_line(log)}")
     missed = _missed(unfinished / f"{one.stem}.json")
@@ -170,6 +174,8 @@ def run_one(one: Benchmark, size: str, folder: Path, code: str) -> Run:
     for path in sorted(unfinished.iterdir()):
         path.replace(results / (one.name + path.name.removeprefix(one.stem) if path.stem == one.stem else path.name))
     shutil.rmtree(unfinished)
+    with suppress(OSError):  # something else is unfinished
+        unfinished.parent.rmdir()
     # Bounds are of the full size; fewer seeds and repeats may miss them by chance.
     return run.failed("missed: " + "; ".join(missed)) if missed and size == "full" else run
 

@@ -76,8 +76,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "preference_noise_trainer", "preference_noise", "preference",
         "How many held-out pairs does a whole training run get wrong when labels are flipped?",
-        full="--parts trainer", small="--parts trainer --trainer_seeds 1 --trainer_rates 0.3"
-        " --trainer_methods DPO 'TRL robust, true rate' 'RobustDPO, rate unknown' 'Dr. DPO, rate unknown'",
+        full="--parts trainer", small="--parts trainer --trainer_seeds 1 --trainer_rates 0.3 --trainer_pairs 256"
+        " --trainer_methods DPO 'TRL robust, true rate' 'RobustDPO, rate unknown'",
         compare=compare_preference.trainer,
     ),
     Benchmark(
@@ -142,7 +142,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "Does FedSVD learn more than other federated LoRA, without privacy and with it?",
         full="--seeds 0 1 2 3 4",
         small="--seeds 0 --rounds 2 --rate 0.667"
-        " --methods FedAvg 'FFA-LoRA (orthonormal)' FedEx-LoRA FedSVD 'FedSVD + refresh'",
+        " --methods FedAvg 'FFA-LoRA (orthonormal)' FedEx-LoRA FedSVD",
         compare=compare_privacy.fedsvd,
     ),
     Benchmark(
@@ -175,22 +175,22 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "guidance_digits", "guidance_digits", "guidance",
         "What do skipped evaluations save, and what do they change?",
-        full="", small="--seeds 0 --images 40 --fitted_images 20 --steps 20 --scales 4 --timed_images 20 --repeats 1",
+        full="", small="--seeds 0 --images 30 --fitted_images 20 --steps 20 --scales 4 --timed_images 10 --repeats 1",
         compare=compare_guidance.digits, pictures=("guidance_pictures_digits",),
     ),
     Benchmark(
         "guidance_digits_20_steps", "guidance_digits", "guidance",
         "How much of the wall-clock do skipped evaluations save?",
         full="--steps 20 --scales 4",
-        small="--seeds 0 --images 20 --fitted_images 20 --steps 20 --scales 4 --timed_images 20 --repeats 2",
+        small="--seeds 0 --images 10 --fitted_images 10 --steps 20 --scales 4 --timed_images 20 --repeats 2",
         compare=compare_guidance.wall_clock, writes="guidance_digits",
     ),
     Benchmark(
         "guidance_coloured_digits", "guidance_digits", "guidance",
         "The same on prompts that are harder: colour, digit, thickness.",
         full="--checkpoint coloured-digits-sd --steps 20 --scales 4 7.5",
-        small="--checkpoint coloured-digits-sd --seeds 0 --images 40 --fitted_images 20 --steps 20 --scales 4"
-        " --timed_images 20 --repeats 1",
+        small="--checkpoint coloured-digits-sd --seeds 0 --images 30 --fitted_images 20 --steps 20 --scales 4"
+        " --timed_images 10 --repeats 1",
         compare=compare_guidance.digits, pictures=("guidance_pictures_coloured_digits",),
     ),
     Benchmark(

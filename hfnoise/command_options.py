@@ -10,6 +10,11 @@ from typing import Any, NoReturn
 
 from hfnoise.errors import UsageError
 
+# The longest of our examples has 4 kB. YAML of megabytes takes minutes to be read.
+_MOST_BYTES = 2**18
+# Options are lists or mappings at most. Its scanner takes time by the square of the depth.
+_MOST_DEPTH = 32
+
 
 class UsageParser(argparse.ArgumentParser):
     """A parser whose faults are a [`UsageError`] of one line, not pages of usage.
@@ -61,25 +66,51 @@ def split_equals(arguments: Sequence[str], flag: str) -> list[str]:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the options in a YAML file.
+    """Return the options in a YAML file, of which nothing but plain values is made.
 
     Raises:
-        UsageError: if it cannot be read, is not YAML, or holds something else than options.
+        UsageError: if it cannot be read, is not YAML, or holds something else than options: twice the same, tags of
+            Python, anchors (of which a file of a few lines can make gigabytes).
     """
-    import yaml
-
     try:
-        with Path(path).open(encoding="utf-8") as file:
-            content = yaml.safe_load(file)
+        with Path(path).open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise UsageError(f"the configuration file {str(path)!r} cannot be read: {error.strerror}.") from None
-    except yaml.YAMLError as error:
+    if len(content) > _MOST_BYTES:
         raise UsageError(
-            f"the configuration file {str(path)!r} is not valid YAML: {' '.join(str(error).split())}"
+            f"the configuration file {str(path)!r} has more than {_MOST_BYTES} bytes: it holds no options."
+        )
+    try:
+        found = _plain(content.decode("utf-8"))
+    # What YAML takes for a date, a number or a boolean and is none ends in many ways.
+    except Exception as error:
+        raise UsageError(
+            f"the configuration file {str(path)!r} is not valid YAML: {' '.join(str(error).split()):.500}"
         ) from None
-    if not isinstance(content, dict):
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise UsageError(f"the configuration file {str(path)!r} must hold lines of the form `option: value`.")
-    return content
+    return found
+
+
+def _plain(text: str) -> Any:
+    import yaml
+
+    depth, names = 0, set()
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        depth += type(token).__name__.endswith("StartToken") - type(token).__name__.endswith("EndToken")
+        line = token.start_mark.line + 1
+        if isinstance(token, (yaml.AnchorToken, yaml.AliasToken)):
+            raise ValueError(f"line {line} has an anchor or alias ({token.value}), which options do not take")
+        if depth > _MOST_DEPTH:
+            raise ValueError(f"line {line} is nested more than {_MOST_DEPTH} deep")
+    loader = yaml.SafeLoader(text)
+    node = loader.get_single_node()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if str(key.value) in names:
+            raise ValueError(f"line {key.start_mark.line + 1} gives {key.value} a second time")
+        names.add(str(key.value))
+    return None if node is None else loader.construct_document(node)
 
 
 def option_names(arguments: Sequence[str]) -> list[str]:

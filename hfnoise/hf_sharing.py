@@ -60,20 +60,28 @@ def explained_push(what: str, repo_id: str, kept: str, again: str) -> Iterator[N
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error and of its cause, without a full stop at the end.
+    """Return what failed, in one line without a full stop: of an answer its status, the request and what it says.
 
     Example:
         >>> from hfnoise.hf_sharing import reason
         >>> reason(OSError("no space left.\\nmore"))
         'no space left'
     """
-    lines = []
-    seen: BaseException | None = error
-    while seen is not None and len(lines) < 2:
-        text = str(seen).strip()
-        lines.append(text.splitlines()[0].rstrip(".: ") if text else type(seen).__name__)
-        seen = seen.__cause__ if isinstance(seen, RuntimeError) else None
+    lines = [_line(error)]
+    # Of a large file: which it was, and what became of it.
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:
+        lines.append(_line(error.__cause__))
     return ": ".join(lines)
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, HfHubHTTPError):
+        answer = error.response
+        said = (error.server_message or "").strip().splitlines()
+        text = f"{answer.status_code} {answer.reason_phrase} from {answer.request.method} {answer.request.url.path}"
+        return f"{text}: {said[0].rstrip('. ')}" if said else text
+    words = str(error).strip().splitlines()
+    return words[0].rstrip(".: ") if words else type(error).__name__
 
 
 def remedy(error: BaseException) -> str:

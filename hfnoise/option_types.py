@@ -53,12 +53,37 @@ def check_option_types(config: Any, owner: type, *inherited: str) -> None:
         try:
             made = _as(value, hints[name])
         except _Mismatch:
-            raise ValueError(
-                f"{name} must be {_described(hints[name])}, got {value!r:.80} of type {type(value).__name__}."
-                f"{_help(owner, name)}"
-            ) from None
+            raise ValueError(_refusal(name, value, hints[name]) + _help(owner, name)) from None
         if made is not value:
             setattr(config, name, made)
+
+
+def wrong_type(owner: type, name: str, value: Any, texts: bool = True) -> str:
+    """Return why a value is not of the type of a field, inherited or not; nothing if it is.
+
+    Args:
+        owner (`type`): a dataclass.
+        name (`str`): of the field; one that there is not takes anything.
+        value: what was given.
+        texts (`bool`, defaults to `True`): leave texts to the parser of the command line, which reads all options
+            from texts; of what a program has stored they are wrong where no text is wanted.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from hfnoise.option_types import wrong_type
+        >>> @dataclass
+        ... class Options:
+        ...     rate: float = 0.1
+        >>> wrong_type(Options, "rate", [0.1])
+        'rate must be a finite number, got [0.1] of type list.'
+    """
+    wanted = _hints(owner).get(name, Any)
+    try:
+        made = _as(value, wanted)
+    except _Mismatch:
+        return "" if texts and isinstance(value, str) else _refusal(name, value, wanted)
+    is_read = isinstance(value, str) and not isinstance(made, str)
+    return _refusal(name, value, wanted) if is_read and not texts else ""
 
 
 @lru_cache(maxsize=64)
@@ -76,7 +101,7 @@ def _as(value: Any, wanted: Any) -> Any:
             raise _Mismatch
         made = [_as(entry, arguments[0]) for entry in value]
         return value if isinstance(value, list) and made == value else made
-    if wanted is Any:
+    if wanted is Any or (origin is typing.Literal and value in arguments):
         return value
     if wanted is float:
         return _number(value)
@@ -84,7 +109,7 @@ def _as(value: Any, wanted: Any) -> Any:
         return _whole(value)
     if wanted is str and isinstance(value, os.PathLike):
         return os.fspath(value)
-    if not isinstance(value, origin or wanted):
+    if origin is typing.Literal or not isinstance(value, origin or wanted):
         raise _Mismatch
     return value
 
@@ -120,6 +145,10 @@ def _whole(value: Any) -> int:
     if isinstance(number, str) or number != int(number) or not -_MOST_INT < number < _MOST_INT:
         raise _Mismatch
     return int(number)
+
+
+def _refusal(name: str, value: Any, wanted: Any) -> str:
+    return f"{name} must be {_described(wanted)}, got {value!r:.80} of type {type(value).__name__}."
 
 
 def _help(owner: Any, name: str) -> str:

@@ -18,6 +18,7 @@ from hfnoise.folders import output_folder
 from hfnoise.guidance_options import ALL_GENERATE_OPTIONS, GUIDER_OPTIONS
 from hfnoise.latents_options import START_OPTIONS
 from hfnoise.pipelines.generate_config import AUTO, SAVED_GUIDER, GenerateConfig
+from hfnoise.strict_json import parse_json
 
 if TYPE_CHECKING:
     from hfnoise.pipelines.generate_noise import CountedStart
@@ -300,7 +301,7 @@ def _remove_earlier(folder: Path) -> None:
     """Remove what an earlier run wrote here, by its record: it would be taken for a part of this one."""
     record = folder / "generation.json"
     try:
-        names = [sample["file"] for sample in json.loads(record.read_text(encoding="utf-8"))["samples"]]
+        names = [sample["file"] for sample in parse_json(record.read_text(encoding="utf-8"))["samples"]]
     except (OSError, ValueError, KeyError, TypeError):
         return  # there is none, or it is not of ours
     names = [name for name in names if isinstance(name, str) and re.fullmatch(r"\d{4,}-seed\d+(\.\w+)?", name)]

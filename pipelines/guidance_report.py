@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from hfnoise.strict_json import parse_json
+
 _FORMAT = 1
 
 
@@ -172,7 +174,7 @@ class GuidanceReport:
             (2,)
         """
         try:
-            entries = json.loads(Path(path).read_text(encoding="utf-8"))
+            entries = parse_json(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{str(path)!r} is no guidance report of hfnoise: {error}.") from error
         if not isinstance(entries, dict):

@@ -16,6 +16,7 @@ from typing import Any
 
 from hfnoise.pipelines.initial_noise import InitialNoise
 from hfnoise.pipelines.noise_chain import InitialNoiseChain, members_of
+from hfnoise.strict_json import parse_json
 
 NOISE_FOLDER = "initial_noise"
 NOISE_FILE = "initial_noise_config.json"
@@ -132,7 +133,7 @@ def read_initial_noise(file: str, place: str, load: Callable[[str], InitialNoise
     """
     try:
         with open(file, encoding="utf-8") as stream:
-            config = json.load(stream)
+            config = parse_json(stream.read())
         entries, left_out = _checked(config)
         members = [_member(number, entry) for number, entry in enumerate(entries, 1)]
     except ValueError as error:

@@ -24,6 +24,7 @@ from hfnoise.pipelines.side_run import guided_side_pipeline, per_prompt
 from hfnoise.pipelines.start_context import copied_generators
 from hfnoise.pipelines.verifiers import Verifier, check_verifier, verified
 from hfnoise.pipelines.weights_fingerprint import weights_fingerprint
+from hfnoise.strict_json import parse_json
 
 SETTINGS_FILE = "collection.json"
 # What a call of the pipeline is given here, and not by the user.
@@ -185,7 +186,7 @@ def _begin(folder: Path, settings: dict[str, Any]) -> None:
     file = folder / SETTINGS_FILE
     unfinished = file.with_suffix(".unfinished")
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = _settings(file)
         other = [f"{name}: {before.get(name)!r:.80} there, {settings[name]!r:.80} here" for name in settings
                  if before.get(name) != settings[name]]  # fmt: skip
         if other:
@@ -199,6 +200,19 @@ def _begin(folder: Path, settings: dict[str, Any]) -> None:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, file)
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    try:
+        found = parse_json(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+    except ValueError as error:
+        raise ValueError(
+            f"{str(file)!r} is damaged ({error}), and without it nobody knows what its pairs are of. Give another "
+            "output_dir."
+        ) from None
+    return found
 
 
 def _is_quiet(pipe: Any) -> bool:

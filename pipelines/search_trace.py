@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hfnoise.latents import candidate_noise, mixed_noise, noise_neighbour
+from hfnoise.strict_json import parse_json
 
 METHODS = ("random", "zero_order", "paths")
 
@@ -111,8 +112,15 @@ class SearchTrace:
 
     @classmethod
     def from_json(cls, text: str) -> SearchTrace:
-        """Return the trace that `to_json` wrote."""
-        return cls(**{name: _tuples(value) for name, value in json.loads(text).items()})
+        """Return the trace that `to_json` wrote.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        try:
+            return cls(**{name: _tuples(value) for name, value in parse_json(text).items()})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no search trace of hfnoise: {error}.") from error
 
 
 def next_noise(method: str, parents: Tensor, fresh: Tensor, size: float) -> Tensor:

@@ -38,7 +38,7 @@ modules = {*public_names().values(), "hfnoise.pipelines", "hfnoise.benchmarks"}
 print(json.dumps({
     "lost": sorted(name for name in modules if importlib.util.find_spec(name) is None),
     "cards": [name for name in walk(files("hfnoise.model_cards")) if "__pycache__" not in name],
-    "typed": (files("hfnoise") / "py.typed").is_file(),
+    "typed": (files("hfnoise") / "py.typed").is_file() and (files("hfnoise.benchmarks") / "published.json").is_file(),
     "home": hfnoise.__file__,
 }))
 """

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hfnoise.benchmarks.headlines import headline
 from hfnoise.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +68,7 @@ def smaller(block):
 def test_table_of_methods():
     rows = [
         f"| `{method.name}` | `{method.main_class}` | {method.stock} "
-        f"| [{method.paper}](https://arxiv.org/abs/{method.paper}) | {method.state} |"
+        f"| {headline(method.name)} | [{method.paper}](https://arxiv.org/abs/{method.paper}) |"
         for method in METHODS
     ]
     assert "\n".join(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
@@ -101,7 +102,7 @@ def test_blocks_of_the_docs_run(block, empty_folder):
 
 
 def test_blocks_of_the_readme(empty_folder, capsys):
-    on_a_gpu, on_a_cpu, private, one_bit, guided, brightness, golden = python_blocks("README.md")
+    on_a_cpu, on_a_gpu, private, one_bit, guided, brightness, golden = python_blocks("README.md")
     compile(on_a_gpu, "README.md", "exec")  # it downloads a model, so it is not run
     import hfnoise
 

@@ -22,7 +22,7 @@ PACKAGES = {
     "examples": "examples",
 }
 LINE_LIMIT = 400
-IMPORT_NAMES = {"pyyaml": "yaml"}
+IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL"}
 NEVER_IMPORTED = {"trainers", "pipelines", "benchmarks", "model_cards", "examples", "tests", "setup"}
 # What each part must not import, by the beginning of the name.
 FORBIDDEN = {
@@ -42,6 +42,17 @@ def dependencies() -> set[str]:
     required = next(ast.literal_eval(word.value) for word in keywords if word.arg == "install_requires")
     names = [re.match(r"[\w-]+", requirement)[0].lower() for requirement in required]
     return {IMPORT_NAMES.get(name, name).replace("-", "_") for name in names}
+
+
+def imports_of_folder(module: str) -> set[str]:
+    """Return what an example may import beside: modules of its own folder, and what a requirements.txt there names."""
+    part, *parts = module.split(".")
+    folder = ROOT / part / parts[0] if part == "examples" and parts else None
+    if folder is None or not (folder / "requirements.txt").is_file():
+        return set()
+    lines = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    names = [re.match(r"[\w-]+", line)[0].lower() for line in lines if line and not line.startswith("#")]
+    return {IMPORT_NAMES.get(name, name) for name in names} | {path.stem for path in folder.iterdir()}
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,7 @@ def target_of(name: str) -> str:
 def faults(source: Source) -> list[str]:
     """Return what a module imports against the rules."""
     found = [f"line {line}: a relative import; write the whole name" for line in source.relative]
-    third_party = {"torch", "jaxtyping"} if source.part == "core" else DEPENDENCIES
+    third_party = {"torch", "jaxtyping"} if source.part == "core" else DEPENDENCIES | imports_of_folder(source.module)
     for name in map(target_of, source.imports):
         top = name.split(".")[0]
         inside = name == "hfnoise" or name.startswith("hfnoise.")
@@ -169,6 +180,10 @@ def test_files_are_short(path):
         ("hfnoise.benchmarks.preference_noise", "hfnoise.NoiseDPOTrainer", True),
         ("hfnoise.benchmarks.preference_noise", "tests.conftest", False),
         ("examples.robust_dpo", "trainers.robust_dpo", False),
+        ("examples.robust_dpo", "gradio", False),
+        ("examples.space.noise_space.app", "gradio", True),
+        ("examples.space.noise_space.app", "noise_space.models.use_pipeline", True),
+        ("examples.space.noise_space.app", "no_such_dependency", False),
     ],
 )
 def test_the_rules_themselves(module, name, allowed):

@@ -174,8 +174,16 @@ def _title(estimate: FlipRateEstimate) -> str:
     return "flip rate: not estimated" if estimate.refused else describe(estimate)
 
 
-def plot_margins(margins: Tensor, estimate: FlipRateEstimate, path: Path) -> None:
-    """Write a histogram of the margins; pairs left of zero are those whose label the model contradicts."""
+def plot_margins(margins: Tensor, estimate: FlipRateEstimate, path: Path, flipped: Tensor | None = None) -> None:
+    """Write a histogram of the margins; pairs left of zero are those whose label the model contradicts.
+
+    Args:
+        margins (`torch.Tensor` of shape `(pairs,)`): signed by the recorded label.
+        estimate ([`FlipRateEstimate`]): for the title.
+        path (`Path`): of the picture.
+        flipped (`torch.Tensor` of `bool` and shape `(pairs,)`, *optional*): which labels are known to be flipped; the
+            colours then say so.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -186,8 +194,12 @@ def plot_margins(margins: Tensor, estimate: FlipRateEstimate, path: Path) -> Non
     # Zero is an edge, so that no bin holds both kinds of pairs.
     edges = [width * number for number in range(math.floor(low / width), math.ceil(high / width) + 1)]
     clamped = margins.double().clamp(edges[0], edges[-1])
-    axes.hist(clamped[clamped >= 0].tolist(), bins=edges, color="#4477aa", label="model agrees with the label")
-    axes.hist(clamped[clamped < 0].tolist(), bins=edges, color="#cc6677", label="model contradicts the label")
+    names = ("model agrees with the label", "model contradicts the label")
+    wrong = clamped < 0
+    if flipped is not None:
+        names, wrong = ("label as it was", "flipped label"), flipped
+    parts = [clamped[~wrong].tolist(), clamped[wrong].tolist()]
+    axes.hist(parts, bins=edges, color=["#4477aa", "#cc6677"], label=names, stacked=True)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set(xlabel="held-out margin h, signed by the recorded label", ylabel="pairs", title=_title(estimate))
     axes.legend(frameon=False)

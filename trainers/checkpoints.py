@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import zipfile
@@ -13,6 +12,8 @@ from accelerate.utils import is_peft_model
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
+
+from hfnoise.strict_json import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +68,15 @@ def check_identity(path: str, identity: dict[str, Any]) -> dict[str, Any]:
         ValueError: which file is damaged, or what differs from this run, and what to do.
     """
     state = read_checkpoint(Path(path))
-    stored = state.get("stateful_callbacks", {}).get("NoiseRunState")
-    if not isinstance(stored, dict):
+    states = state.get("stateful_callbacks")
+    stored = states.get("NoiseRunState") if isinstance(states, dict) else None
+    arguments = stored.get("args") if isinstance(stored, dict) else None
+    written = arguments.get("identity") if isinstance(arguments, dict) else None
+    if not isinstance(states, dict) or not isinstance(written, dict):
         raise ValueError(
             f"checkpoint {path!r} was not written by a Trainer of hfnoise: its losses are unknown. To start from its "
             "weights, pass the folder as the model and do not resume."
         )
-    written = stored["args"]["identity"]
     differing = [name for name in identity if written.get(name) != identity[name]]
     if differing:
         listed = ", ".join(f"{name}: {written.get(name)!r} there, {identity[name]!r} here" for name in differing)
@@ -81,7 +84,6 @@ def check_identity(path: str, identity: dict[str, Any]) -> dict[str, Any]:
             f"checkpoint {path!r} belongs to another run ({listed}). Resume with the settings it was written with, or "
             "start a new run in another output_dir."
         )
-    states: dict[str, Any] = state["stateful_callbacks"]
     return states
 
 
@@ -94,7 +96,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise ValueError(f"checkpoint {str(path)!r} is not a folder.")
     try:
-        state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        # The history of a run may hold NaN, of an evaluation that has none of something.
+        state = parse_json((path / "trainer_state.json").read_text(encoding="utf-8"), finite=False)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
     except (OSError, ValueError) as error:
         raise ValueError(f"checkpoint {str(path)!r}: trainer_state.json is missing or damaged ({error}).") from None
     weights = list(path.glob("*.safetensors"))
@@ -113,7 +118,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 f"checkpoint {str(path)!r}: {name} is missing or damaged, so the run cannot go on as it was. Use an "
                 "older checkpoint; save_only_model=True writes none that can be resumed."
             )
-    return state
+    found: dict[str, Any] = state
+    return found
 
 
 def _check_weights(path: Path, model: Any) -> None:

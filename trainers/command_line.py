@@ -10,6 +10,7 @@ from trl import TrlParser
 
 from hfnoise.command_options import ask_for, option_names, read_yaml, refuse_unknown, split_equals, take_option
 from hfnoise.errors import UsageError
+from hfnoise.option_types import wrong_type
 
 __all__ = ["NoiseParser", "given_names", "parse", "take_option"]
 
@@ -53,10 +54,19 @@ def parse(
     # argparse takes the beginning of an option for the option; a file has to name it in full.
     refuse_unknown(prog, [name for name in options if not any(option.startswith(name) for option in known)], known)
     refuse_unknown(prog, [name for name in settings if name not in (*known, "env")], known, " in the --config file")
+    # argparse reads texts; what YAML made numbers, lists and mappings of goes past it.
+    for name, value in settings.items():
+        for owner in dataclass_types:
+            if reason := wrong_type(owner, name, value):
+                raise UsageError(f"{reason} (see {prog} --help)")
     try:
         return tuple(parser.parse_args_and_config(arguments))
-    except (ValueError, TypeError, ImportError) as error:
-        raise UsageError(f"{error} (see {prog} --help)") from error
+    except UsageError:
+        raise
+    # A stock configuration fails as it happens to with a value that it does not expect.
+    except Exception as error:
+        kind = "" if isinstance(error, (ValueError, TypeError, ImportError)) else f"{type(error).__name__}: "
+        raise UsageError(f"{kind}{error} (see {prog} --help)") from error
 
 
 def given_names(arguments: Sequence[str]) -> set[str]:

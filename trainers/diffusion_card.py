@@ -25,8 +25,6 @@ _TAGS = ("hfnoise", "diffusers", "diffusers-training")
 _SETTINGS = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm")
 _NOISES = ("noise_offset", "input_perturbation", "prompt_dropout", "ema_decay")
 
-_NOISE_SEED = ("seed of the noise", "the same, with the step and the place of the example in the batch")
-
 
 class DiffusionCardMixin(RunCardMixin):
     """The part of [`~hfnoise.DiffusionTrainer`] that writes `README.md`."""
@@ -55,7 +53,7 @@ class DiffusionCardMixin(RunCardMixin):
             metadata=user.metadata,
             block={**self.noise_block(), "seed": args.seed},
             noise=self.noise_rows(),
-            seeds=[*run_seeds(args), _NOISE_SEED],
+            seeds=[*run_seeds(args), self._noise_seed()],
             settings=self._training_rows(),
             snippet=self._snippet(base, adapter),
             use_note=self._use_note(),
@@ -84,6 +82,9 @@ class DiffusionCardMixin(RunCardMixin):
             ("timestep sampling", f"`{args.timestep_sampling}`"),
         ]
         return rows + [(f"`{name}`", f"{getattr(args, name):g}") for name in _NOISES if getattr(args, name)]
+
+    def _noise_seed(self) -> tuple[str, str]:
+        return "seed of the noise", "the same, with the step and the place of the example in the batch"
 
     def _base(self, given: str | None) -> Base:
         pipeline = self._pipeline()

@@ -90,6 +90,11 @@ def stock_arguments(args: Any) -> Any:
             f"neftune_noise_alpha is {args.neftune_noise_alpha}; it is noise on token embeddings, and a denoiser has "
             "none. See noise_offset and input_perturbation."
         )
+    if args.use_liger_kernel:
+        raise ValueError(
+            "use_liger_kernel=True is for models of transformers: a denoiser of diffusers would be trained without "
+            "any of its kernels, with a warning. Leave it out; torch_compile=True works."
+        )
     if args.activation_checkpointing_kwargs:
         raise ValueError(
             f"activation_checkpointing_kwargs is {args.activation_checkpointing_kwargs}; diffusers' own activation "

@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfnoise.option_types import wrong_type
 from hfnoise.privacy.lora_factors import LoraFactors
 from hfnoise.privacy.lora_message import StaleRotationError
 from hfnoise.privacy.lora_state import LoraRotation
+from hfnoise.strict_json import parse_json
 from hfnoise.trainers.federated_config import TRAINS_ONLY_B, FedSVDConfig
 from hfnoise.trainers.federated_layers import LoraLayers
 from hfnoise.trainers.federated_local import LocalTraining
 from hfnoise.trainers.federated_message import ClientUpdate, FederationMessage
 from hfnoise.trainers.federated_start import start_rows
+from hfnoise.trainers.private_mixin import in_float32
 
 STATE_FILE = "federated_client.json"
 _UNKNOWN_ROUND = -1
@@ -87,6 +90,7 @@ class FedSVDClient:
         self._training = LocalTraining(trainer, config.local_steps, self.cap, self.record.noise_multiplier)
         self._training.keep_ledger(None if self._file is None else self._file.with_name("ledger.json"))
         self.layers = LoraLayers.of(trainer.model)
+        in_float32(trainer.model)  # TRL casts adapters on a quantised base to bfloat16
         self._refuse_trainable_A()
         self._rotations: dict[str, LoraRotation] = {}
         self._lora_A: dict[str, Tensor] = {}
@@ -318,7 +322,12 @@ def _read(file: Path | None) -> ClientRecord:
     if file is None or not file.exists():
         return ClientRecord()
     try:
-        return ClientRecord(**json.loads(file.read_text(encoding="utf-8")))
+        content = parse_json(file.read_text(encoding="utf-8"))
+        record = ClientRecord(**content)
+        reasons = [wrong_type(ClientRecord, name, value, texts=False) for name, value in content.items()]
+        if any(reasons):
+            raise ValueError(" ".join(filter(None, reasons)))
+        return record
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{str(file)!r} is damaged ({error}): nobody knows how often this client took part, so its cap cannot be "

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from hfnoise.strict_json import parse_json
 from hfnoise.trainers.federated_config import FedSVDConfig
 from hfnoise.trainers.federated_message import ClientUpdate, FederationMessage
 
@@ -169,7 +170,7 @@ def update_from_records(content: Any) -> ClientUpdate:
         ValueError: if it is none, or its metrics, such as the weight that FedAvg would use, are not what it states.
     """
     try:
-        described = json.loads(content[CONFIG][_UPDATE])
+        described = parse_json(content[CONFIG][_UPDATE])
         arrays, metrics = tensors_of(content[ARRAYS], "an answer"), content[METRICS]
         factors: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
         for key, value in arrays.items():

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hfnoise.strict_json import parse_json
 from hfnoise.trainers.federated_config import FedSVDConfig
 from hfnoise.trainers.federated_flower_records import require_flower, run_config_settings
 from hfnoise.trainers.federated_flower_strategy import fedsvd_strategy
@@ -192,5 +193,5 @@ def _read_rounds(file: Path, round: int) -> list[RoundRecord]:
     """Return the rounds before this one that a report tells of; it is for reading, the state is what counts."""
     if not file.exists():
         return []
-    history = json.loads(file.read_text(encoding="utf-8"))["history"]
+    history = parse_json(file.read_text(encoding="utf-8"))["history"]
     return [RoundRecord(**record) for record in history if record["round"] < round]

@@ -17,6 +17,7 @@ from torch import Tensor
 from hfnoise.privacy.lora_factors import LoraFactors
 from hfnoise.privacy.lora_message import StaleRotationError
 from hfnoise.privacy.lora_state import LoraRotation
+from hfnoise.strict_json import parse_json
 from hfnoise.trainers.federated_client import FedSVDClient
 from hfnoise.trainers.federated_flower_records import (
     ARRAYS,
@@ -158,7 +159,7 @@ def _spent(state: ClientState) -> tuple[int, int, int]:
 
 def _parsed(content: bytes) -> ClientState:
     tensors = load(content)
-    described: Mapping[str, Any] = json.loads(tensors.pop("json").numpy().tobytes())
+    described: Mapping[str, Any] = parse_json(tensors.pop("json").numpy().tobytes())
     return ClientState(**described, tensors=tensors)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hfnoise.privacy.lora_factors import LoraFactors
 from hfnoise.privacy.lora_message import RotationMessage
+from hfnoise.strict_json import parse_json
 
 _SEPARATOR = "|"
 # Of a RotationMessage, beside its tensors.
@@ -95,7 +96,7 @@ class FederationMessage:
         Raises:
             ValueError: if a part is missing.
         """
-        content = json.loads(description)
+        content = parse_json(description)
         try:
             by_kind: dict[str, dict[str, Tensor]] = {"lora_B": {}, "rotation": {}, "lora_A": {}, "start": {}}
             for key, value in tensors.items():

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hfnoise.privacy.lora_factors import LoraFactors
+from hfnoise.strict_json import parse_json
 
 if TYPE_CHECKING:
     from hfnoise.trainers.federated_server import FedSVDServer
@@ -123,7 +124,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = archive.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise ValueError(f"its format is {metadata.get('format')!r}, and this hfnoise reads {_FORMAT!r}")
-            return json.loads(metadata["state"]), {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+            return parse_json(metadata["state"]), {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
             f"{str(file)!r} cannot be read ({error}): the rotations of the clients would be unknown. Restore it, or "

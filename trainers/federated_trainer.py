@@ -301,6 +301,12 @@ def _by_client(given: Any, column: str | None) -> dict[str, Dataset]:
         )
     if not given:
         raise ValueError("train_dataset holds no client. Give a dict of datasets by client, or client_column.")
+    streams = [name for name, rows in given.items() if not hasattr(rows, "__len__")]
+    if streams:
+        raise ValueError(
+            f"the data of clients {streams[:3]} are streaming datasets: the average is weighted by the number of "
+            "examples, and every round trains on its own. Load them without streaming=True."
+        )
     empty = [name for name, rows in given.items() if len(rows) == 0]
     if empty:
         raise ValueError(f"clients without examples: {empty[:3]}. Leave them out.")

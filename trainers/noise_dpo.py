@@ -133,7 +133,8 @@ class NoiseDPOTrainer(
         """
         if self.args.precompute_ref_log_probs and self.ref_model is None and not is_peft_model(self.model):
             self._refuse_trained_reference()
-        return self.ref_model or self.model
+        # Not `or`: a compiled module is asked for its length then, and has none.
+        return self.model if self.ref_model is None else self.ref_model
 
     def _refuse_trained_reference(self) -> None:
         """Raise ValueError once the policy has been trained: the reference it was then is not in memory."""

@@ -13,6 +13,7 @@ from hfnoise.options import NOISE_DPO_OPTIONS, Option, option_help
 from hfnoise.preference.pair_context import PairContext
 from hfnoise.preference.pair_loss_table import check_flip_rate, find_pair_loss, pair_loss_names
 from hfnoise.trainers.ches_capture import refuse_prefix_sharing
+from hfnoise.trainers.ignored_settings import refuse_ignored_settings
 
 # The losses inside trl.DPOTrainer. TRL keeps no list of them, so a test compares this one with the installed version.
 TRL_LOSSES = (
@@ -97,6 +98,7 @@ class NoiseDPOConfig(DPOConfig):
             )
         self.pair_context()
         self._check_ches()
+        refuse_ignored_settings(self)
         super().__post_init__()
 
     def pair_context(self) -> PairContext:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hfnoise.cards import ONE_RUN, Base, Metric, base_of, last_metrics, number, rate
+from hfnoise.cards import ONE_RUN, Base, Metric, base_of, last_metrics, number, rate, rows_of
 from hfnoise.citations import GOLDEN_NOISE_BIBTEX
 from hfnoise.trainers.diffusion_card import DiffusionCardMixin, by_dataset
 
@@ -30,7 +30,15 @@ class NoisePromptCardMixin(DiffusionCardMixin):
         if args.loss == "reward":
             return [*rows, ("`delta_penalty`", f"{args.delta_penalty:g}")]
         diagnose = getattr(self.train_dataset, "diagnose", None)  # type: ignore[attr-defined]
-        return rows if diagnose is None else [*rows, ("pairs", str(diagnose()))]
+        if diagnose is None:
+            return rows
+        count = rows_of(self.train_dataset)  # type: ignore[attr-defined]
+        return [*rows, ("pairs for training", str(count)), ("what they hold", str(diagnose()))]
+
+    def _noise_seed(self) -> tuple[str, str]:
+        if self.args.loss == "reward":
+            return super()._noise_seed()
+        return "seeds of the noise", "those of the pairs, one each"
 
     def noise_block(self) -> dict[str, Any]:
         """Return the loss for the block `hfnoise:`."""

@@ -98,7 +98,7 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin, HubPushMixin):
         """
         if not isinstance(config, DPConfig):
             raise ValueError(f"dp_config must be a DPConfig, got {type(config).__name__}.")
-        _in_float32(self.model)
+        in_float32(self.model)
         refuse_trainer(self, config)
         refuse_optimizer(self.args, self.optimizer, config)
         self.dp_config = config
@@ -296,7 +296,7 @@ class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin, HubPushMixin):
         self._before = {name: value.detach().to("cpu", copy=True) for name, value in self._private_parameters.items()}
 
 
-def _in_float32(model: Any) -> None:
+def in_float32(model: Any) -> None:
     """Put adapters that TRL has cast to bfloat16 (it does so on quantised bases) back into float32.
 
     Raises:
@@ -314,4 +314,6 @@ def _in_float32(model: Any) -> None:
     for value in low.values():
         value.data = value.data.float()
     if low:
-        logger.info("%d adapter weights put into float32: noise must not be rounded to 16 bits.", len(low))
+        logger.info(
+            "%d adapter weights put into float32: noise and averages must not be rounded to 16 bits.", len(low)
+        )

@@ -8,6 +8,7 @@ from typing import Any
 from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
+from hfnoise.trainers.ignored_settings import refuse_ignored_settings
 from hfnoise.trainers.private_training_mode import refuse_training_mode
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def refuse_trainer(trainer: Any, config: Any) -> None:
     """
     args = trainer.args
     _refuse_arguments(args)
+    refuse_ignored_settings(args)
     _refuse_engines(trainer, config)
     _refuse_data(trainer)
     _refuse_losses(trainer, args)

@@ -13,11 +13,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hfnoise.option_types import wrong_type
 from hfnoise.privacy.accounting import Mechanism, Search, composed_epsilon
 from hfnoise.privacy.calibration import calibrate_noise_multiplier, largest_step_count
 from hfnoise.privacy.keyed_random import KeyedRandom
 from hfnoise.privacy.ledger import Ledger, LedgerEntry
 from hfnoise.privacy.secret_file import run_key
+from hfnoise.strict_json import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -119,18 +121,23 @@ class RunState:
         """
         file = Path(folder) / STATE_FILE
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = parse_json(file.read_text(encoding="utf-8"))
             version = content.pop("version")
             if version != _VERSION:
                 raise ValueError(f"written by another version ({version}) of hfnoise")
-            return RunState(**content)
+            reasons = [wrong_type(RunState, name, value, texts=False) for name, value in content.items()]
+            if any(reasons):
+                raise ValueError(" ".join(filter(None, reasons)))
+            state = RunState(**content)
+            state.lineage(state.global_step)  # raises for numbers that are no mechanism
+            return state
         except FileNotFoundError:
             raise ValueError(
                 f"checkpoint {str(folder)!r} holds no {STATE_FILE}: it was not written by a private Trainer, so "
                 "nobody knows what its training released of the data. To start from its weights as public ones, pass "
                 "the folder as the model and do not resume."
             ) from None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
             raise ValueError(
                 f"{str(file)!r} is damaged ({error}): without it the noise cannot be replayed and epsilon is not "
                 "known. Use an older checkpoint."

@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 from transformers import Trainer
 from transformers.pytorch_utils import Conv1D
-from transformers.trainer_utils import get_last_checkpoint
 
 from hfnoise.quantization.weight_cache import cached_weights
+from hfnoise.trainers.checkpoints import last_complete_checkpoint
 from hfnoise.trainers.hub_push import HubPushMixin
+from hfnoise.trainers.ignored_settings import refuse_ignored_settings
 from hfnoise.trainers.qat_bits import BitScheduleCallback
 from hfnoise.trainers.qat_card import QATCardMixin
 from hfnoise.trainers.qat_config import QATArguments
@@ -63,6 +64,7 @@ class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin, HubPushMi
                 "QATTrainingArguments(output_dir=..., bits=1)."
             )
         training = found[0]
+        refuse_ignored_settings(training)
         if training.export != "master":
             refuse_sharded(training, f"export={training.export!r}")
         self._teacher_given = teacher_model
@@ -116,11 +118,18 @@ class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin, HubPushMi
         return next(m.quantization.estimator for m in self.model.modules() if hasattr(m, "quantization"))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as the Trainer does; quantised weights are kept between micro-batches where that is possible."""
+        """Train as the Trainer does; quantised weights are kept between micro-batches where that is possible.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint; `True` is the newest whole one.
+            *args, **kwargs: of the Trainer.
+        """
+        if resume_from_checkpoint is True:
+            # The newest folder may be one that a killed process has left half-written.
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         if self._bits is not None:
-            found = resume_from_checkpoint
             self._bits.model = self.model
-            self._bits.resumed_from = get_last_checkpoint(self.args.output_dir) if found is True else found or None
+            self._bits.resumed_from = resume_from_checkpoint or None
         with self._cached(self.args.gradient_accumulation_steps > 1):
             return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 

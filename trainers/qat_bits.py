@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from hfnoise.strict_json import parse_json
 from hfnoise.trainers.qat_model import current_bits, set_bits
 from hfnoise.trainers.qat_schedule import BitSchedule
 
@@ -62,7 +62,7 @@ class BitScheduleCallback(TrainerCallback):
 
     def _check_checkpoint(self, folder: Path, state: Any) -> None:
         path = folder / "config.json"
-        stored = json.loads(path.read_text(encoding="utf-8")).get("quantization_config") if path.is_file() else None
+        stored = parse_json(path.read_text(encoding="utf-8")).get("quantization_config") if path.is_file() else None
         expected = self.schedule.at(state.global_step - 1, state.max_steps)
         if stored is not None and (stored["weight_bits"], stored["activation_bits"]) != expected:
             raise ValueError(

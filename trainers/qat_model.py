@@ -40,6 +40,7 @@ def prepare_student(model: nn.Module, args: QATArguments, teacher_model: Any = N
     """
     if teacher_model is not None and not args.distillation_weight:
         raise ValueError("teacher_model is given and distillation_weight is 0, so nothing would ask it. Set a weight.")
+    _refuse_other_quantization(model)
     if is_quantized(model):
         _check_as_given(model, args)
         if args.distillation_weight and teacher_model is None:
@@ -58,6 +59,19 @@ def prepare_student(model: nn.Module, args: QATArguments, teacher_model: Any = N
         teacher = _frozen(model, copy.deepcopy(model) if teacher_model is None else teacher_model)
     prepare_qat(model, args.quest_config())
     return teacher
+
+
+def _refuse_other_quantization(model: Any) -> None:
+    """Raise ValueError for a model that somebody else has quantised: its weights are codes, and no master weights."""
+    stored = getattr(getattr(model, "config", None), "quantization_config", None)
+    if getattr(model, "hf_quantizer", None) is None or stored is None or isinstance(stored, QuestConfig):
+        return
+    method = getattr(stored, "quant_method", type(stored).__name__)
+    raise ValueError(
+        f"the model was loaded quantised by {getattr(method, 'value', method)}, and quantisation-aware training "
+        "starts from float weights, or from those of a QuestConfig. Load it without that quantization_config; to train "
+        "adapters on such a base, use the Trainer without QAT."
+    )
 
 
 def _frozen(model: Any, teacher: Any) -> nn.Module:

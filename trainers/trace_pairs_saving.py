@@ -74,9 +74,9 @@ def trace_pairs_card(splits: dict[str, Dataset], name: str, license: str | None 
         name=name,
         lead=(
             f"Preference pairs with reasoning traces and without: {counts}. Answers were sampled from {base.name} "
-            f"and scored by the reward `{report['reward']}`; of the answers to a prompt in one mode the best is chosen "
-            "and the worst is rejected. The format is that of BVPO ([paper](https://huggingface.co/papers/2510.05095)); "
-            "made with hfnoise."
+            f"and scored by the reward `{report['reward']}`; of the answers to a prompt in one mode the best is "
+            "chosen and the worst is rejected. The format is that of BVPO "
+            "([paper](https://huggingface.co/papers/2510.05095)); made with hfnoise."
         ),
         method="bvpo",
         base=base,
@@ -97,7 +97,7 @@ def trace_pairs_card(splits: dict[str, Dataset], name: str, license: str | None 
         noise=[row for split, part in reports.items() for row in _noise_rows(split, part)],
         noise_note=(
             "The noise of these pairs is that of sampling: an answer is right or wrong by the trace that was drawn, "
-            "and the spread of the reward over the answers to one prompt is what BVPO weighs traces by."
+            "which is the variance that BVPO weighs against its bias."
         ),
         seeds=[("seed of sampling", ", ".join(seeds))],
         snippet=f'from datasets import load_dataset\n\npairs = load_dataset("{name}")',

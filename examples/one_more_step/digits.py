@@ -13,7 +13,7 @@ from trl import TrlParser
 
 from hfnoise import OneMoreStepTrainer, OneMoreStepTrainingArguments, TimeFreeUNet2DConditionModel
 from hfnoise.trainers.diffusion_latents import encode_prompts, precompute_latents
-from hfnoise.worlds.digits_checkpoints import load_digits_pipeline
+from hfnoise.worlds.digits_checkpoints import checkpoint_path, load_digits_pipeline
 from hfnoise.worlds.shaded_digits import SHADED_DIGITS
 
 CHECKPOINT = "shaded-digits-sd"
@@ -56,6 +56,7 @@ def main():
         ),
         empty_prompt=encode_prompts(pipe, [""]),
     )
+    trainer.pipeline_name = checkpoint_path(CHECKPOINT)  # for the card
     trainer.train()
     trainer.save_model()
     trainer.create_model_card(license="apache-2.0", tags=["digits"])

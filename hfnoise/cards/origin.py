@@ -75,10 +75,10 @@ def base_of(path: str | None, commit: str | None = None, revision: str | None = 
         >>> base_of("someone/model", commit="0123456789abcdef0123456789abcdef01234567").revision
         '[`0123456`](https://huggingface.co/someone/model/tree/0123456789abcdef0123456789abcdef01234567)'
         >>> base_of("").revision
-        'none: it was made in memory'
+        'none: it was not loaded from anywhere'
     """
     if not path:
-        return Base("a model made in memory", "none: it was made in memory")
+        return Base("a model made in memory", "none: it was not loaded from anywhere")
     snapshot = _SNAPSHOT.search(path)
     if snapshot:
         path, commit = snapshot["repo"].replace("--", "/", 1), snapshot["commit"]

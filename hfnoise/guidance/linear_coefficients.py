@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hfnoise.strict_json import parse_json
+
 _FORMAT = 1
 
 
@@ -152,7 +154,7 @@ class LinearCoefficients:
             ValueError: if it is none.
         """
         try:
-            entries = json.loads(Path(path).read_text(encoding="utf-8"))
+            entries = parse_json(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{str(path)!r} holds no linear coefficients of hfnoise: {error}.") from error
         return cls.from_dict(entries)

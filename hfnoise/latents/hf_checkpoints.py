@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from dataclasses import dataclass
 from os import PathLike
@@ -20,6 +19,7 @@ from hfnoise.latents.hf_time_free_unet import (
     module_residuals,
     set_module_residuals,
 )
+from hfnoise.strict_json import parse_json
 
 MODULE_FOLDER = "oms_module"
 _STOCK_NAME = "UNet2DConditionModel"
@@ -96,7 +96,7 @@ def read_json(repository: str | PathLike[str], name: str, **hub_options: Any) ->
         return None
     try:
         with open(file, encoding="utf-8") as stream:
-            content = json.load(stream)
+            content = parse_json(stream.read())
     except ValueError as error:
         raise ValueError(f"{file} is no JSON: {error}.") from error
     if not isinstance(content, dict):

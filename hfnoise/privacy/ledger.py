@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from hfnoise.privacy.accounting import Mechanism, Search, composed_epsilon
+from hfnoise.strict_json import parse_json
 
 fcntl: ModuleType | None
 try:
@@ -198,7 +199,7 @@ class Ledger:
         except UnicodeDecodeError as error:
             raise self._damaged(str(error)) from None
         try:
-            content = json.loads(text)
+            content = parse_json(text)
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is {content['format']!r}")
             if content["version"] != FORMAT_VERSION:

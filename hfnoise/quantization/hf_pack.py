@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +19,10 @@ from hfnoise.quantization.hf_card import quantization_card
 from hfnoise.quantization.hf_config import QuestConfig
 from hfnoise.quantization.hf_export import dequantize, export_packed, quantized_layers
 from hfnoise.quantization.report import quantization_report
+from hfnoise.strict_json import parse_json
 
-# Written anew; everything else in a folder (tokenizer, chat template, licence, ...) is carried along.
 _NO_SEED = [("seed", "none: nothing was drawn at random")]
+# Written anew; everything else in a folder (tokenizer, chat template, licence, ...) is carried along.
 _WRITTEN = ("config.json", "generation_config.json", "README.md")
 _WEIGHTS = (
     ".safetensors",
@@ -184,7 +184,7 @@ def _folders(given: argparse.Namespace) -> tuple[Path, Path, dict[str, Any]]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{given.out!r} is there already and not empty; name a new folder.")
     try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings = parse_json((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"{str(folder / 'config.json')!r} is no JSON: {error}.") from None
     return folder, out, settings

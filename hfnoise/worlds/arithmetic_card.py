@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 _LEAD = (
     "A Llama of {millions:.2f} M parameters that adds and subtracts, with a reasoning trace in the format of "
-    "DeepSeek-R1 or without. It is wrong often, and on purpose: it was trained on traces that slip, ramble and correct "
-    "themselves, so that preference optimisation has something to win and traces bring variance. It is part of the "
-    "Python library hfnoise; for anything else it is too small."
+    "DeepSeek-R1 or without. It is wrong often, and on purpose: it was trained on traces that slip, ramble and "
+    "correct themselves, so that preference optimisation has something to win and traces bring variance. It is part "
+    "of the Python library hfnoise; for anything else it is too small."
 )
 _SNIPPET = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -62,7 +62,10 @@ def arithmetic_card(recipe: ArithmeticRecipe, results: dict[str, float]) -> Mode
         lead=_LEAD.format(millions=results["parameters"] / 1e6),
         noise=[
             ("solutions by a sloppy writer", f"{100 * SLOPPY_SHARE:.0f} %"),
-            ("slips in a trace, careful and sloppy writer", f"{100 * CAREFUL.slip:.0f} % and {100 * SLOPPY.slip:.0f} %"),
+            (
+                "slips in a trace, careful and sloppy writer",
+                f"{100 * CAREFUL.slip:.0f} % and {100 * SLOPPY.slip:.0f} %",
+            ),
             ("examples with a trace", f"{100 * recipe.trace_share:.0f} %"),
         ],
         snippet=_SNIPPET,

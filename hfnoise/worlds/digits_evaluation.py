@@ -146,7 +146,11 @@ def table(rows: list[dict[str, Any]], world: DigitWorld) -> str:
     lines = [head, ["---"] * len(head)]
     for row in rows:
         shares = [row["judge_accuracy"], row["verifier_accuracy"], *(row["attribute_accuracy"] if attributes else [])]
-        cells = [f"{row['guidance_scale']:g}", str(row["images"]), *[share_text(share, row["images"]) for share in shares]]
+        cells = [
+            f"{row['guidance_scale']:g}",
+            str(row["images"]),
+            *[share_text(share, row["images"]) for share in shares],
+        ]
         lines.append([*cells, number(row["frechet_distance"], 2), number(row["diversity"], 2)])
     if world.held_out is not None:
         first = ["combinations", "---", *[row["combinations"] for row in rows]]

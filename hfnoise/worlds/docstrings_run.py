@@ -56,6 +56,7 @@ def run_trainer(
     seed: int,
     output_dir: str | None = None,
     callbacks: list[Any] | None = None,
+    train_size: int | None = None,
     **changes: Any,
 ) -> RunResult:
     """Train one method on the docstrings world with a share of the labels flipped, and score it on clean pairs.
@@ -68,12 +69,13 @@ def run_trainer(
         seed (`int`): of the training pairs, the flips and the run.
         output_dir (`str`, *optional*): where the run would save; a temporary folder by default.
         callbacks (`list`, *optional*): callbacks of the Trainer.
+        train_size (`int`, *optional*): training pairs; those of the recipe by default.
         **changes: settings that differ from the recipe of the world.
     """
     module_name, trainer_name, config_name, settings = METHODS[method]
     module = import_module(module_name)
     recipe = docstrings.DEMO_RECIPE
-    train = flip_labels(docstrings.preference_pairs("train", recipe.train_size, seed), flip_rate, seed)
+    train = flip_labels(docstrings.preference_pairs("train", train_size or recipe.train_size, seed), flip_rate, seed)
     clean = docstrings.preference_pairs("validation", recipe.eval_size, seed)
     # RobustDPOTrainer estimates the rate from the first evaluation dataset: labels from the same noisy source.
     estimates = trainer_name == "RobustDPOTrainer"

@@ -102,6 +102,12 @@ def telemetry(hub: MiniHub, request: Request) -> Response:
     return answer({})
 
 
+@endpoint("POST", "/minihub/failures")
+def break_next(hub: MiniHub, request: Request) -> Response:
+    """No endpoint of the Hub: how a process asks for failures of its own requests."""
+    return answer(hub.wish(request.json()))
+
+
 @endpoint("POST DELETE", "/api/repos/(?P<action>create|delete)", writes=True)
 def create_or_delete(hub: MiniHub, request: Request, action: str) -> Response:
     wish = request.json()

@@ -6,6 +6,7 @@ import re
 import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.minihub.endpoints import ENDPOINTS, Request, Response, answer
@@ -14,12 +15,14 @@ from tests.minihub.repository import HubError, Repository
 
 @dataclass
 class Failure:
-    """A wish of a test for requests that match: answer `status`, or cut the connection after so many bytes."""
+    """A wish of a test for requests that match: answer `status`, cut the connection after so many bytes, or lose the
+    answer to what was done."""
 
     pattern: str
     count: int
     status: int | None = None
     cut_after: int | None = None
+    loses_answer: bool = False
 
 
 class MiniHub:
@@ -88,6 +91,19 @@ class MiniHub:
         """
         self._failures.append(Failure(pattern, count, cut_after=after))
 
+    def lose_answer(self, pattern: str, count: int = 1) -> None:
+        """Do what the next `count` requests that match ask for, and close the connection without an answer."""
+        self._failures.append(Failure(pattern, count, loses_answer=True))
+
+    def wish(self, failures: list[dict[str, Any]]) -> list[str]:
+        """Put failures in the place of those that are waiting, whose patterns are returned.
+
+        For a process that breaks its own pushes, by `POST /minihub/failures`, one after another.
+        """
+        left = [failure.pattern for failure in self._failures]
+        self._failures = [Failure(**failure) for failure in failures]
+        return left
+
     def begin(self, line: str) -> Failure | None:
         """Note a request and return the failure that a test wishes for it."""
         with self._lock:
@@ -126,6 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif failure.status is not None:
             self._request()
             self._send(answer({"error": "a failure that a test wished for"}, failure.status))
+        elif failure.loses_answer:
+            hub.respond(self._request())
+            self.close_connection = True
         elif self._has_body():
             self.rfile.read(failure.cut_after)
             self.close_connection = True

@@ -1,0 +1,1 @@
+"""The pages of the Space; app.py beside this folder starts them."""
