@@ -1,4 +1,4 @@
-"""Every page of the site in a real browser: nothing missing, nothing said on the console, nothing wider than a phone."""
+"""Every page of the site in a browser: nothing missing, nothing on the console, nothing wider than a phone."""
 
 import importlib.util
 import shutil

@@ -21,7 +21,7 @@ needs_mkdocs = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def site(tmp_path_factory):
     """Return the folder of the site, built strictly, as `make docs` builds it."""
     folder = tmp_path_factory.mktemp("site")
