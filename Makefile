@@ -41,6 +41,9 @@ type: .venv/.installed-dev  ## mypy: strict for the core, lenient where it meets
 bench: .venv/.installed  ## all benchmarks in a small size (SIZE=full: as published): docs/benchmarks.md
 	$(BIN)/python -m hfnoise bench --size $(SIZE) --publish --output_dir docs
 
+docs: .venv/.installed  ## the site of docs/ and README with the API reference, in build/site
+	$(BIN)/mkdocs build --strict --quiet -f docs/site/mkdocs.yml
+
 soak: .venv/.installed-dev  ## what CI has no time for: all combinations, kills, fuzzing, memory, browser
 	$(BIN)/python -m pytest $(PARALLEL) -m soak
 
