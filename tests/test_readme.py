@@ -78,7 +78,7 @@ def test_table_of_methods():
 def test_names_in_the_docs_are_public():
     import hfnoise
 
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     # Calls, also outside of blocks; a module has more dots.
     named = {name for page in pages for name in re.findall(r"\bhfnoise\.(\w+)\(", page.read_text(encoding="utf-8"))}
     assert "start_gap" in named and not [name for name in named if not hasattr(hfnoise, name)]

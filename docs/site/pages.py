@@ -23,7 +23,12 @@ from hfnoise.methods import METHODS, public_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Files of the repository that are pages of the site.
-PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "examples/space/README.md": "space.md",
+}
 # What setup.py maps into the package.
 MAPPED_PARTS = ("trainers", "pipelines", "model_cards", "benchmarks")
 # Page of the reference, its title, and the modules whose names it holds: the first page with a fitting prefix.

@@ -56,7 +56,7 @@ def schedule_digest(levels: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class LinearCoefficients:
-    """Per step the weights of the last updates: delta_t is about sum_i coefficients[t][i] delta_(t-1-i).
+    """Per step the weights of the last updates: delta_t is about sum_i `coefficients[t][i]` delta_(t-1-i).
 
     Args:
         key ([`EstimateKey`]): what they hold for.
