@@ -28,8 +28,8 @@ def version() -> str:
 
 quant = ["bitsandbytes>=0.50"]
 dp = ["dp-accounting>=0.6"]
-# The engine only: its simulation would bring Ray, and hfnoise has one of its own. Flower has no Python 3.10.
-flower = ['flwr>=1.41; python_version >= "3.11"']
+# The engine only: its simulation would bring Ray, and hfnoise has one of its own.
+flower = ["flwr>=1.41"]
 # To train the worlds of digits anew; what is shipped runs without.
 worlds = ["scikit-learn>=1.5"]
 # The site made of docs/, and the Space in examples/space.
@@ -46,7 +46,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.10",
+    python_requires=">=3.11",  # as diffusers 0.42
     packages=find_packages(include=["hfnoise", "hfnoise.*"])
     + [name for part in MAPPED_PARTS for name in mapped_packages(part)],
     package_dir={"hfnoise": "hfnoise", **{f"hfnoise.{part}": part for part in MAPPED_PARTS}},
@@ -96,7 +96,6 @@ setup(
         "Intended Audience :: Science/Research",
         "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",
-        "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",

@@ -66,13 +66,13 @@ def accuracies(model: Any) -> dict[str, float]:
     return {mode: arithmetic.accuracy(model, tokenizer, questions, mode) for mode in MODES}
 
 
-def whole_runs(seeds: int, shares: Sequence[str] = tuple(SHARES)) -> dict[str, dict[str, list[float]]]:
+def whole_runs(seeds: int, shares: Sequence[str], size: int) -> dict[str, dict[str, list[float]]]:
     """Return accuracies by mode, and the last share, of every method: the same pairs and steps for all of a seed."""
     before = accuracies(AutoModelForCausalLM.from_pretrained(arithmetic.model_path()))
     found: dict[str, dict[str, list[float]]] = {"before": {mode: [before[mode]] for mode in MODES}}
     bar = tqdm(total=seeds * len(shares), desc="runs")
     for seed in range(seeds):
-        pairs = arithmetic.trace_pairs("train", arithmetic.TRACE_RECIPE.train_size, seed)
+        pairs = arithmetic.trace_pairs("train", size, seed)
         for name in shares:
             trainer = build(SHARES[name], seed, pairs)
             trainer.train()
@@ -166,6 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--shares", nargs="+", choices=list(SHARES), default=list(SHARES), metavar="SHARE", help="of them; default all"
     )
+    parser.add_argument(
+        "--pairs", type=int, default=arithmetic.TRACE_RECIPE.train_size, help="training pairs of whole runs"
+    )
     parser.add_argument("--prompts", type=int, default=128, help="prompts of the gradient part")
     parser.add_argument("--output_dir", default="benchmark_results", help="folder of the results")
     given = parser.parse_args(arguments)
@@ -173,15 +176,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("hfnoise").setLevel(logging.WARNING)
     folder = Path(given.output_dir)
     for part in given.parts:
-        results, table = _runs(given.seeds, given.shares) if part == "runs" else _gradients(given.prompts)
+        results, table = _runs(given.seeds, given.shares, given.pairs) if part == "runs" else _gradients(given.prompts)
         seeds = range(given.seeds) if part == "runs" else range(_TRACES)
         write_json(folder / f"bvpo_{part}.json", {**circumstances(seeds), "results": results})
         (folder / f"bvpo_{part}.md").write_text(table, encoding="utf-8")
     return 0
 
 
-def _runs(seeds: int, shares: Sequence[str]) -> tuple[dict[str, Any], str]:
-    found = whole_runs(seeds, shares)
+def _runs(seeds: int, shares: Sequence[str], size: int) -> tuple[dict[str, Any], str]:
+    found = whole_runs(seeds, shares, size)
     header = ["share of the loss with traces", "accuracy with traces", "accuracy without", "last share"]
     rows = [
         [

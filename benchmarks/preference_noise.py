@@ -71,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trainer_rates", type=float, nargs="+", default=TRAINER_RATES, help="flip rates of the same")
     parser.add_argument("--pairs", type=int, default=1000, help="training pairs on frozen features")
     parser.add_argument("--steps", type=int, default=60, help="timed steps of every loss")
+    parser.add_argument(
+        "--losses", nargs="+", choices=overhead.LOSSES, default=overhead.LOSSES, help="whose steps are timed"
+    )
     parser.add_argument("--output_dir", default="benchmark_results", help="folder of the results")
     given = parser.parse_args(arguments)
     if 0.0 in given.trainer_rates and "DPO" not in given.trainer_methods:
@@ -205,7 +208,7 @@ def _trainer(given: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], l
 
 
 def _overhead(given: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    costs = overhead.measure(given.steps)
+    costs = overhead.measure(given.steps, given.losses)
     stock = costs[overhead.STOCK].peak_memory
     header = ["loss", "step time / TRL sigmoid", "share of the step in our code", "peak memory / TRL sigmoid"]
     rows = [

@@ -231,7 +231,7 @@ def _section(one: Benchmark, full: Found | None, small: Found | None, folder: Pa
             yield f"{size}: {_about(found)}\n"
         if found and found.run and found.run.error:
             yield f"**{size} run: {found.run.error}**\n"
-    size = "full" if full and full.here else "small" if small and small.here else None
+    shown = "full" if full and full.here else "small" if small else ""
     if full and full.comparisons:
         rows = [
             [each.method, each.quantity, each.ours, each.against, each.theirs, show(each.ratio), each.ratio.spread]
@@ -239,8 +239,8 @@ def _section(one: Benchmark, full: Found | None, small: Found | None, folder: Pa
         ]
         header = ["method", "cost or error", "ours", "against", "theirs", "ratio", "spread"]
         yield markdown(header, rows)
-    if size:
-        yield from _results(one, folder, size)
+    if shown:
+        yield from _results(one, folder, shown)
 
 
 def _about(found: Found) -> str:

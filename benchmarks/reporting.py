@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def circumstances(seeds: Sequence[int]) -> dict[str, Any]:
 
     return {
         "commit": commit(),
-        "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "versions": library_versions(),
         "python": platform.python_version(),
         "machine": machine(),

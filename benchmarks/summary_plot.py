@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hfnoise.benchmarks.comparison import Comparison
 from hfnoise.benchmarks.table import FAMILIES, Benchmark
@@ -70,7 +71,7 @@ def draw(shown: Sequence[tuple[Benchmark, Sequence[Comparison]]], path: Path) ->
     figure.savefig(path, dpi=130)
 
 
-def _mark(axes, one: Comparison, place: float, colour: str, marker: str) -> None:  # type: ignore[no-untyped-def]
+def _mark(axes: Any, one: Comparison, place: float, colour: str, marker: str) -> None:
     value, low, high = one.ratio.value, one.ratio.low, one.ratio.high
     drawn = min(max(value, LOWEST), HIGHEST)
     if drawn != value:

@@ -76,20 +76,21 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "preference_noise_trainer", "preference_noise", "preference",
         "How many held-out pairs does a whole training run get wrong when labels are flipped?",
-        full="--parts trainer", small="--parts trainer --trainer_seeds 1 --trainer_rates 0.3 --trainer_pairs 256"
+        full="--parts trainer", small="--parts trainer --trainer_seeds 1 --trainer_rates 0.3 --trainer_pairs 128"
         " --trainer_methods DPO 'TRL robust, true rate' 'RobustDPO, rate unknown'",
         compare=compare_preference.trainer,
+        limits="Flips do not depend on the pair here; where they do, every loss of the table is wrong.",
     ),
     Benchmark(
         "preference_noise_features", "preference_noise", "preference",
         "The same for every loss, on frozen features, at five flip rates; is the flip rate estimated?",
-        full="--parts features --seeds 6", small="--parts features --seeds 2 --pairs 300",
+        full="--parts features --seeds 6", small="--parts features --seeds 1 --pairs 200",
         compare=compare_preference.features,
     ),
     Benchmark(
         "preference_noise_overhead", "preference_noise", "preference",
         "What does a step cost beside TRL's own loss?",
-        full="--parts overhead --steps 40", small="--parts overhead --steps 6",
+        full="--parts overhead --steps 40", small="--parts overhead --steps 4 --losses sym",
         compare=compare_preference.overhead,
     ),
     Benchmark(
@@ -106,8 +107,10 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "bvpo_runs", "bvpo", "preference",
         "Does BVPO's estimated share give better answers than DPO on both kinds of answers?",
-        full="--parts runs", small="--parts runs --seeds 1 --shares auto 'union = DPO on both (0.5)'",
+        full="--parts runs", small="--parts runs --seeds 1 --pairs 320 --shares auto 'union = DPO on both (0.5)'",
         compare=compare_preference.bvpo_runs,
+        limits="The estimated share has less error in the gradient and gives no better answers than plain DPO"
+        " on both.",
     ),
     Benchmark(
         "bvpo_gradients", "bvpo", "preference",
@@ -124,6 +127,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "What does privacy cost in perplexity, and what do canaries still give away?",
         full="--seeds 0 1", small="--seeds 0 --epsilons 8 --rows 400 --canaries 20 --batch 64 --steps 4",
         compare=compare_privacy.docstrings,
+        limits="Privacy has its price with every library; it is smaller with more rows and larger batches.",
     ),
     Benchmark(
         "dp_step_time", "dp_step_time", "privacy",
@@ -144,22 +148,27 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         small="--seeds 0 --rounds 2 --rate 0.667"
         " --methods FedAvg 'FFA-LoRA (orthonormal)' FedEx-LoRA FedSVD",
         compare=compare_privacy.fedsvd,
+        limits="Under SGD, FedSVD is FFA-LoRA with orthonormal rows, by a theorem and to the bit; refreshing"
+        " costs bytes.",
     ),
     Benchmark(
         "fedsvd_rotation", "fedsvd_rotation", "privacy",
         "What does FedSVD's refactorisation cost, by the Gram matrix and by SVD?",
-        full="", small="--repeats 10 --svd_repeats 1 --cases 1024_r8", compare=compare_privacy.rotation,
+        full="", small="--repeats 10 --svd_repeats 1 --cases '1024 x 1024, r = 8'", compare=compare_privacy.rotation,
     ),
     Benchmark(
         "quantization_training", "quantization_training", "quantization",
         "What loss does a model trained from scratch at 4, 2 and 1 bits end at?",
         full="--seeds 0 1 2", small="--seeds 0 --steps 20 --weight_bits 1 --step_rates 0.1",
         compare=compare_quantization.training,
+        limits="A small model on little text: it shows that training is stable, not which width to pick.",
     ),
     Benchmark(
         "quantization_kernels", "quantization_kernels", "quantization",
         "How fast is a layer of 1 to 4 bits on a CPU?",
         full="", small="--repeats 3 --threads 1", compare=compare_quantization.kernels,
+        limits="On a CPU; no kernel of ours was measured on a GPU. At 4 bits other libraries are faster for"
+        " one token.",
     ),
     Benchmark(
         "quantization_step_time", "quantization_step_time", "quantization",
@@ -177,6 +186,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "What do skipped evaluations save, and what do they change?",
         full="", small="--seeds 0 --images 30 --fitted_images 20 --steps 20 --scales 4 --timed_images 10 --repeats 1",
         compare=compare_guidance.digits, pictures=("guidance_pictures_digits",),
+        limits="Fewer steps of full guidance come nearer to it at as many evaluations.",
     ),
     Benchmark(
         "guidance_digits_20_steps", "guidance_digits", "guidance",
@@ -192,6 +202,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         small="--checkpoint coloured-digits-sd --seeds 0 --images 30 --fitted_images 20 --steps 20 --scales 4"
         " --timed_images 10 --repeats 1",
         compare=compare_guidance.digits, pictures=("guidance_pictures_coloured_digits",),
+        limits="Skipping costs accuracy where prompts are hard.",
     ),
     Benchmark(
         "guidance_mixture", "guidance_mixture", "guidance",
@@ -209,6 +220,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         full="--checkpoint coloured-digits-sd",
         small="--checkpoint coloured-digits-sd --seeds 0 --images 20 --scales 4 15",
         compare=compare_guidance.saturation,
+        limits="Less saturation is no more accuracy: the paper's options of diffusers' APG draw more images right.",
     ),
     Benchmark(
         "guidance_exactness", "guidance_exactness", "guidance",
@@ -224,11 +236,13 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "one_more_step", "one_more_step", "latents",
         "How wrong is the brightness of samples, where the base model is exactly right?",
         full="", small="--preset small --schedulers DDIM --seeds 0", compare=compare_latents.one_more_step,
+        limits="A base that is trained again at zero terminal SNR repairs more, where one can be trained.",
     ),
     Benchmark(
         "one_more_step_digits", "one_more_step_digits", "latents",
         "The same on drawn digits, with a real autoencoder and UNet.",
         full="", small="--images 16 --scales 1 --seeds 0", compare=compare_latents.one_more_step_digits,
+        limits="Prompts in mid brightness have no error to repair; the terminal prior makes them scatter too much.",
     ),
     Benchmark(
         "one_more_step_overhead", "one_more_step_overhead", "latents",
@@ -240,17 +254,20 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "Do refined starts draw better than plain ones at equal numbers of evaluations?",
         full="", small="--preset small", compare=compare_latents.golden_noise,
         pictures=("golden_noise_pictures_digits",),
+        limits="Plain guidance with fewer steps does about as well at as many evaluations.",
     ),
     Benchmark(
         "golden_noise_digits_weak", "golden_noise", "latents",
         "The same for a model that draws badly.",
         full="--checkpoint digits-sd-weak", small="--preset small --checkpoint digits-sd-weak",
         compare=compare_latents.golden_noise, pictures=("golden_noise_pictures_digits_weak",),
+        limits="For a weak model plain guidance with fewer steps does better at as many evaluations.",
     ),
     Benchmark(
         "noise_search", "noise_search", "latents",
         "What does a search over starts buy for its evaluations?",
         full="", small="--seeds 0 --images 20 --budgets 2 4", compare=compare_latents.noise_search,
+        limits="The best of several plain images beats both other searches at equal evaluations.",
     ),
     Benchmark(
         "diffusion_trainer", "diffusion_trainer", "latents",

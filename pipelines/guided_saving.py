@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from os import PathLike
 from typing import Any
 
@@ -21,6 +18,8 @@ from hfnoise.pipelines.guider_checks import check_guider, own_scale, takes_guide
 from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
 from hfnoise.pipelines.initial_noise_files import check_can_be_saved, save_initial_noise
 from hfnoise.pipelines.saved_parts import GUIDER_FOLDER, PipelineRepository, remove_earlier, stale_patterns
+from hfnoise.pipelines.staged_folder import staged_folder
+from hfnoise.pipelines.unsaved_adapters import check_adapters
 
 _INDEX = "model_index.json"
 _WEIGHT_OPTIONS = ("safe_serialization", "variant", "max_shard_size")
@@ -58,10 +57,12 @@ class GuidedSaving:
                 `token` of the push; `use_flashpack` as in diffusers.
 
         Raises:
-            ValueError: if `save_directory` is a file, or two members of the initial noise need the same sub-folder.
+            ValueError: if `save_directory` is a file, or two members of the initial noise need the same sub-folder, or
+                a network carries a LoRA or an IP-Adapter, which stock would write so that nothing reads it.
             PushError: if the push did not go through; what is saved is in `save_directory`.
         """
         check_can_be_saved(self.initial_noise)  # type: ignore[attr-defined]
+        check_adapters(self.components)  # type: ignore[attr-defined]
         directory = os.fspath(save_directory)
         if os.path.isfile(directory):
             raise ValueError(f"save_directory must be a folder, and {directory} is a file.")
@@ -71,8 +72,9 @@ class GuidedSaving:
             with self._explained(name, "Nothing was written. To save it without a push: push_to_hub=False."):
                 push["repo_id"] = _created({**push, "repo_id": name})
             push.pop("private", None)  # of the repository, which is there now
-        with _staged(directory, variant) as staging:
+        with staged_folder(directory, _INDEX, variant) as staging:
             self._write(staging, safe_serialization, variant=variant, max_shard_size=max_shard_size, **kwargs)
+            remove_earlier(directory, staging)
         if push_to_hub:
             with self._explained(push["repo_id"], f"It is saved in {directory!r}.", directory):
                 self._upload(directory, variant=variant, **push)
@@ -99,10 +101,11 @@ class GuidedSaving:
                 sub-folder no card is written.
 
         Raises:
-            ValueError: if two members of the initial noise need the same sub-folder.
+            ValueError: if two members of the initial noise need the same sub-folder, or a network carries adapters.
             PushError: if the push did not go through; what is on the Hub is what was there.
         """
         check_can_be_saved(self.initial_noise)  # type: ignore[attr-defined]
+        check_adapters(self.components)  # type: ignore[attr-defined]
         with self._explained(repo_id, "It is in memory as it was."):
             repo_id = _created({"repo_id": repo_id, "private": private, "token": token})
         with tempfile.TemporaryDirectory() as folder:
@@ -258,52 +261,3 @@ def _created(push: dict[str, Any]) -> str:
     return create_repo(
         push["repo_id"], exist_ok=True, private=push.get("private"), token=push.get("token")
     ).repo_id  # fmt: skip
-
-
-@contextmanager
-def _staged(directory: str, variant: str | None) -> Iterator[str]:
-    """Yield a folder whose content is in `directory` at the end of the block, unless it fails."""
-    existed = os.path.isdir(directory)
-    os.makedirs(directory, exist_ok=True)
-    # Inside, so that it is on the same disk and moving costs nothing.
-    staging = tempfile.mkdtemp(prefix=".saving-", dir=directory)
-    try:
-        yield staging
-        _move(staging, directory, variant)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if not existed and not os.listdir(directory):
-            os.rmdir(directory)
-
-
-def _move(staging: str, directory: str, variant: str | None) -> None:
-    names = sorted(os.listdir(staging), key=lambda name: name == _INDEX)  # the index last: it says all is there
-    remove_earlier(directory, staging)
-    for name in names:
-        _replace(os.path.join(staging, name), os.path.join(directory, name), variant)
-
-
-def _replace(source: str, target: str, variant: str | None) -> None:
-    """Move a file, or the files of a folder, to where others of an earlier save may be."""
-    if os.path.isdir(source) and os.path.isdir(target):
-        _remove_old_weights(target, os.listdir(source), variant)
-        for name in os.listdir(source):
-            _replace(os.path.join(source, name), os.path.join(target, name), variant)
-        return
-    if os.path.isdir(target):
-        shutil.rmtree(target)
-    os.replace(source, target)
-
-
-def _remove_old_weights(folder: str, written: list[str], variant: str | None) -> None:
-    """Remove weights that the written ones replace in other files: another number of shards would be read first."""
-    marked = re.escape(f".{variant}") if variant else ""
-    weights = re.compile(rf"(?P<stem>[^.]+?){marked}(-\d{{5}}-of-\d{{5}})?\.(safetensors|bin)")
-    stems = {match["stem"] for match in map(weights.fullmatch, written) if match}
-    for stem in stems:
-        shards = re.compile(
-            rf"{re.escape(stem)}({marked}(-\d{{5}}-of-\d{{5}})?\.(safetensors|bin)|\.(safetensors|bin)\.index{marked}\.json)"
-        )
-        for name in os.listdir(folder):
-            if shards.fullmatch(name) and name not in written:
-                os.remove(os.path.join(folder, name))

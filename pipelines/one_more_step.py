@@ -147,7 +147,7 @@ class OneMoreStep(StartEstimate):
 
         Raises:
             TypeError: if the module is no model of diffusers.
-            ValueError: if `save_directory` is a file.
+            ValueError: if `save_directory` is a file, or for `push_to_hub`, which would push the module alone.
         """
         from hfnoise.pipelines.one_more_step_files import save_one_more_step
 

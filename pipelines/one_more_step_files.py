@@ -11,7 +11,9 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from hfnoise.hf_sharing import upload_command
 from hfnoise.latents.hf_checkpoints import MODULE_FOLDER, find_file, load_module, load_oms_components, read_json
+from hfnoise.pipelines.staged_folder import staged_folder
 from hfnoise.pipelines.start_text import one_or_the_other
 from hfnoise.pipelines.terminal_prior import TerminalPrior
 
@@ -42,23 +44,28 @@ def save_one_more_step(step: Any, save_directory: str | PathLike[str], kwargs: d
     folder = os.fspath(save_directory)
     if os.path.isfile(folder):
         raise ValueError(f"save_directory must be a folder, and {folder} is a file.")
+    if kwargs.get("push_to_hub"):
+        raise ValueError(
+            "push_to_hub would push the module without its options. Save the folder and run "
+            f"`{upload_command('REPOSITORY', folder)}`, or push it with its pipeline."
+        )
     if not hasattr(step.module, "save_pretrained"):
         raise TypeError(f"{type(step.module).__name__} cannot be saved: it is no model of diffusers.")
     embeddings = {name: getattr(step, name) for name in _EMBEDDINGS if getattr(step, name) is not None}
     has_own = {"text_encoder": step.text_encoder is not None, "embeddings": sorted(embeddings)}
     text = json.dumps({**step.to_config(), **has_own}, indent=2, allow_nan=False)  # fails before anything is written
-    os.makedirs(folder, exist_ok=True)
-    step.module.save_pretrained(folder, **kwargs)
-    if embeddings:
-        rows = {name: value.detach().cpu().contiguous() for name, value in embeddings.items()}
-        save_file(rows, os.path.join(folder, EMBEDDINGS_FILE))
-    if step.text_encoder is not None:
-        # transformers 5 writes safetensors only.
-        options = {name: kwargs[name] for name in ("variant", "max_shard_size") if name in kwargs}
-        step.text_encoder.save_pretrained(os.path.join(folder, "text_encoder"), **options)
-        step.tokenizer.save_pretrained(os.path.join(folder, "tokenizer"))
-    with open(os.path.join(folder, OPTIONS_FILE), "w", encoding="utf-8") as stream:
-        stream.write(text + "\n")
+    with staged_folder(folder, OPTIONS_FILE, kwargs.get("variant")) as staging:
+        step.module.save_pretrained(staging, **kwargs)
+        if embeddings:
+            rows = {name: value.detach().cpu().contiguous() for name, value in embeddings.items()}
+            save_file(rows, os.path.join(staging, EMBEDDINGS_FILE))
+        if step.text_encoder is not None:
+            # transformers 5 writes safetensors only.
+            options = {name: kwargs[name] for name in ("variant", "max_shard_size") if name in kwargs}
+            step.text_encoder.save_pretrained(os.path.join(staging, "text_encoder"), **options)
+            step.tokenizer.save_pretrained(os.path.join(staging, "tokenizer"))
+        with open(os.path.join(staging, OPTIONS_FILE), "w", encoding="utf-8") as stream:
+            stream.write(text + "\n")
 
 
 def load_one_more_step(

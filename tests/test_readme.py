@@ -30,6 +30,7 @@ PYTHON_BLOCKS = [
         "one_more_step",
         "diffusion_training",
         "golden_noise",
+        "hub",
     )
     for block in python_blocks(f"docs/{page}.md")
 ]

@@ -218,6 +218,8 @@ def exported_parts(model: Any) -> tuple[Any, dict[str, Tensor]]:
     saved = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     heads = {name: value.detach().cpu().clone() for name, value in saved.items() if ".lora_" not in name}
     base = model.get_base_model()
+    if config.task_type is None:  # as PEFT's own save: without either, AutoPeftModelForCausalLM knows no class
+        config.auto_mapping = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
     if not config.modules_to_save and type(base).__name__.endswith("ForSequenceClassification"):
         for name in _HEADS:
             head = getattr(base, name, None)

@@ -99,8 +99,8 @@ def train_federated(arguments: Sequence[str]) -> int:
 
 def _refuse_earlier_federation(training: Any) -> None:
     # FedSVDTrainer.train refuses it too, after the data were read and the noise was calibrated, and in Python's words.
+    from hfnoise.trainers.federated_push import STATE_FOLDER
     from hfnoise.trainers.federated_saving import STATE_FILE
-    from hfnoise.trainers.federated_trainer import STATE_FOLDER
 
     if not training.resume_from_checkpoint and (Path(training.output_dir) / STATE_FOLDER / STATE_FILE).exists():
         raise ValueError(

@@ -26,7 +26,7 @@ from hfnoise.trainers.qat_model import current_bits, is_quantized, prepare_stude
 _STEP_RATE = 0.1
 
 
-class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin, HubPushMixin):
+class QATTrainerMixin(HubPushMixin, QATCardMixin, QATExportMixin, DistillationMixin):
     """Put in front of a Trainer, it trains with quantised weights and activations; see [`QATArguments`].
 
     ```python

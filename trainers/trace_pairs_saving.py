@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +52,14 @@ def save_trace_pairs(
     card = trace_pairs_card(splits, name or Path(folder).name, license)
     target = Path(folder) / "data"
     target.mkdir(parents=True, exist_ok=True)
-    for split, dataset in splits.items():
-        dataset.to_parquet(str(target / _file_name(split)))
-    card.save(Path(folder) / "README.md")
+    # All beside their places and then renamed: a full disk leaves the pairs of an earlier save as they were.
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as made:
+        for split, dataset in splits.items():
+            dataset.to_parquet(os.path.join(made, _file_name(split)))
+        card.save(Path(made) / "README.md")
+        for split in splits:
+            os.replace(Path(made) / _file_name(split), target / _file_name(split))
+        os.replace(Path(made) / "README.md", Path(folder) / "README.md")
     return Path(folder)
 
 

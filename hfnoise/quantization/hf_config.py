@@ -13,7 +13,7 @@ from hfnoise.quantization.linear import LinearQuantization
 FORMAT_VERSION = 1
 
 
-class QuantizationMethod(str, Enum):
+class QuantizationMethod(str, Enum):  # noqa: UP042  (not StrEnum: transformers' own is of this kind)
     """The name under which transformers and diffusers know this method (diffusers reads `.value` of it)."""
 
     QUEST = "quest"

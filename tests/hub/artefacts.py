@@ -73,6 +73,7 @@ def new_step(pipe):
 def push():
     """Push one of each kind."""
     from datasets import Dataset
+    from huggingface_hub import metadata_update
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     import hfnoise
@@ -114,6 +115,7 @@ def push():
     clean = {"prompt": [f"p{i}" for i in range(50)], "chosen": ["a"] * 50, "rejected": ["b"] * 50}
     noisy = flip_labels(Dataset.from_dict(clean), flip_rate=0.3, seed=1)
     noisy.push_to_hub("noisy-pairs")
+    metadata_update("tester/noisy-pairs", {"hfnoise": {"flip_rate": 0.3, "seed": 1}}, repo_type="dataset")
     expected["noisy-pairs"] = noisy.to_list()
     collect_noise_pairs(
         pipe, [PROMPT, "the digit one"], output_dir="npd", num_inference_steps=2, guidance_scale=1.0
@@ -137,6 +139,7 @@ def pull():
 
     import datasets
     from diffusers import DiffusionPipeline, ModularPipelineBlocks, UNet2DConditionModel
+    from huggingface_hub import DatasetCard
     from transformers import AutoModelForCausalLM
 
     expected = torch.load("expected.pt")
@@ -146,6 +149,8 @@ def pull():
         rows = datasets.load_dataset(f"tester/{name}")
         if name == "noisy-pairs":
             found[name] = rows["train"].to_list() == expected[name] and 5 < sum(rows["train"]["flipped"]) < 25
+            card = DatasetCard.load(f"tester/{name}").data.to_dict()
+            found[name] &= card["hfnoise"] == {"flip_rate": 0.3, "seed": 1}
         elif name == "npd":
             found[name] = rows["train"].to_list() == datasets.Dataset.from_parquet(local).to_list()
         else:

@@ -55,7 +55,7 @@ def trainers():
     }  # fmt: skip
     federation = hfnoise.FedSVDTrainer(
         model, args=SFTConfig(**text_arguments("federation")), client_column="owner",
-        fedsvd_config=hfnoise.FedSVDConfig(rounds=1, local_steps=1),
+        fedsvd_config=hfnoise.FedSVDConfig(rounds=1, local_steps=1, aggregation="ffa"),
         train_dataset=texts.add_column("owner", ["alice", "bob"] * 8), **lora,
     )  # fmt: skip
     return made | {"federation": federation}
@@ -99,6 +99,9 @@ def push():
 
 
 def change(trainer):
+    if hasattr(trainer, "server"):
+        trainer.server._lora_B = {name: torch.randn_like(one) for name, one in trainer.server._lora_B.items()}
+        return
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig
 
@@ -55,6 +55,8 @@ def test_trains_evaluates_and_saves_what_stock_peft_loads(make, tiny_model_path,
     ids = torch.arange(12)[None]
     with torch.no_grad():
         assert torch.equal(stock(ids).logits, trainer.model.eval()(ids).logits)
+        # By the class that the card names, which finds that of the base in the adapter's configuration.
+        assert torch.equal(AutoPeftModelForCausalLM.from_pretrained(folder).eval()(ids).logits, stock(ids).logits)
 
 
 @pytest.mark.slow
