@@ -84,7 +84,8 @@ class QATTrainerMixin(HubPushMixin, QATCardMixin, QATExportMixin, DistillationMi
 
     def _check_quantized(self) -> None:
         mro = type(self).__mro__
-        after = mro[mro.index(DistillationMixin) + 1]
+        # Whose loss is distilled; a mixin that only pushes or writes cards has none.
+        after = next(one for one in mro[mro.index(DistillationMixin) + 1 :] if hasattr(one, "compute_loss"))
         if self._teacher is not None:
             self._check_distillation(after)
         self._check_activations()
