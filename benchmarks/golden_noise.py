@@ -121,15 +121,17 @@ def main(args: Sequence[str] | None = None) -> int:
     for title, header, rows in made:
         print_table(f"{subject.name}, {settings.steps} steps: {title}", header, rows)
     print(found["diagnosis"])
-    judged = judge(acceptance(found, settings.steps))
+    checks = acceptance(found, settings.steps)
+    judged = judge(checks)
     name = f"golden_noise_{subject.stem}"
     kept = {key: getattr(settings, key) for key in ("checkpoint", *PRESETS["full"])}
-    about = {**circumstances(range(settings.seeds)), "settings": kept, "processor_seconds": time.process_time()}
+    about = {**circumstances(range(settings.seeds)), "settings": kept, "processor_seconds": time.process_time(),
+             "acceptance": [list(check) for check in checks]}  # fmt: skip
     write_json(folder / f"{name}.json", {**about, "results": written(found)})
     (folder / f"{name}.md").write_text(document(made, judged, found["diagnosis"]), encoding="utf-8")
     plot(found, settings.steps, folder / f"{name}.png")
     grid(shown, subject, settings.checkpoint, folder / f"golden_noise_pictures_{subject.stem}.png")
-    return 1 if "**missed**" in judged else 0
+    return int(not all(passed for _, passed in checks))
 
 
 if __name__ == "__main__":

@@ -161,7 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_table("exactness", header, rows)
     passed = sum(one.passed for one in found.values())
     print(f"{passed} of {len(found)} families: bitwise, and mixed batches within {MIXED_BOUND:g}")
-    content = {"families": {name: asdict(one) for name, one in found.items()}, "mixed_bound": MIXED_BOUND}
+    content = {
+        "families": {name: asdict(one) for name, one in found.items()}, "mixed_bound": MIXED_BOUND,
+        "acceptance": [[f"{name} is exact", one.passed] for name, one in found.items()],
+    }  # fmt: skip
     write_json(folder / "guidance_exactness.json", {**circumstances([0]), **content})
     (folder / "guidance_exactness.md").write_text(markdown(header, rows), encoding="utf-8")
     return int(passed < len(found))

@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_json(given.output_dir / "quantization_kernels.json", {**circumstances([0]), **report})
     (given.output_dir / "quantization_kernels.md").write_text("\n".join(tables), encoding="utf-8")
     _plot(results, given.output_dir / "quantization_kernels.png")
-    return 0 if held else 1
+    return int(not held)
 
 
 if __name__ == "__main__":

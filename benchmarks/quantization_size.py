@@ -19,7 +19,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from hfnoise.benchmarks.reporting import circumstances, markdown, print_table, write_json
+from hfnoise.benchmarks.reporting import circumstances, judge, markdown, print_table, write_json
 from hfnoise.folders import output_folder
 from hfnoise.quantization.hf_config import QuestConfig
 
@@ -132,9 +132,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for way, one in found.items()
     ]
     print_table("files of a Llama with one layer, hidden size 2048", header, rows)
-    write_json(given.output_dir / "quantization_size.json", {**circumstances([0]), "results": found})
+    bits = found["hfnoise, 1 bits"]["linear_bits"]
+    check = (f"bits per weight at 1 bit {bits:.3f} <= {LIMIT}", bits <= LIMIT)
+    judge([check])
+    content = {"results": found, "acceptance": [list(check)]}
+    write_json(given.output_dir / "quantization_size.json", {**circumstances([0]), **content})
     (given.output_dir / "quantization_size.md").write_text(markdown(header, rows), encoding="utf-8")
-    return int(found["hfnoise, 1 bits"]["linear_bits"] > LIMIT)
+    return int(not check[1])
 
 
 if __name__ == "__main__":

@@ -223,8 +223,10 @@ def _section(one: Benchmark, full: Found | None, small: Found | None, folder: Pa
     yield f"{one.question}\n"
     if one.limits:
         yield f"{one.limits}\n"
-    commands = [shlex.join(["python", "-m", one.path, *one.arguments(size)])
-                for size in ("full", "small")]  # fmt: skip
+    # What was run, where that is known: the table may have changed since.
+    given = [found.run.arguments if found and found.run else one.arguments(size)
+             for found, size in ((full, "full"), (small, "small"))]  # fmt: skip
+    commands = [shlex.join(["python", "-m", one.path, *arguments]) for arguments in given]
     yield f"`hfnoise bench {one.name} --size full` is `{commands[0]}`, the small size `{commands[1]}`.\n"
     for size, found in (("Full", full), ("Small", small)):
         if found and found.about["commit"]:

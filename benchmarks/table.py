@@ -138,7 +138,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "dp_trainer_time", "dp_trainer_time", "privacy",
         "What does a whole step of the private Trainer cost?",
         full="--repeats 2",
-        small="--kinds trl.SFTTrainer DPSFTTrainer --repeats 1 --steps 1 3 --batch 64 --rows 640",
+        small="--kinds trl.SFTTrainer DPSFTTrainer --repeats 1 --steps 1 2 --batch 64 --rows 640",
         compare=compare_privacy.trainer_time,
     ),
     Benchmark(
