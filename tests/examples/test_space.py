@@ -1,6 +1,9 @@
 """The Space: what people type, what is drawn and counted, and the app as clients of Gradio see it."""
 
+import os
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -340,6 +343,7 @@ def test_an_audit_that_is_refused_says_so():
 
 
 @pytest.mark.soak
+@pytest.mark.filterwarnings("ignore:Specifying null_placement:FutureWarning")  # datasets 5.2 on pyarrow 25, in sort
 @pytest.mark.parametrize("kind", ["world", "file"])
 def test_the_python_of_an_audit(kind, make_pairs, tmp_path, monkeypatch):
     from noise_space.labels import Audit, find_flips
@@ -353,7 +357,27 @@ def test_the_python_of_an_audit(kind, make_pairs, tmp_path, monkeypatch):
     assert names["suspects"]["margin"][:] == pytest.approx(sorted(found.margins.tolist()), abs=1e-6)
 
 
-@pytest.mark.slow
+JOBS = """
+from noise_space.app import build_app
+
+app = build_app()
+jobs = [event for event in app.fns.values() if event.queue]
+assert {event.api_name for event in jobs} >= {"draw", "find_flips"} and len(jobs) >= 4, jobs
+assert {(event.concurrency_id, event.concurrency_limit) for event in jobs} == {("compute", 1)}, jobs
+assert app.analytics_enabled is False
+"""
+
+
+@pytest.mark.soak
+def test_every_job_waits_for_the_others():
+    pytest.importorskip("gradio_client", reason="gradio is not installed: pip install 'hfnoise[space]'")
+    # In a process of its own: Gradio leaves event loops open, which pytest would hold against whatever runs next.
+    environment = os.environ | {"PYTHONPATH": str(FOLDER.parents[1])}
+    done = subprocess.run([sys.executable, "-c", JOBS], cwd=FOLDER, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.soak
 def test_clients(space_url):
     gradio_client = pytest.importorskip("gradio_client")
     from gradio_client.exceptions import AppError
