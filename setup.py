@@ -35,7 +35,7 @@ worlds = ["scikit-learn>=1.5"]
 # The site made of docs/, and the Space in examples/space.
 # ruff folds long signatures in it.
 docs = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1", "ruff>=0.14"]
-space = ["gradio>=6"]
+space = ["gradio>=6.31,<7", "Pillow>=10"]
 test = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "beartype>=0.20", "Pillow>=10", "setuptools>=70"]
 test += ["wheel>=0.40", *quant, *dp, *flower, *worlds, *docs, *space]
 
