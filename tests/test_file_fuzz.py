@@ -203,4 +203,4 @@ def test_json_files(case, tmp_path):
 @pytest.mark.soak
 @pytest.mark.parametrize("case", CASES)
 def test_json_files_at_length(case, tmp_path):
-    fuzz(case, tmp_path, 3000)
+    fuzz(case, tmp_path, 300)

@@ -124,7 +124,7 @@ def _norms_and_factors(
 
 
 def _norms(matrix: Tensor) -> Tensor:
-    """Return the norm of each row in float64, from sums in float32 over pieces of it.
+    """Return the norm of each row in float64, from sums in float32 (float64 for float64) over pieces of it.
 
     One float32 sum over a long row loses small terms: with 22 million numbers the norm came out 0.12 % too small on
     the CPU, and the clipped gradient as much too large.
@@ -133,7 +133,8 @@ def _norms(matrix: Tensor) -> Tensor:
     pieces = [matrix[:, :long].view(len(matrix), -1, _PIECE)] if long else []
     if long < matrix.shape[1] or not long:
         pieces.append(matrix[:, None, long:])
-    norms = [torch.linalg.vector_norm(piece, dim=2, dtype=torch.float32) for piece in pieces]
+    dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    norms = [torch.linalg.vector_norm(piece, dim=2, dtype=dtype) for piece in pieces]
     total: Tensor = torch.linalg.vector_norm(torch.cat(norms, dim=1), dim=1, dtype=torch.float64)
     return total
 
