@@ -92,7 +92,7 @@ def test_searches(record_property):
     pipe = FAMILIES["sd-ddim"].build()
     search = RandomSearch(mean_brightness, 16)
     guided = AutoGuidedPipeline.from_pipe(pipe, guider=guiders(), initial_noise=search)
-    report(record_property, "searches", slope(lambda: guided(**sd_call()), 150))
+    report(record_property, "searches", slope(lambda: guided(**sd_call()), 80))
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt], ids=lambda error: error.__name__)
@@ -115,7 +115,7 @@ def test_calls_that_fail(error, record_property):
             hook.remove()
         assert torch.equal(torch.as_tensor(pipe(**sd_call()).images), torch.as_tensor(expected))
 
-    report(record_property, f"calls that fail, {error.__name__}", slope(fail_everywhere, 100))
+    report(record_property, f"calls that fail, {error.__name__}", slope(fail_everywhere, 60, warm_up=15))
     assert traces(pipe) == before
 
 
@@ -149,7 +149,7 @@ def test_pipelines_die(record_property):
         gc.collect()
         assert [one() for one in watched] == [None] * len(watched)
 
-    report(record_property, "pipelines that die", slope(live_and_die, 80, warm_up=20))
+    report(record_property, "pipelines that die", slope(live_and_die, 40, warm_up=10))
 
 
 def test_saved_and_loaded(tmp_path, record_property):
@@ -161,4 +161,4 @@ def test_saved_and_loaded(tmp_path, record_property):
         loaded.set_progress_bar_config(disable=True)
         loaded(**sd_call())
 
-    report(record_property, "saved and loaded", slope(cycle, 60, warm_up=15))
+    report(record_property, "saved and loaded", slope(cycle, 40, warm_up=10))
