@@ -188,12 +188,13 @@ APART: dict[str, str] = {
 }
 BEGIN, END = "<!-- combinations of pipelines -->", "<!-- end -->"
 _TEXT = """\
-A cell is one entry of each column; for each family cells are chosen so that every pair of entries of two columns that is
-not refused occurs in one of them (`python -m pytest -m "" tests/combinations/test_pipelines.py`). In every cell: neutral
-settings are the stock run to the bit, with the same denoiser; the guided run is, to the bit, the run of the guider from the
-start that the initial noise made in a run of its own; the rows that the denoiser evaluated are those of the reports; the
-settings, the quantisation and the adapter change the images; samples with their own generators are what they are alone
-(not at W4A4, where a last bit may become a step of the grid); a callback is told the latents of every step.
+A cell is one entry of each column; for each family cells are chosen so that every pair of entries of two columns that
+is not refused occurs in one of them (`python -m pytest -m "" tests/combinations/test_pipelines.py`). In every cell:
+neutral settings are the stock run to the bit, with the same denoiser; the guided run is, to the bit, the run of the
+guider from the start that the initial noise made in a run of its own; the rows that the denoiser evaluated are those
+of the reports; the settings, the quantisation and the adapter change the images; samples with their own generators
+are what they are alone (not at W4A4, where a last bit may become a step of the grid); a callback is told the latents
+of every step.
 
 | Column | Entries |
 | --- | --- |
