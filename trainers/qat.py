@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import get_last_checkpoint
 
 from hfnoise.quantization.weight_cache import cached_weights
+from hfnoise.trainers.evaluated_before import train_in_step
 from hfnoise.trainers.ignored_settings import refuse_ignored_settings
 from hfnoise.trainers.qat_bits import BitScheduleCallback
 from hfnoise.trainers.qat_card import QATCardMixin
@@ -122,6 +123,7 @@ class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin):
             found = resume_from_checkpoint
             self._bits.model = self.model
             self._bits.resumed_from = get_last_checkpoint(self.args.output_dir) if found is True else found or None
+        train_in_step(self)
         with self._cached(self.args.gradient_accumulation_steps > 1):
             return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 

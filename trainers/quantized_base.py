@@ -29,7 +29,7 @@ def keep_differentiable(model: Any) -> None:
         if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
             raise ValueError(
                 f"the 4-bit weights of {name!r} were packed for inference on a CPU when the model was evaluated, and "
-                "have no gradients in that form. Load the model anew, give it to the Trainer before it is used, and leave "
-                "precompute_ref_log_probs=True of trl.DPOTrainer out, which evaluates it at construction."
+                "have no gradients in that form. Load the model anew, give it to the Trainer before it is used, and "
+                "leave precompute_ref_log_probs=True of trl.DPOTrainer out, which evaluates it at construction."
             )
         module.support_avx512bf16_for_cpu = False
