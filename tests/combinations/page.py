@@ -17,11 +17,15 @@ WORDS = {
     "same": "same", "learns": "learns", "has effect": "works", "close": "close", "units": "units", "resumed": "same",
     "processes": "same", "average": "works", ABSENT: "·",
 }  # fmt: skip
-MEANING = """**same**: losses of every step and trained weights are those without the setting, up to the order of sums \\
-(private Trainers: weights; resumed runs: to the bit). **learns**: the loss falls, all trained weights move, no others. \\
-**close**: bf16 losses within 10 % of float32. **units**: the gradients of units from one backward pass train as those of \\
-one unit at a time do. **works**: the setting reaches the loss, or the average is what is evaluated. **—**: refused, in the \\
-words below. **·**: the row's arguments have no such setting.""".replace("\\\n", "")
+MEANING = (
+    "**same**: losses of every step and trained weights are those without the setting, up to the order of sums "
+    "(private Trainers: weights; resumed runs: to the bit).\n"
+    "**learns**: the loss falls, all trained weights move, no others.\n"
+    "**close**: bf16 losses within 10 % of float32.\n"
+    "**units**: the gradients of units from one backward pass train as those of one unit at a time do.\n"
+    "**works**: the setting reaches the loss, or the average is what is evaluated.\n"
+    "**—**: refused, in the words below. **·**: the row's arguments have no such setting."
+)
 
 
 def trainer_table() -> str:
