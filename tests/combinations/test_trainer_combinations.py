@@ -20,8 +20,8 @@ QUICK = {
 # The combinations that people ask for first, one of each family.
 SLOW = {
     ("DP + RobustDPO", "lora"), ("QAT + RobustDPO", "full"), ("QAT + RobustDPO", "prefix sharing"), ("FedSVD", "nf4"),
-    ("FedSVD", "int8"), ("BVPO", "nf4"), ("DrDPO", "adam 8-bit"), 
-     ("NoisePrompt", "streaming"), ("DPSFT", "dora"), 
+    ("FedSVD", "int8"), ("BVPO", "nf4"), ("DrDPO", "adam 8-bit"),
+     ("NoisePrompt", "streaming"), ("DPSFT", "dora"),
 }  # fmt: skip
 
 
