@@ -22,6 +22,7 @@ from hfnoise.trainers.diffusion_noise import TrainingNoise, draw_levels, draw_tr
 from hfnoise.trainers.diffusion_rows import LATENTS, DenoiserInputs, DiffusionCollator, check_rows, flow_time_scale
 from hfnoise.trainers.diffusion_saving import DiffusionSavingMixin
 from hfnoise.trainers.diffusion_schedule import NoiseSchedule
+from hfnoise.trainers.evaluated_before import train_in_step
 from hfnoise.trainers.hub_push import HubPushMixin
 
 
@@ -177,6 +178,11 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, HubPushMixin, T
             "loss_weighting": str(self.loss_weighting),
             **values,
         }
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does, also on several processes after an evaluation."""
+        train_in_step(self)
+        return super().train(*args, **kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Return the micro-batches of one optimizer step, as the Trainer does; they are counted from here."""
