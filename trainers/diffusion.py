@@ -23,7 +23,6 @@ from hfnoise.trainers.diffusion_rows import LATENTS, DenoiserInputs, DiffusionCo
 from hfnoise.trainers.diffusion_saving import DiffusionSavingMixin
 from hfnoise.trainers.diffusion_schedule import NoiseSchedule
 from hfnoise.trainers.evaluated_before import train_in_step
-from hfnoise.trainers.hub_push import HubPushMixin
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class NoisedBatch:
     weight: Tensor | None = None
 
 
-class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, HubPushMixin, Trainer):
+class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
     """Trains a denoiser of diffusers (UNet or transformer) with the Trainer of transformers.
 
     Rows have `latents` and the columns that the denoiser's forward takes (`encoder_hidden_states`, ...), as

@@ -13,7 +13,6 @@ from transformers.pytorch_utils import Conv1D
 from hfnoise.quantization.weight_cache import cached_weights
 from hfnoise.trainers.checkpoints import last_complete_checkpoint
 from hfnoise.trainers.evaluated_before import train_in_step
-from hfnoise.trainers.hub_push import HubPushMixin
 from hfnoise.trainers.ignored_settings import refuse_ignored_settings
 from hfnoise.trainers.qat_bits import BitScheduleCallback
 from hfnoise.trainers.qat_card import QATCardMixin
@@ -27,7 +26,7 @@ from hfnoise.trainers.qat_model import current_bits, is_quantized, prepare_stude
 _STEP_RATE = 0.1
 
 
-class QATTrainerMixin(HubPushMixin, QATCardMixin, QATExportMixin, DistillationMixin):
+class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin):
     """Put in front of a Trainer, it trains with quantised weights and activations; see [`QATArguments`].
 
     ```python
