@@ -84,4 +84,4 @@ class RunCardMixin(HubPushMixin):
         """Push as the Trainer does, which copies the weights of a checkpoint to `output_dir` but no card."""
         if self.args.hub_strategy != HubStrategy.END and self.is_world_process_zero():  # type: ignore[attr-defined]
             self._write_card(Path(self.args.output_dir))
-        super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+        super()._push_from_checkpoint(checkpoint_folder)
