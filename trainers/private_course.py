@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import TrainerCallback
 
+from hfnoise.errors import CheckpointError
 from hfnoise.privacy.adam_bias_correction import DPAdamBC
 from hfnoise.privacy.ledger import Ledger
 from hfnoise.privacy.secret_file import load_or_create_secret, secret_name, unsafe_secret
@@ -226,7 +227,7 @@ class PrivateCourseMixin:
             state = replace(old, target_epsilon=config.target_epsilon, planned_steps=self.planned_steps())
             return plan_run(state, ledger, sigma, old.global_step)
         if config.noise == "banded":
-            raise ValueError(
+            raise CheckpointError(
                 f"resuming with other settings ({branches}) is not possible with noise='banded': its noise belongs to "
                 "one course of steps. Resume with the settings of the checkpoint, or start a new run."
             )
