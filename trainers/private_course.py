@@ -119,7 +119,9 @@ class PrivateCourseMixin:
         """Return what the main process found, or raise its error, on every process."""
         value, error = broadcast_object_list(found)
         if error is not None:
-            raise ValueError(str(error)) from error
+            # One of the two, whatever it was; its own traceback would only be printed before this one.
+            kind = CheckpointError if isinstance(error, CheckpointError) else ValueError
+            raise kind(str(error)) from None
         return value
 
     @property

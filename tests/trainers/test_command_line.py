@@ -56,7 +56,8 @@ def test_help_all_lists_trl_options(capsys):
 
 
 def test_usage_errors(capsys, config_file, tmp_path):
-    assert "known are list" in usage_error(capsys, "dpo")
+    assert "Known are list" in usage_error(capsys, "frobnicate")
+    assert "Did you mean robust-dpo?" in usage_error(capsys, "robust_dpo")
     assert "--flip_rat" in usage_error(capsys, "robust-dpo", "--config", config_file(), "--flip_rat", "0.1")
     assert "[0, 0.5), got 0.7" in usage_error(capsys, "robust-dpo", "--config", config_file(flip_rate=0.7))
     assert "[0, 0.5), got 0.8" in usage_error(capsys, "robust-dpo", "--config", config_file(), "--flip_rate", "0.8")
