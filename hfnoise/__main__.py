@@ -8,6 +8,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -78,7 +79,8 @@ def _dispatch(command: str, rest: list[str]) -> int:
         if other.name == command:
             return _call(other.launch, rest)
     known = ["list", *(method.name for method in METHODS), *(other.name for other in COMMANDS)]
-    raise UsageError(f"unknown command; known are {', '.join(known)}.")
+    meant = "".join(f" Did you mean {name}?" for name in get_close_matches(command, known, n=1))
+    raise UsageError(f"unknown command.{meant} Known are {', '.join(known)}.")
 
 
 def _call(launch: str, arguments: list[str]) -> int:
