@@ -45,8 +45,7 @@ class SeedVariation(InitialNoise):
 
     def __init__(self, strength: float, seed: int | Sequence[int] | None = None) -> None:
         self.strength = strength
-        several = isinstance(seed, Sequence) and not isinstance(seed, (str, bytes))
-        self.seed: Any = list(seed) if several else seed
+        self.seed: Any = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)) else seed
         self.report: StartReport | None = None
         self._check()
 
