@@ -74,7 +74,7 @@ class NoisePromptCardMixin(DiffusionCardMixin):
         )
 
     def _card_metrics(self) -> list[Metric]:
-        last = last_metrics(self.state.log_history)
+        last = last_metrics(self.evaluation_log())
         images = int(last["images"]) if "images" in last else None
         found = super()._card_metrics()
         for dataset, value in by_dataset(last, "delta_r2").items():

@@ -139,7 +139,7 @@ class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin):
             self._bits.resumed_from = resume_from_checkpoint or None
         train_in_step(self)
         with self._cached(self.args.gradient_accumulation_steps > 1):
-            return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate or predict as the Trainer does; weights are quantised once."""
