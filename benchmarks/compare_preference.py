@@ -42,7 +42,7 @@ def features(found: dict[str, Any]) -> list[Comparison]:
             percent(wrong(title)), percent(wrong(other)), paired(wrong(title), wrong(other)),
         )
         for method, title in (
-            ("loss_type='sym'", "sym, temperature 4 [nothing]"),
+            ("loss_type='sym', sym_temperature=4", "sym, temperature 4 [nothing]"),
             ("loss_type='forward_corrected', rate estimated", "forward_corrected [estimated rate]"),
         )
         for against, kind, other in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from hfnoise.benchmarks.comparison import PEER, STOCK, Comparison, Ratio, geometric, median, paired, percent
@@ -40,8 +39,7 @@ def step_time(found: dict[str, Any]) -> list[Comparison]:
         if any(way not in case for case in cases):
             continue
         ratios = [case["hfnoise"]["time"] / case[way]["time"] for case in cases]
-        ours, theirs = (math.exp(math.fsum(math.log(case[one]["milliseconds"]) for case in cases) / len(cases))
-                        for one in ("hfnoise", way))  # fmt: skip
+        ours, theirs = (geometric([case[one]["milliseconds"] for case in cases], "").value for one in ("hfnoise", way))
         rows.append(
             Comparison(
                 "clipping per row", "time of a LoRA step", against, kind, f"{ours:.0f} ms", f"{theirs:.0f} ms",
@@ -75,7 +73,8 @@ def fedsvd(found: dict[str, Any]) -> list[Comparison]:
     runs = found["results"]
     rows = []
     for method in ("FedSVD", "FedSVD + refresh"):
-        for against, kind in (("FedAvg", STOCK), ("FFA-LoRA (orthonormal)", PEER)):
+        peers = ("FFA-LoRA (orthonormal)", "FFA-LoRA (Kaiming)", "FedEx-LoRA", "FLoRA")
+        for against, kind in (("FedAvg", STOCK), *((peer, PEER) for peer in peers)):
             if method not in runs or against not in runs:
                 continue
             for privacy in runs[method]:
@@ -111,7 +110,7 @@ def rotation(found: dict[str, Any]) -> list[Comparison]:
         ("randomised SVD", PEER, "randomised SVD of B A"),
     ):
         ratios = [case["rotate_lora"]["seconds"] / case[way]["seconds"] for case in cases]
-        ours, theirs = (cases[0][one]["seconds"] for one in ("rotate_lora", way))
+        ours, theirs = (geometric([case[one]["seconds"] for case in cases], "").value for one in ("rotate_lora", way))
         rows.append(
             Comparison(
                 "rotate_lora", "time of a refactorisation", against, kind, f"{1000 * ours:.2f} ms",

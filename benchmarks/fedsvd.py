@@ -156,9 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UsageError("--rate and --rates_from both say the learning rates; give one of them.")
     _be_quiet()
     setup = replace(Setup(), rounds=given.rounds)
+    tried: dict[str, Any] = {}
     privacies = {NO_PRIVACY: None, f"epsilon {given.epsilon:g}": given.epsilon}
     if given.rate is not None:
-        rates, tried = {name: dict.fromkeys(privacies, given.rate) for name in given.methods}, {}
+        rates = {name: dict.fromkeys(privacies, given.rate) for name in given.methods}
     elif given.rates_from is None:
         rates, tried = learning_rates(given.methods, privacies, setup, given.tuning_seed)
     else:

@@ -9,7 +9,7 @@ from hfnoise.benchmarks.published import published
 HEADLINES: dict[str, tuple[str, str, str]] = {
     "noise-dpo": (
         "preference_noise_features",
-        "loss_type='sym'",
+        "loss_type='sym', sym_temperature=4",
         "wrong held-out pairs on frozen features, 30% of labels flipped",
     ),
     "robust-dpo": ("preference_noise_trainer", "RobustDPOTrainer", "wrong held-out pairs, 30% of labels flipped"),

@@ -6,6 +6,7 @@ import math
 import os
 import types
 import typing
+from enum import Enum
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
@@ -78,6 +79,8 @@ def wrong_type(owner: type, name: str, value: Any, texts: bool = True) -> str:
         'rate must be a finite number, got [0.1] of type list.'
     """
     wanted = _hints(owner).get(name, Any)
+    if texts and isinstance(value, float) and math.isinf(value):
+        return ""  # stock fields take it, such as max_grad_norm; ours are looked at again
     try:
         made = _as(value, wanted)
     except _Mismatch:
@@ -109,6 +112,10 @@ def _as(value: Any, wanted: Any) -> Any:
         return _whole(value)
     if wanted is str and isinstance(value, os.PathLike):
         return os.fspath(value)
+    if wanted is bool and getattr(getattr(value, "dtype", None), "kind", "") == "b":  # of numpy
+        return bool(value)
+    if isinstance(wanted, type) and issubclass(wanted, Enum) and value in [one.value for one in wanted]:
+        return value  # stock enums are texts, and compare as such
     if origin is typing.Literal or not isinstance(value, origin or wanted):
         raise _Mismatch
     return value

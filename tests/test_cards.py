@@ -135,3 +135,13 @@ def test_rates_have_an_interval_where_their_number_is_known():
     assert cards.rate("r", 0.5, None).spread == cards.ONE_RUN
     assert cards.rate("r", float("nan"), 4).value == "not a number"
     assert cards.number(float("-inf")) == "minus infinite"
+
+
+def test_of_the_command_only_secrets_are_hidden(monkeypatch):
+    token = "hf_" + "a" * 34
+    shown = ["--eos_token", "<|end|>", "--pad-token=x", "--my-hub-token", "s", "--HF_TOKEN=s", f"env={token}"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *shown])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    command = cards.command_line()
+    assert "--eos_token '<|end|>' --pad-token=x" in command
+    assert "--my-hub-token HIDDEN --HF_TOKEN=HIDDEN env=HIDDEN" in command

@@ -122,7 +122,7 @@ class DiffusionCardMixin(RunCardMixin):
         return f"{what}{source}, trained with [`DiffusionTrainer`](https://pypi.org/project/hfnoise) of hfnoise."
 
     def _snippet(self, base: Base, adapter: bool) -> str:
-        name = self.hub_model_id or self.args.output_dir  # type: ignore[attr-defined]
+        name = self.hub_model_id or self.args.output_dir
         kind = type(self._denoiser()).__name__  # type: ignore[attr-defined]
         imports, pipeline = self._loading(base)
         start = f"DiffusionPipeline.from_pretrained({pipeline}"
@@ -140,7 +140,7 @@ class DiffusionCardMixin(RunCardMixin):
         args = self.args
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
-        steps, images = ("steps", str(self.state.global_step)), ("images per step", str(batch))
+        steps, images = ("steps", self.steps_text()), ("images per step", str(batch))
         processes = ("processes", str(args.world_size))
         return [*setting_rows(args, _SETTINGS), steps, images, processes, ("precision", precision)]
 
@@ -150,7 +150,7 @@ class DiffusionCardMixin(RunCardMixin):
         spread = ONE_RUN if rows is None else f"{ONE_RUN}, {rows} rows"
         return [
             Metric(f"loss at fixed noise{name and f' ({name})'}", number(value), spread)
-            for name, value in by_dataset(last_metrics(self.state.log_history), "loss").items()
+            for name, value in by_dataset(last_metrics(self.evaluation_log()), "loss").items()
         ]
 
 

@@ -23,7 +23,9 @@ class FederatedPushMixin:
         def save_model(self) -> None:
             """Of the Trainer."""
 
-        def create_model_card(self, **card: Any) -> None:
+        def create_model_card(
+            self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None
+        ) -> None:
             """Of the Trainer."""
 
     def push_to_hub(

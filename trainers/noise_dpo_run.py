@@ -100,7 +100,7 @@ class NoiseDPORunMixin(RunCardMixin):
                     "resuming on a streaming dataset is exact only within the first pass over it: the Trainer does "
                     "not know how long a pass is and skips the pairs of all earlier steps in one."
                 )
-        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run one micro-batch; once log-probabilities are not finite, nothing of the step reaches the optimizer."""

@@ -61,7 +61,7 @@ class NoisePromptCardMixin(DiffusionCardMixin):
         )
 
     def _snippet(self, base: Base, adapter: bool) -> str:
-        name = self.hub_model_id or self.args.output_dir  # type: ignore[attr-defined]
+        name = self.hub_model_id or self.args.output_dir
         imports, pipeline = self._loading(self._pipeline())
         lines = ["from hfnoise import GoldenNoisePipeline", *imports, ""]
         return "\n".join([*lines, f'pipe = GoldenNoisePipeline.from_pretrained({pipeline}, npnet="{name}")'])
@@ -74,7 +74,7 @@ class NoisePromptCardMixin(DiffusionCardMixin):
         )
 
     def _card_metrics(self) -> list[Metric]:
-        last = last_metrics(self.state.log_history)
+        last = last_metrics(self.evaluation_log())
         images = int(last["images"]) if "images" in last else None
         found = super()._card_metrics()
         for dataset, value in by_dataset(last, "delta_r2").items():

@@ -53,7 +53,7 @@ class OneMoreStepCardMixin(DiffusionCardMixin):
         )
 
     def _snippet(self, base: Base, adapter: bool) -> str:
-        name = self.hub_model_id or self.args.output_dir  # type: ignore[attr-defined]
+        name = self.hub_model_id or self.args.output_dir
         imports, pipeline = self._loading(self._pipeline())
         lines = ["from hfnoise import OneMoreStep, OneMoreStepPipeline", *imports, ""]
         lines += [f'step = OneMoreStep.from_pretrained("{name}")']
@@ -69,7 +69,7 @@ class OneMoreStepCardMixin(DiffusionCardMixin):
         )
 
     def _card_metrics(self) -> list[Metric]:
-        rows = by_dataset(last_metrics(self.state.log_history), "low_frequency_r2")
+        rows = by_dataset(last_metrics(self.evaluation_log()), "low_frequency_r2")
         name = "low-frequency R² (share of the brightness explained)"
         return super()._card_metrics() + [
             Metric(f"{name}{dataset and f' ({dataset})'}", number(value)) for dataset, value in rows.items()

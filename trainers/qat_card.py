@@ -6,8 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
+from trl import SFTTrainer
 
-from hfnoise.cards import CardArguments, Metric, last_metrics, number, run_seeds, setting_rows, trained_base
+from hfnoise.cards import (
+    CardArguments,
+    Metric,
+    last_metrics,
+    number,
+    rate,
+    rows_of,
+    run_seeds,
+    setting_rows,
+    trained_base,
+)
+from hfnoise.preference.hf_card import label_noise_block, label_noise_rows
 from hfnoise.quantization.hf_card import quantization_card
 from hfnoise.quantization.hf_export import quantized_layers
 from hfnoise.quantization.report import quantization_report
@@ -31,7 +43,7 @@ class QATCardMixin(RunCardMixin):
     def run_card(self, **given: Any) -> Any:
         """Return the card: bits in all, what was left out, how it is loaded; of LoRA weights those of the base."""
         user = CardArguments(**given)
-        adapter = is_peft_model(self.model)
+        adapter, has_label_noise = is_peft_model(self.model), hasattr(self, "injected_flip_rate")
         # A checkpoint goes on from the master weights.
         form = "adapter" if adapter else "master" if self._in_checkpoint else self.args.export
         return quantization_card(
@@ -40,20 +52,21 @@ class QATCardMixin(RunCardMixin):
             quantization_report(self.model),
             form,
             user.model_name or Path(self.args.output_dir).name,
-            self.hub_model_id or self.args.output_dir,  # type: ignore[attr-defined]
+            self.hub_model_id or self.args.output_dir,
             trained_base(self.model, user.finetuned_from),
             run_seeds(self.args),
             user,
             self.dense_difference,
             self._training_rows(),
             self._card_metrics(),
-            {"seed": self.args.seed},
+            {**(label_noise_block(self) if has_label_noise else {}), "seed": self.args.seed},
+            label_noise_rows(self) if has_label_noise else (),
         )
 
     def _training_rows(self) -> list[tuple[str, str]]:
         args = self.args
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps = ("steps", str(self.state.global_step))
+        steps = ("steps", self.steps_text())
         return [
             *setting_rows(args, _SETTINGS),
             steps,
@@ -62,8 +75,14 @@ class QATCardMixin(RunCardMixin):
         ]
 
     def _card_metrics(self) -> list[Metric]:
-        loss = last_metrics(self.state.log_history).get("loss")
-        found = [] if loss is None else [Metric("loss (nats per token)", number(loss))]
+        # Only SFT's is sure to be one of tokens; other Trainers and heads have losses of their own.
+        unit = " (nats per token)" if isinstance(self, SFTTrainer) else ""
+        last, rows = last_metrics(self.evaluation_log()), rows_of(self.eval_dataset)  # type: ignore[attr-defined]
+        found = [
+            rate(name, value, rows, "pairs") if name == "rewards/accuracies" else Metric(name + unit, number(value))
+            for name, value in last.items()
+            if name.endswith(("loss", "rewards/accuracies"))
+        ]
         logs: dict[str, Any] = next((one for one in reversed(self.state.log_history) if "qat/error_mean" in one), {})
         spread = "none: counted over all quantised weights"
         return found + [Metric(text, f"{logs[name]:.1%}", spread) for name, text in _SHARES.items() if name in logs]

@@ -13,16 +13,46 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers.trainer_utils import HubStrategy
 
+from hfnoise.trainers.hub_push import HubPushMixin
+
 # How transformers calls what TRL and our cards call dataset_name; the identifiers on the Hub go before other names.
 _DATASET_NAMES = ("dataset", "dataset_tags", "dataset_name")
 _TAKEN = ("model_name", "dataset_name", "tags", "language", "license", "finetuned_from")
 
 
-class RunCardMixin:
-    """The part of our Trainers that writes `README.md`; a family says by `run_card` what is on it."""
+class RunCardMixin(HubPushMixin):
+    """The part of our Trainers that writes `README.md`; a family says by `run_card` what is on it.
+
+    It comes with the pushes that send the card, so that both stand in one order in front of every Trainer.
+    """
 
     args: Any
+    state: Any
     _card_values: dict[str, Any] | None = None
+    # Where, in the history, the entries begin that are of the best weights, once these were loaded.
+    _best_from: int | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does; arguments and result are those of the Trainer."""
+        self._best_from = None
+        output = super().train(*args, **kwargs)  # type: ignore[misc]
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._best_from = len(self.state.log_history)
+        return output
+
+    def evaluation_log(self) -> list[dict[str, Any]]:
+        """Return the part of the history that is of the weights as they are now: after `load_best_model_at_end`, the
+        evaluation by which they were chosen and those that came after the training."""
+        history: list[dict[str, Any]] = self.state.log_history
+        if self._best_from is None:
+            return history
+        best = [entry for entry in history[: self._best_from] if entry.get("step") == self.state.best_global_step]
+        return best + history[self._best_from :]
+
+    def steps_text(self) -> str:
+        """Return how many steps were trained, and which of them the weights are of where it is not the last."""
+        steps, best = self.state.global_step, self.state.best_global_step
+        return f"{steps}" if self._best_from is None or best == steps else f"{steps}; the weights are of step {best}"
 
     def run_card(self, **given: Any) -> ModelCard | None:
         """Return the card of the run as it is now; `None` leaves the stock one, as here, where there is no family.
@@ -79,4 +109,4 @@ class RunCardMixin:
         """Push as the Trainer does, which copies the weights of a checkpoint to `output_dir` but no card."""
         if self.args.hub_strategy != HubStrategy.END and self.is_world_process_zero():  # type: ignore[attr-defined]
             self._write_card(Path(self.args.output_dir))
-        super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+        super()._push_from_checkpoint(checkpoint_folder)

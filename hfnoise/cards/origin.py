@@ -21,8 +21,13 @@ import hfnoise
 from hfnoise.worlds import arithmetic, docstrings
 from hfnoise.worlds.pipeline_names import EMBEDDED
 
-# Of transformers, TRL and trackers; the value is a secret.
-_TOKEN_OPTION = re.compile(r"--\w*[-_]?(token|api[-_]key|password)")
+# Of transformers, TRL and trackers; the value is a secret. Those of a tokenizer, such as `--eos_token`, are none.
+_TOKEN_OPTION = re.compile(
+    r"--(?!(?:\w+[-_])?(?:eos|bos|pad|unk|sep|cls|mask|image|stop)[-_]token$)[\w-]*(token|api[-_]?key|password|secret)",
+    re.IGNORECASE,
+)
+# A token of the Hub, wherever it stands.
+_TOKEN = re.compile(r"\bhf_\w{30,}")
 _LIBRARIES = ("torch", "transformers", "trl", "diffusers", "accelerate", "peft", "datasets")
 _NO_PROGRAM = ("", "-", "-c", "ipykernel_launcher.py", "colab_kernel_launcher.py")
 # The folder below model_cards -> its name on command lines.
@@ -163,7 +168,7 @@ def _without_tokens(arguments: list[str]) -> list[str]:
             argument = "HIDDEN"
         elif equals and _TOKEN_OPTION.fullmatch(name):
             argument = f"{name}=HIDDEN"
-        shown.append(argument)
+        shown.append(_TOKEN.sub("HIDDEN", argument))
     return shown
 
 

@@ -53,13 +53,13 @@ def preference_card(trainer: Any, **given: Any) -> ModelCard:
         noise=label_noise_rows(trainer),
         noise_note=_noise_note(trainer.report()),
         seeds=run_seeds(args),
-        settings=_training_rows(args, trainer.state.global_step, trainer.accelerator.num_processes),
+        settings=_training_rows(args, trainer.steps_text(), trainer.accelerator.num_processes),
         snippet=_snippet(is_adapter, trainer.hub_model_id or args.output_dir),
         results_note=(
             "Measured on the evaluation pairs with their recorded labels: `rewards/accuracies` is agreement with "
             "labels that may be flipped."
         ),
-        metrics=_metrics(last_metrics(trainer.state.log_history), trainer.eval_dataset),
+        metrics=_metrics(last_metrics(trainer.evaluation_log()), trainer.eval_dataset),
         citation=trainer._paper["citation"],
     ).render()
 
@@ -131,12 +131,12 @@ def _snippet(is_adapter: bool, name: str) -> str:
     )
 
 
-def _training_rows(args: Any, steps: int, processes: int) -> list[tuple[str, str]]:
+def _training_rows(args: Any, steps: str, processes: int) -> list[tuple[str, str]]:
     global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
     rows = setting_rows(args, _SETTINGS) + ([] if args.max_length else [("max_length", "no limit")])
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     batch = ("pairs per step", str(global_batch))
-    return [*rows, ("steps", str(steps)), batch, ("processes", str(processes)), ("precision", precision)]
+    return [*rows, ("steps", steps), batch, ("processes", str(processes)), ("precision", precision)]
 
 
 def _metrics(last: dict[str, float], dataset: Any) -> list[Metric]:

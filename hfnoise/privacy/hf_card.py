@@ -220,7 +220,7 @@ def _training_rows(trainer: Any) -> list[tuple[str, str]]:
     args = trainer.args
     return [
         *setting_rows(args, _SETTINGS),
-        ("optimizer steps", str(trainer.state.global_step)),
+        ("optimizer steps", trainer.steps_text()),
         ("processes", str(trainer.accelerator.num_processes)),
         ("precision", "bf16" if args.bf16 else "fp32"),
     ]
@@ -231,7 +231,7 @@ def _metrics(trainer: Any) -> list[Metric]:
     rows = rows_of(trainer.eval_dataset) if not isinstance(trainer.eval_dataset, dict) else None
     return [
         rate(name, value, rows, "pairs") if name == "rewards/accuracies" else Metric(name, number(value))
-        for name, value in last_metrics(trainer.state.log_history).items()
+        for name, value in last_metrics(trainer.evaluation_log()).items()
     ]
 
 

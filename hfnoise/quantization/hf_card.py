@@ -56,6 +56,7 @@ def quantization_card(
     settings: Sequence[tuple[str, str]] = (),
     metrics: Sequence[Metric] = (),
     more: dict[str, Any] | None = None,
+    more_noise: Sequence[tuple[str, str]] = (),
 ) -> ModelCard:
     """Return the card of a quantised model.
 
@@ -74,6 +75,7 @@ def quantization_card(
         settings (rows, *optional*): of the training.
         metrics (sequence of [`~hfnoise.cards.Metric`], *optional*): results.
         more (`dict`, *optional*): more of the block `hfnoise:`.
+        more_noise (rows, *optional*): of the noise that is not of quantisation, such as that of labels.
     """
     user, activations = user or CardArguments(), quantization.activation_bits
     kind = type(model).__name__
@@ -108,6 +110,7 @@ def quantization_card(
             ("bits of a weight of the whole model, embeddings included", f"{report.bits_per_weight:.3f}"),
             ("estimator of the gradient", quantization.estimator),
             ("Hadamard group", str(quantization.hadamard_group or "no rotation")),
+            *more_noise,
         ],
         noise_note=" ".join([_FORM[form], *_dense_notes(form, activations, difference)]),
         seeds=seeds,
