@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hfnoise {command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        trains = any(method.name == command and not method.guider for method in METHODS)
+        hint = "; --resume_from_checkpoint true goes on from the last checkpoint, where any was saved" if trains else ""
+        print(f"interrupted{hint}", file=sys.stderr)
         return 130
 
 
