@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, create_repo
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
@@ -24,6 +25,7 @@ from hfnoise.errors import PushError
 
 # What the clients raise: an answer that is none, no network, and RuntimeError for a large file that did not arrive.
 FAILURES = (HTTPError, OSError, RuntimeError)
+_PUSH_OPTIONS = ("repo_id", "commit_message", "private", "create_pr", "token")
 
 
 @contextmanager
@@ -94,6 +96,8 @@ def remedy(error: BaseException) -> str:
     """
     found = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
     status = getattr(getattr(found, "response", None), "status_code", None)
+    if isinstance(found, OSError) and found.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Make room on the disk, and"
     if isinstance(found, OfflineModeIsEnabled):
         return "Unset HF_HUB_OFFLINE and"
     if isinstance(found, (LocalTokenNotFoundError, RepositoryNotFoundError)) or status in (401, 403):
@@ -212,6 +216,36 @@ class ExplainedPush:
         )
         with explained_push(type(self).__name__, repo_id, "It is in memory as it was.", again):
             return super().push_to_hub(repo_id, *args, **kwargs)  # type: ignore[misc]
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save as the stock class does, and push the folder with its card where `push_to_hub=True` asks for it.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): made if need be.
+            *args, **kwargs: of the stock method; of a push `repo_id` (the name of the folder by default),
+                `commit_message`, `private`, `create_pr` and `token`.
+
+        Raises:
+            PushError: if the push did not go through; what is saved is in `save_directory`.
+        """
+        pushes = kwargs.pop("push_to_hub", False) and kwargs.get("is_main_process", True)
+        push = {name: kwargs.pop(name) for name in _PUSH_OPTIONS if name in kwargs} if pushes else {}
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if not pushes:
+            return
+        folder, private = os.fspath(save_directory), push.pop("private", None)
+        repo_id = push.pop("repo_id", None) or Path(folder).absolute().name
+        command = upload_command(repo_id, folder, private=private)
+        with explained_push(type(self).__name__, repo_id, f"It is saved in {folder!r}.", f"run `{command}`."):
+            repo_id = create_repo(repo_id, exist_ok=True, private=private, token=push.get("token")).repo_id
+            self._write_blank_card(folder, repo_id, push.get("token"))
+            self._upload_folder(folder, repo_id, **push)
+
+    def _write_blank_card(self, folder: str, repo_id: str, token: Any) -> None:
+        """Write the card that is on the Hub, or a blank one that the upload fills in."""
+        from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
+
+        populate_model_card(load_or_create_model_card(repo_id, token=token)).save(Path(folder) / "README.md")
 
     def _upload_folder(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         """Upload as the stock class does, with a card of ours in the place of a blank one."""

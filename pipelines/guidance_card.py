@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
@@ -19,6 +18,10 @@ from hfnoise.pipelines.saved_parts import GUIDER_FOLDER
 
 # Of the two slots, in the first sentence.
 _VERBS = ("guided by", "started by")
+# What goes before our section in a card that had no other author.
+_LEAD = re.compile(
+    r"^.*(?: by .+ of hfnoise\.|, pushed by hfnoise as it is\.)\n\n(?=<!-- hfnoise:guidance -->)", re.MULTILINE
+)
 _SECTION = re.compile(r"<!-- hfnoise:guidance -->.*?<!-- /hfnoise:guidance -->\n?", re.DOTALL)
 
 
@@ -31,24 +34,26 @@ def pipeline_card(pipe: Any, repo_id: str, token: str | None = None) -> ModelCar
         token (`str`, *optional*): of the Hub.
     """
     has_part = isinstance(pipe.guider, UpdateGuidance) or saved_members(pipe.initial_noise)
-    ours = guidance_card(pipe, repo_id) if has_part else None
+    ours = guidance_card(pipe, repo_id)
     try:
         existing = ModelCard.load(repo_id, token=token)
     except (EntryNotFoundError, RepositoryNotFoundError):
-        card = load_or_create_model_card(repo_id, token=token, is_pipeline=True)
-        return ours or populate_model_card(card)
-    section = "" if ours is None else _SECTION.search(ours.text).group()  # type: ignore[union-attr]
+        return ours
+    section = _SECTION.search(ours.text).group()  # type: ignore[union-attr]
     text = existing.text
-    if _SECTION.search(text):
-        text = _SECTION.sub(lambda _: section, text)
-    elif section:
+    if _LEAD.search(text):  # a card that was ours from the beginning
+        lead = _LEAD.search(ours.text).group()  # type: ignore[union-attr]
+        text = _SECTION.sub(lambda _: section, _LEAD.sub(lambda _: lead, text, count=1))
+    elif _SECTION.search(text):
+        text = _SECTION.sub(lambda _: section if has_part else "", text)
+    elif has_part:
         text = f"{text.rstrip()}\n\n{section}"
     existing.text = text
     tags = {tag for tag, _, _ in COMPONENTS.values()} | {"hfnoise"}
     kept = [tag for tag in existing.data.tags or [] if tag not in tags]
-    existing.data.tags = [*kept, *(tag for tag in (ours.data.tags or [] if ours else []) if tag not in kept)]
+    existing.data.tags = [*kept, *(tag for tag in (ours.data.tags or [] if has_part else []) if tag not in kept)]
     existing.data.library_name = "diffusers"
-    existing.data.hfnoise = None if ours is None else ours.data.hfnoise  # nothing is written where there is None
+    existing.data.hfnoise = ours.data.hfnoise if has_part else None  # nothing is written where there is None
     return existing
 
 
@@ -70,13 +75,14 @@ def guidance_card(pipe: Any, repo_id: str) -> ModelCard:
     done = [f"{verb} {_papers(names)}" for verb, names in zip(_VERBS, parts.values(), strict=True) if names]
     folders = {f"`{GUIDER_FOLDER}/`": bool(stages), **_noise_folders(noises)}
     where = " and ".join(folder for folder, is_there in folders.items() if is_there)
+    library, loader = ("hfnoise", "AutoGuidedPipeline") if done else ("diffusers", "DiffusionPipeline")
     report = _last_run(pipe.guider) if stages else None
     evaluations = {} if report is None else {"evaluations": report.evaluations, "saved": round(report.saved, 4)}
     tags = dict.fromkeys(tag for tag, _, _ in methods)
     return CardFacts(
         name=repo_id.rpartition("/")[2],
-        lead=f"{start} {' and '.join(done)} of hfnoise.",
-        method=METHOD_ROWS.get(next(iter(tags), ""), next(iter(tags), "initial-noise")),
+        lead=f"{start} {' and '.join(done)} of hfnoise." if done else f"{start}, pushed by hfnoise as it is.",
+        method=METHOD_ROWS.get(next(iter(tags), ""), next(iter(tags), "initial-noise" if done else "none")),
         base=base,
         library_name="diffusers",
         tags=["diffusers", "hfnoise", *tags],
@@ -91,12 +97,14 @@ def guidance_card(pipe: Any, repo_id: str) -> ModelCard:
         ),
         seeds=[("seed", "none: nothing was trained. The noise of a call is that of its `generator`")],
         snippet=(
-            "from hfnoise import AutoGuidedPipeline  # pip install hfnoise\n\n"
-            f'pipe = AutoGuidedPipeline.from_pretrained("{repo_id}")'
+            f"from {library} import {loader}{'  # pip install hfnoise' if done else ''}\n\n"
+            f'pipe = {loader}.from_pretrained("{repo_id}")'
         ),
         use_note=(
             f"diffusers alone loads this repository as its `{stock}`, with its own guidance and noise: what is in "
             f"{where} only hfnoise reads."
+            if done
+            else "It has neither a guider nor an initial noise of hfnoise, and diffusers loads all of it."
         ),
         citation="\n\n".join(dict.fromkeys(citation.strip() for _, _, citation in methods)),
     ).render(

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import torch
 
-from hfnoise.cards import CardFacts, Metric, base_of, rate
+from hfnoise.cards import CardFacts, Metric, base_of, embedded_name, rate
 from hfnoise.citations import GOLDEN_NOISE_BIBTEX
 
 _TAGS = ["diffusers", "golden-noise", "hfnoise"]
@@ -24,6 +24,10 @@ def write_card(folder: Path, pairs: datasets.Dataset, settings: dict[str, Any], 
         pipe (`DiffusionPipeline`): that drew them.
     """
     base = base_of(pipe.config.get("_name_or_path"))
+    path = pipe.config.get("_name_or_path") or ""
+    is_embedded = bool(path) and embedded_name(path) is not None
+    imports = "from hfnoise.worlds.digits_checkpoints import checkpoint_path\n" if is_embedded else ""
+    source = f'checkpoint_path("{Path(path).name}")' if is_embedded else f'"{base.hub_id or path or "YOUR-PIPELINE"}"'
     rows = [(name, f"`{settings[name]}`") for name in ("refiner", "verifier") if settings[name]]
     rows += [(name.replace("_", " "), str(settings[name])) for name in ("prompts", "noises_per_prompt")]
     CardFacts(
@@ -49,7 +53,8 @@ def write_card(folder: Path, pairs: datasets.Dataset, settings: dict[str, Any], 
         settings=[("pipeline", f"`{settings['pipeline']}`"), ("hash of its weights", f"`{settings['weights']}`")]
         + [(f"`{name}`", value) for name, value in settings["call"].items()],
         snippet=(
-            "from datasets import load_dataset\n\nfrom hfnoise import NoisePairRows\n\n"
+            "from datasets import load_dataset\nfrom diffusers import DiffusionPipeline\n\n"
+            f"from hfnoise import NoisePairRows\n{imports}\npipe = DiffusionPipeline.from_pretrained({source})\n"
             f'rows = NoisePairRows.from_pairs(load_dataset("{folder.name}", split="train"), pipe)\n'
             "print(rows.diagnose())"
         ),

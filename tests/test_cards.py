@@ -127,7 +127,9 @@ def test_the_base_has_a_revision_where_one_is_known(tmp_path, monkeypatch):
     (snapshot / "model_index.json").write_text("{}")
     (tmp_path / "models--me--cached" / "refs").mkdir()
     (tmp_path / "models--me--cached" / "refs" / "main").write_text(COMMIT)
-    assert cards.base_of("me/cached").commit == COMMIT
+    cached = cards.base_of("me/cached")
+    assert cached.commit == COMMIT and "the one in the cache" in cached.revision
+    assert "in the cache" not in cards.base_of("me/cached", revision="main").revision + part.revision
 
 
 def test_rates_have_an_interval_where_their_number_is_known():

@@ -146,10 +146,13 @@ class DiffusionCardMixin(RunCardMixin):
 
     def _card_metrics(self) -> list[Metric]:
         """Return the results; for a subclass to add to."""
-        rows = rows_of(self.eval_dataset)  # type: ignore[attr-defined]
-        spread = ONE_RUN if rows is None else f"{ONE_RUN}, {rows} rows"
+
+        def spread(name: str) -> str:
+            rows = rows_of(self.eval_dataset, name)  # type: ignore[attr-defined]
+            return ONE_RUN if rows is None else f"{ONE_RUN}, {rows} rows"
+
         return [
-            Metric(f"loss at fixed noise{name and f' ({name})'}", number(value), spread)
+            Metric(f"loss at fixed noise{name and f' ({name})'}", number(value), spread(name))
             for name, value in by_dataset(last_metrics(self.evaluation_log()), "loss").items()
         ]
 

@@ -96,6 +96,17 @@ def last_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def rows_of(dataset: Any) -> int | None:
-    """Return how many rows a dataset has, where it says so."""
+def rows_of(dataset: Any, name: str = "") -> int | None:
+    """Return how many rows a dataset has, where it says so.
+
+    Args:
+        dataset: of an evaluation, or a dictionary of such, of which nothing is said without a name.
+        name (`str`, *optional*): of one of several.
+
+    Example:
+        >>> from hfnoise.cards import rows_of
+        >>> rows_of([1, 2]), rows_of({"new": [1, 2, 3]}), rows_of({"new": [1, 2, 3]}, "new"), rows_of(iter([1]))
+        (2, None, 3, None)
+    """
+    dataset = dataset.get(name) if isinstance(dataset, dict) else dataset
     return len(dataset) if dataset is not None and hasattr(dataset, "__len__") else None

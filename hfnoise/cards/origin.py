@@ -92,11 +92,13 @@ def base_of(path: str | None, commit: str | None = None, revision: str | None = 
         if embedded:
             return Base(embedded, f"that of hfnoise {hfnoise.__version__}")
         return Base(f"the local model `{Path(path).absolute().name}`", "none: it is a local folder")
+    is_known = bool(commit or revision)
     commit = commit or _cached_commit(path, revision)
     link = f"[{path}](https://huggingface.co/{path})"
     if commit is None:
         return Base(link, "not known: neither the model nor the cache remembers it", path)
-    return Base(link, f"[`{commit[:7]}`](https://huggingface.co/{path}/tree/{commit})", path, commit)
+    guess = "" if is_known else ", the one in the cache: the model does not remember which it was"
+    return Base(link, f"[`{commit[:7]}`](https://huggingface.co/{path}/tree/{commit}){guess}", path, commit)
 
 
 def trained_base(model: Any, given: str | None = None) -> Base:

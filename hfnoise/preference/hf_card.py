@@ -144,8 +144,7 @@ def _metrics(last: dict[str, float], dataset: Any) -> list[Metric]:
     for name, value in last.items():
         known = next((one for one in _SHOWN if name == one or name.endswith(f"_{one}")), None)
         if known == _RATE:
-            part = dataset.get(name.removesuffix(f"_{_RATE}")) if isinstance(dataset, dict) else dataset
-            found.append(rate(name, value, rows_of(part), "pairs"))
+            found.append(rate(name, value, rows_of(dataset, name.removesuffix(f"_{_RATE}")), "pairs"))
         elif known is not None:
             found.append(Metric(name, number(value)))
     return found

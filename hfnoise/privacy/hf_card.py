@@ -228,7 +228,7 @@ def _training_rows(trainer: Any) -> list[tuple[str, str]]:
 
 def _metrics(trainer: Any) -> list[Metric]:
     """Return the last value of each metric of evaluation; of shares of pairs, with an interval."""
-    rows = rows_of(trainer.eval_dataset) if not isinstance(trainer.eval_dataset, dict) else None
+    rows = rows_of(trainer.eval_dataset)
     return [
         rate(name, value, rows, "pairs") if name == "rewards/accuracies" else Metric(name, number(value))
         for name, value in last_metrics(trainer.evaluation_log()).items()

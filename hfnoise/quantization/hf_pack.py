@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from hfnoise.cards import base_of
@@ -96,7 +97,7 @@ def pack_main(arguments: Sequence[str] | None = None) -> int:
         else:
             model = export_packed(_load(folder, settings))
     report = quantization_report(model)
-    with new_folder(out) as made:
+    with _whole_folder(out) as made:
         model.save_pretrained(made)
         _carry_along(folder, made)
         quantization = next(iter(quantized_layers(model).values()))[1]
@@ -153,7 +154,7 @@ def unpack_main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"activations are not quantised any more: logits of random tokens differ by {difference['relative']:.1%}"
         )
-    with new_folder(out) as made:
+    with _whole_folder(out) as made:
         model.save_pretrained(made)
         _carry_along(folder, made)
         card = quantization_card(
@@ -242,6 +243,16 @@ def _usage_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(str(error).replace("weight_only=True", "--weight_only")) from error
+
+
+@contextmanager
+def _whole_folder(out: Path) -> Iterator[Path]:
+    """Give a folder that becomes `out` as a whole; what breaks it, such as a full disk, is said in one line."""
+    try:
+        with new_folder(out) as made:
+            yield made
+    except (OSError, SafetensorError) as error:  # of a full disk the weights' writer has its own
+        raise UsageError(f"{str(out)!r} was not written, and nothing is left of it: {error}.") from error
 
 
 def _carry_along(folder: Path, made: Path) -> None:

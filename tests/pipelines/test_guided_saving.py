@@ -277,3 +277,29 @@ def test_card_says_what_guides(saved):
     assert "| AdaptiveGuidance | `threshold` | 0.98 |" in card.text
     assert "| ProjectedGuidance | `norm_threshold` | 3.0 |" in card.text
     assert 'AutoGuidedPipeline.from_pretrained("someone/digits")' in card.text
+
+
+def test_a_pipeline_without_parts_of_ours_has_a_card_too():
+    card = guidance_card(guided(), "someone/digits")
+    assert 'DiffusionPipeline.from_pretrained("someone/digits")' in card.text and "import hfnoise" not in card.text
+    assert "More Information Needed" not in card.text and "diffusers loads all of it" in card.text
+
+
+def test_a_second_push_states_the_guider_that_is_pushed(tmp_path):
+    from huggingface_hub import ModelCard
+
+    from hfnoise.pipelines.guidance_card import pipeline_card
+
+    def pushed(pipe, existing):
+        existing.save(tmp_path / "README.md")  # which is loaded as one on the Hub is
+        return pipeline_card(pipe, str(tmp_path / "README.md"))
+
+    adaptive = guidance_card(guided(AdaptiveGuidance(threshold=0.9)), "someone/digits")
+    projected = pushed(guided(ProjectedGuidance()), adaptive)
+    assert "guided by ProjectedGuidance" in projected.text and "AdaptiveGuidance" not in projected.text
+    without = pushed(guided(), projected)
+    assert "guided by" not in without.text and "## Use" in without.text and "apg" not in without.data.tags
+    theirs = ModelCard("---\nlicense: mit\n---\n# Digits\n\nMy words.\n")
+    kept = pushed(guided(AdaptiveGuidance()), theirs)
+    assert "My words." in kept.text and "AdaptiveGuidance" in kept.text
+    assert pushed(guided(), kept).text.strip().endswith("My words.")

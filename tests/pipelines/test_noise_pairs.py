@@ -185,3 +185,16 @@ def test_verifiers_are_checked():
         verified(lambda *_: [1.0, float("nan")], images, ["a", "b"])
     with pytest.raises(TypeError, match="no number an image"):
         verified(lambda *_: ["good", "bad"], images, ["a", "b"])
+
+
+def test_what_the_card_says_to_run_runs(tmp_path, monkeypatch, capsys):
+    import re
+
+    from hfnoise.worlds.digits_checkpoints import load_digits_pipeline
+
+    pairs = tmp_path / "pairs"
+    collect(load_digits_pipeline(), pairs)
+    code = re.search(r"## Use\n+```python\n(.*?)```", (pairs / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert "6 pairs of 3 prompts" in capsys.readouterr().out

@@ -8,7 +8,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfnoise import QuestConfig, prepare_qat
 from hfnoise.__main__ import main
-from hfnoise.quantization import hf_pack
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -66,13 +65,12 @@ def test_refused_before_anything_is_written(tiny_model_path, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_half_way_leaves_nothing(tiny_model_path, tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError("no space left on device")
+def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_model_path, tmp_path, capsys):
+    from tests.hub.full_disk import full_disk
 
-    monkeypatch.setattr(hf_pack, "_carry_along", fail)
-    with pytest.raises(OSError, match="no space left"):
-        main(["pack", tiny_model_path, str(tmp_path / "out"), "--bits", "4"])
+    with full_disk():
+        said = refused(capsys, "pack", tiny_model_path, tmp_path / "out", "--bits", 4)
+    assert "was not written, and nothing is left of it" in said and "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
 
 
