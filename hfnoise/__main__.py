@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         trains = any(method.name == command and not method.guider for method in METHODS)
-        hint = "; --resume_from_checkpoint true goes on from the last checkpoint, where any was saved" if trains else ""
+        hint = "; --resume_from_checkpoint true goes on from the last checkpoint, if any" if trains else ""
         print(f"interrupted{hint}", file=sys.stderr)
         return 130
 
