@@ -160,6 +160,16 @@ def test_a_run_is_resumed_or_refused_in_a_line(capsys, config_file, tmp_path):
     assert "belongs to another run (" in usage_error(capsys, *train, "true", "--beta", "0.7")
 
 
+def test_an_interrupted_training_command_says_how_to_go_on(capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hfnoise.__main__._dispatch", interrupted)
+    assert main(["qat"]) == 130 and "--resume_from_checkpoint true goes on" in capsys.readouterr().err
+    for without_checkpoints in ("demo", "adaptive-guidance"):
+        assert main([without_checkpoints]) == 130 and capsys.readouterr().err == "interrupted\n"
+
+
 @pytest.mark.slow
 def test_audit_labels(capsys, caplog, tiny_model_path, tmp_path, make_pairs):
     make_pairs(240).to_parquet(tmp_path / "pairs.parquet")
