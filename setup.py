@@ -62,7 +62,7 @@ setup(
     exclude_package_data={"hfnoise.model_cards": ["__pycache__/*", "**/__pycache__/*"]},
     # Floors are what the joints with the libraries need, and are tested: `make floor`; see docs/design.md.
     install_requires=[
-        "torch>=2.6",
+        "torch>=2.13",  # the oldest that is tested; 2.6 lacks what quantised layers ask of autograd
         "transformers>=5.23",
         "trl>=1.16",  # its fused LM head; 1.15 needs Triton even on a CPU
         "accelerate>=1.15",

@@ -1,4 +1,4 @@
-"""Print constraints that pin what setup.py requires to the oldest version that it allows; torch stays as it is pinned.
+"""Print constraints that pin what setup.py requires to the oldest version that it allows; torch: see constraints.txt.
 
 pip install -c constraints.txt -c <(python .ci/floors.py) -e '.[test]'
 """

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -54,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hfnoise {command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        trains = any(method.name == command and not method.guider for method in METHODS)
+        hint = "; --resume_from_checkpoint true goes on from the last checkpoint, where any was saved" if trains else ""
+        print(f"interrupted{hint}", file=sys.stderr)
         return 130
 
 
@@ -78,7 +81,8 @@ def _dispatch(command: str, rest: list[str]) -> int:
         if other.name == command:
             return _call(other.launch, rest)
     known = ["list", *(method.name for method in METHODS), *(other.name for other in COMMANDS)]
-    raise UsageError(f"unknown command; known are {', '.join(known)}.")
+    meant = "".join(f" Did you mean {name}?" for name in get_close_matches(command, known, n=1))
+    raise UsageError(f"unknown command.{meant} Known are {', '.join(known)}.")
 
 
 def _call(launch: str, arguments: list[str]) -> int:

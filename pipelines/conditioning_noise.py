@@ -12,8 +12,11 @@ from hfnoise.guidance.number_check import check_number
 from hfnoise.latents import noised_condition
 from hfnoise.pipelines.initial_noise import InitialNoise, StartState
 from hfnoise.pipelines.random_state import kept_random_state
-from hfnoise.pipelines.start_context import StartContext, copied_generators
+from hfnoise.pipelines.start_context import StartContext, copied_generators, parameter_names
 from hfnoise.pipelines.start_report import StartReport
+
+# What pipelines call the number of samples of a prompt.
+_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 
 
 class ConditioningNoise(InitialNoise):
@@ -75,6 +78,7 @@ class ConditioningNoise(InitialNoise):
         if self.is_off:
             self.report = StartReport.of(states, states)
             return context.encoded
+        states = _one_a_sample(states, context)
         noised = noised_condition(states, _noise_beside(context, states), self.strength, self.rescale)
         self.report = StartReport.of(states, noised)
         return (noised, *context.encoded[1:])
@@ -102,6 +106,17 @@ def _no_states(name: str) -> ValueError:
         f"{name} encodes no prompt to states of shape (batch, tokens, width), and ConditioningNoise has nothing to "
         "put noise on. Use SeedVariation."
     )
+
+
+def _one_a_sample(states: Tensor, context: StartContext) -> Tensor:
+    """Return the states with a row for every image, of which each has its own noise.
+
+    Flux takes embeddings of one prompt as they are given, for as many images as are asked; the transformer broadcasts.
+    """
+    known = parameter_names(type(context.pipe), "encode_prompt")
+    # A pipeline that does not tell its encode_prompt how many repeats the states itself, afterwards.
+    asked = [context.arguments.get(name) or 1 for name in _COUNTS if name in known]
+    return states.expand(max(asked, default=1), -1, -1) if len(states) == 1 else states
 
 
 def _noise_beside(context: StartContext, states: Tensor) -> Tensor:

@@ -84,7 +84,8 @@ def few_step_reward(
     return reward
 
 
-@functools.cache
+# Bounded: diffusers makes the class of a custom pipeline anew whenever it loads one.
+@functools.lru_cache(maxsize=8)
 def with_gradient(pipeline_class: Any) -> Any:
     """Return a pipeline class whose call can be differentiated: without the `torch.no_grad` around it.
 

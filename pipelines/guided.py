@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import diffusers
 from diffusers import DiffusionPipeline, ModularPipeline
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 PREFIX = "Guided"
 # Within from_pipe of diffusers, which ends in a cast of everything to one dtype.
 _KEEPS_DTYPE = ContextVar("_KEEPS_DTYPE", default=False)
+# As long as they live: diffusers makes the class of a custom pipeline anew whenever it loads one.
+_GUIDED: WeakValueDictionary[Any, Any] = WeakValueDictionary()
 
 
 class GuidedPipeline(GuidedSaving):
@@ -128,7 +131,6 @@ class GuidedPipeline(GuidedSaving):
         return made
 
 
-@functools.cache
 def guided_class(pipeline_class: Any) -> Any:
     """Return a pipeline class with the slots `guider` and `initial_noise`, named `Guided` + its name.
 
@@ -155,6 +157,11 @@ def guided_class(pipeline_class: Any) -> Any:
         raise TypeError(f"guided_class takes a pipeline class of diffusers, got {wrong}.")
     if issubclass(pipeline_class, GuidedPipeline):
         return pipeline_class
+    made = _GUIDED.get(pipeline_class)
+    return made if made is not None else _GUIDED.setdefault(pipeline_class, _new_guided_class(pipeline_class))
+
+
+def _new_guided_class(pipeline_class: Any) -> Any:
     stock_init = pipeline_class.__init__
     native = takes_guider(pipeline_class)
 

@@ -19,7 +19,7 @@ from hfnoise.pipelines.initial_noise import InitialNoise, check_initial_noise
 from hfnoise.pipelines.initial_noise_files import check_can_be_saved, save_initial_noise
 from hfnoise.pipelines.saved_parts import GUIDER_FOLDER, PipelineRepository, remove_earlier, stale_patterns
 from hfnoise.pipelines.staged_folder import staged_folder
-from hfnoise.pipelines.unsaved_adapters import check_adapters
+from hfnoise.pipelines.unsaved_layers import check_layers
 
 _INDEX = "model_index.json"
 _WEIGHT_OPTIONS = ("safe_serialization", "variant", "max_shard_size")
@@ -58,11 +58,12 @@ class GuidedSaving:
 
         Raises:
             ValueError: if `save_directory` is a file, or two members of the initial noise need the same sub-folder, or
-                a network carries a LoRA or an IP-Adapter, which stock would write so that nothing reads it.
+                a network carries a LoRA, an IP-Adapter or layers of bitsandbytes that were put in by hand, which stock
+                would write so that nothing reads them.
             PushError: if the push did not go through; what is saved is in `save_directory`.
         """
         check_can_be_saved(self.initial_noise)  # type: ignore[attr-defined]
-        check_adapters(self.components)  # type: ignore[attr-defined]
+        check_layers(self.components)  # type: ignore[attr-defined]
         directory = os.fspath(save_directory)
         if os.path.isfile(directory):
             raise ValueError(f"save_directory must be a folder, and {directory} is a file.")
@@ -101,11 +102,12 @@ class GuidedSaving:
                 sub-folder no card is written.
 
         Raises:
-            ValueError: if two members of the initial noise need the same sub-folder, or a network carries adapters.
+            ValueError: if two members of the initial noise need the same sub-folder, or a network carries what
+                would not be read again.
             PushError: if the push did not go through; what is on the Hub is what was there.
         """
         check_can_be_saved(self.initial_noise)  # type: ignore[attr-defined]
-        check_adapters(self.components)  # type: ignore[attr-defined]
+        check_layers(self.components)  # type: ignore[attr-defined]
         with self._explained(repo_id, "It is in memory as it was."):
             repo_id = _created({"repo_id": repo_id, "private": private, "token": token})
         with tempfile.TemporaryDirectory() as folder:

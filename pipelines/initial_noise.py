@@ -365,7 +365,8 @@ def _arguments(pipe: Any, method: str, args: Sequence[Any], kwargs: Mapping[str,
     return {**bound.arguments, **kwargs}
 
 
-@functools.cache
+# Bounded: diffusers makes the class of a custom pipeline anew whenever it loads one.
+@functools.lru_cache(maxsize=32)
 def _signature(pipeline_class: type, method: str) -> inspect.Signature:
     methods = (base.__dict__[method] for base in pipeline_class.__mro__ if method in base.__dict__)
     signatures = [inspect.signature(function) for function in methods]

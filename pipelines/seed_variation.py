@@ -45,6 +45,7 @@ class SeedVariation(InitialNoise):
 
     def __init__(self, strength: float, seed: int | Sequence[int] | None = None) -> None:
         self.strength = strength
+        # Of any type until it is checked; text and bytes would be sequences.
         self.seed: Any = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)) else seed
         self.report: StartReport | None = None
         self._check()

@@ -53,6 +53,12 @@ def test_every_page_is_in_the_navigation():
     assert pages and not [path for path in pages if f" {path.relative_to(DOCS).as_posix()}\n" not in navigation]
 
 
+def test_the_site_needs_no_empty_folder():
+    # Git keeps none: what builds here would not build in a clone.
+    folders = [path for path in (DOCS / "site").rglob("*") if path.is_dir()]
+    assert folders and not [path for path in folders if not any(child.is_file() for child in path.rglob("*"))]
+
+
 def messages():
     """Return the strings of the package, with {} for what varies."""
     found = []

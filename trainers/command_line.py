@@ -14,6 +14,8 @@ from hfnoise.option_types import wrong_type
 
 __all__ = ["NoiseParser", "given_names", "parse", "take_option"]
 
+RESUME = "resume_from_checkpoint"
+
 
 class NoiseParser(TrlParser):
     """TRL's parser, except that an error is a [`UsageError`] with one line, not pages of usage and a traceback."""
@@ -56,17 +58,27 @@ def parse(
     refuse_unknown(prog, [name for name in settings if name not in (*known, "env")], known, " in the --config file")
     # argparse reads texts; what YAML made numbers, lists and mappings of goes past it.
     for name, value in settings.items():
+        if name == RESUME and isinstance(value, bool):
+            continue
         for owner in dataclass_types:
             if reason := wrong_type(owner, name, value):
                 raise UsageError(f"{reason} (see {prog} --help)")
     try:
-        return tuple(parser.parse_args_and_config(arguments))
+        return tuple(map(_with_resume_words, parser.parse_args_and_config(arguments)))
     except UsageError:
         raise
     # A stock configuration fails as it happens to with a value that it does not expect.
     except Exception as error:
         kind = "" if isinstance(error, (ValueError, TypeError, ImportError)) else f"{type(error).__name__}: "
         raise UsageError(f"{kind}{error} (see {prog} --help)") from error
+
+
+def _with_resume_words(parsed: Any) -> Any:
+    # Declared as a text, which the Trainers take for the name of a folder; their `train` knows True and False.
+    word = str(getattr(parsed, RESUME, None)).lower()
+    if word in ("true", "false"):
+        setattr(parsed, RESUME, word == "true")
+    return parsed
 
 
 def given_names(arguments: Sequence[str]) -> set[str]:

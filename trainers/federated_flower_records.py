@@ -170,7 +170,7 @@ def update_from_records(content: Any) -> ClientUpdate:
         ValueError: if it is none, or its metrics, such as the weight that FedAvg would use, are not what it states.
     """
     try:
-        described = parse_json(content[CONFIG][_UPDATE])
+        described = parse_json(content[CONFIG][_UPDATE], finite=False)
         arrays, metrics = tensors_of(content[ARRAYS], "an answer"), content[METRICS]
         factors: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
         for key, value in arrays.items():

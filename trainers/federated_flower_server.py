@@ -193,5 +193,5 @@ def _read_rounds(file: Path, round: int) -> list[RoundRecord]:
     """Return the rounds before this one that a report tells of; it is for reading, the state is what counts."""
     if not file.exists():
         return []
-    history = parse_json(file.read_text(encoding="utf-8"))["history"]
+    history = parse_json(file.read_text(encoding="utf-8"), finite=False)["history"]
     return [RoundRecord(**record) for record in history if record["round"] < round]

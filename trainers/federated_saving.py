@@ -144,7 +144,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = archive.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise ValueError(f"its format is {metadata.get('format')!r}, and this hfnoise reads {_FORMAT!r}")
-            return parse_json(metadata["state"]), {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+            # Without noise the epsilon of a client is infinite.
+            return parse_json(metadata["state"], finite=False), tensors
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
             f"{str(file)!r} cannot be read ({error}): the rotations of the clients would be unknown. Restore it, or "

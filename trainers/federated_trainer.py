@@ -25,6 +25,7 @@ from transformers.trainer_utils import IntervalStrategy, TrainOutput
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import create_model_from_path
 
+from hfnoise.errors import CheckpointError
 from hfnoise.trainers.federated_client import FedSVDClient
 from hfnoise.trainers.federated_config import TRAINS_ONLY_B, FedSVDConfig
 from hfnoise.trainers.federated_layers import freeze_lora_A
@@ -181,12 +182,12 @@ class FedSVDTrainer(FederatedPushMixin):
             if not (folder / STATE_FILE).exists() and (folder / STATE_FOLDER / STATE_FILE).exists():
                 folder = folder / STATE_FOLDER
             if not (folder / STATE_FILE).exists():
-                raise ValueError(
+                raise CheckpointError(
                     f"there is no {STATE_FILE} in {str(folder)!r}: no federation was saved there. Name the output_dir "
                     "of an earlier run, or leave resume_from_checkpoint out."
                 )
         if not resume_from_checkpoint and (folder / STATE_FILE).exists():
-            raise ValueError(
+            raise CheckpointError(
                 f"{str(folder)!r} holds the state of an earlier federation, whose clients remember their rounds. "
                 "Resume it with train(resume_from_checkpoint=True), or use another output_dir."
             )

@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import TrainerCallback
 
+from hfnoise.errors import CheckpointError
 from hfnoise.privacy.adam_bias_correction import DPAdamBC
 from hfnoise.privacy.ledger import Ledger
 from hfnoise.privacy.secret_file import load_or_create_secret, secret_name, unsafe_secret
@@ -118,7 +119,9 @@ class PrivateCourseMixin:
         """Return what the main process found, or raise its error, on every process."""
         value, error = broadcast_object_list(found)
         if error is not None:
-            raise ValueError(str(error)) from error
+            # One of the two, whatever it was; its own traceback would only be printed before this one.
+            kind = CheckpointError if isinstance(error, CheckpointError) else ValueError
+            raise kind(str(error)) from None
         return value
 
     @property
@@ -226,7 +229,7 @@ class PrivateCourseMixin:
             state = replace(old, target_epsilon=config.target_epsilon, planned_steps=self.planned_steps())
             return plan_run(state, ledger, sigma, old.global_step)
         if config.noise == "banded":
-            raise ValueError(
+            raise CheckpointError(
                 f"resuming with other settings ({branches}) is not possible with noise='banded': its noise belongs to "
                 "one course of steps. Resume with the settings of the checkpoint, or start a new run."
             )

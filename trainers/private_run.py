@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hfnoise.errors import CheckpointError
 from hfnoise.option_types import wrong_type
 from hfnoise.privacy.accounting import Mechanism, Search, composed_epsilon
 from hfnoise.privacy.calibration import calibrate_noise_multiplier, largest_step_count
@@ -117,7 +118,7 @@ class RunState:
         """Return the state of a checkpoint.
 
         Raises:
-            ValueError: if there is none, or it is damaged: without it nobody knows what was released.
+            CheckpointError: if there is none, or it is damaged: without it nobody knows what was released.
         """
         file = Path(folder) / STATE_FILE
         try:
@@ -132,13 +133,13 @@ class RunState:
             state.lineage(state.global_step)  # raises for numbers that are no mechanism
             return state
         except FileNotFoundError:
-            raise ValueError(
+            raise CheckpointError(
                 f"checkpoint {str(folder)!r} holds no {STATE_FILE}: it was not written by a private Trainer, so "
                 "nobody knows what its training released of the data. To start from its weights as public ones, pass "
                 "the folder as the model and do not resume."
             ) from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
-            raise ValueError(
+            raise CheckpointError(
                 f"{str(file)!r} is damaged ({error}): without it the noise cannot be replayed and epsilon is not "
                 "known. Use an older checkpoint."
             ) from None
@@ -150,7 +151,7 @@ class RunState:
             listed = ", ".join(
                 f"{name}: {getattr(self, name)!r} there, {getattr(here, name)!r} here" for name in differing
             )
-            raise ValueError(
+            raise CheckpointError(
                 f"checkpoint {folder!r} belongs to another private run ({listed}): its epsilon would be that of "
                 "neither. Resume with the dataset and settings it was written with, or start a new run in another "
                 "output_dir."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ from transformers import Trainer
 from transformers.pytorch_utils import Conv1D
 
 from hfnoise.quantization.weight_cache import cached_weights
-from hfnoise.trainers.checkpoints import last_complete_checkpoint
+from hfnoise.trainers.checkpoints import last_complete_checkpoint, read_checkpoint
 from hfnoise.trainers.evaluated_before import train_in_step
 from hfnoise.trainers.ignored_settings import refuse_ignored_settings
 from hfnoise.trainers.qat_bits import BitScheduleCallback
@@ -124,10 +125,15 @@ class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin):
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint; `True` is the newest whole one.
             *args, **kwargs: of the Trainer.
+
+        Raises:
+            CheckpointError: for a checkpoint that is not whole, or not of this schedule.
         """
         if resume_from_checkpoint is True:
             # The newest folder may be one that a killed process has left half-written.
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint:
+            read_checkpoint(Path(resume_from_checkpoint))
         if self._bits is not None:
             self._bits.model = self.model
             self._bits.resumed_from = resume_from_checkpoint or None

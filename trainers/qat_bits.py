@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from hfnoise.errors import CheckpointError
 from hfnoise.strict_json import parse_json
 from hfnoise.trainers.qat_model import current_bits, set_bits
 from hfnoise.trainers.qat_schedule import BitSchedule
@@ -65,7 +66,7 @@ class BitScheduleCallback(TrainerCallback):
         stored = parse_json(path.read_text(encoding="utf-8")).get("quantization_config") if path.is_file() else None
         expected = self.schedule.at(state.global_step - 1, state.max_steps)
         if stored is not None and (stored["weight_bits"], stored["activation_bits"]) != expected:
-            raise ValueError(
+            raise CheckpointError(
                 f"{str(folder)!r} is at {stored['weight_bits']} bits after {state.global_step} steps, and "
                 f"bit_schedule {self.schedule.text!r} over {state.max_steps} steps has {expected[0]} there. "
                 "Resume with the schedule and the number of steps that the run began with."

@@ -123,8 +123,8 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(("wan-2.1",), {"noise": ("RandomSearch",)}, "no vae, so that there are no images to compare"),
     Refusal(("sd3", "flux"), {"noise": (*_ESTIMATES, "chain of nets")}, _FLOW, warns=True),
     Refusal(("wan-2.1",), {"noise": _ESTIMATES}, _FLOW, warns=True),
-    # Layers of bitsandbytes that were put in by hand; diffusers makes them on a GPU only, and loads those again.
-    Refusal((), {"denoiser": ("NF4",), "host": ("reloaded",)}, "expected shape"),
+    # Put in by hand; diffusers makes them on a GPU only, and loads those again.
+    Refusal((), {"denoiser": ("NF4",), "host": ("reloaded",)}, "has layers of bitsandbytes that were put in by hand"),
     Refusal((), {"adapter": ("LoRA",), "host": ("reloaded",)}, "carries adapters of PEFT"),
     Refusal(("sd-ip-adapter",), {"host": ("reloaded",)}, "carries an IP-Adapter"),
     Refusal((), {"noise": SEARCHES, "host": ("reloaded",)}, "is not saved with the pipeline", warns=True),

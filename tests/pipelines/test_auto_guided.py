@@ -1,9 +1,11 @@
 """The guided class of any repository by its index, the two presets, and the names that diffusers resolves."""
 
+import gc
 import inspect
 import json
 import shutil
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -196,6 +198,22 @@ def test_custom_pipelines(stock_folder, modules_cache):
         assert type(hfnoise.AutoGuidedPipeline.from_pretrained(stock_folder, **options).guider) is guider
     with pytest.raises(TypeError, match="is the class already"):
         hfnoise.GuidedStableDiffusionPipeline.from_pretrained(stock_folder, **options)
+
+
+def test_classes_of_custom_pipelines_die():
+    """diffusers makes such a class anew in every load: a server that loads again and again must not keep them."""
+    from diffusers import StableDiffusionPipeline
+
+    def live_and_die():
+        mine = type("Mine", (StableDiffusionPipeline,), {})
+        guided = hfnoise.guided_class(mine)
+        assert hfnoise.guided_class(mine) is guided
+        return weakref.ref(mine), weakref.ref(guided)
+
+    watched = live_and_die()
+    gc.collect()
+    gc.collect()  # the second for the class that the first one has let go
+    assert [one() for one in watched] == [None, None]
 
 
 def test_custom_pipelines_are_not_made_directly():

@@ -107,6 +107,19 @@ def test_noise_is_on_the_states_alone(name):
     torch.testing.assert_close(noisy, alone, rtol=1e-4, atol=1e-4 * float(alone.abs().max()))
 
 
+def test_images_of_given_embeddings_have_their_own_noise():
+    """Flux broadcasts embeddings of one prompt to its images; before, there were more generators than states."""
+    family = FAMILIES["flux"]
+    pipe, call = family.build(), {**family.call(1), "num_images_per_prompt": 2}
+    noisy = run(pipe, {**call, "generator": seeds(1, 2)}, ConditioningNoise(0.5))
+    alone = [run(pipe, {**family.call(1), "generator": seeds(seed)}, ConditioningNoise(0.5)) for seed in (1, 2)]
+    torch.testing.assert_close(noisy, torch.cat(alone), rtol=1e-4, atol=1e-4 * float(noisy.abs().max()))
+    told = Told()
+    run(pipe, {**call, "generator": seeds(1)[0]}, [ConditioningNoise(0.5), told])
+    first, second = told.context.prompt_embeds
+    assert not torch.allclose(first, second, rtol=1e-3)
+
+
 def test_report_of_the_states(sd):
     member = ConditioningNoise(0.6, rescale=0.0)
     run(sd, {**WORDS, "generator": seeds(1, 2)}, member)

@@ -2,13 +2,16 @@
 
 import json
 import logging
+import shutil
 import warnings
 
 import pytest
 import yaml
 from datasets import load_from_disk
+from transformers import TrainingArguments
 
 from hfnoise.__main__ import main
+from hfnoise.trainers.command_line import parse
 
 
 def usage_error(capsys, *arguments):
@@ -53,7 +56,8 @@ def test_help_all_lists_trl_options(capsys):
 
 
 def test_usage_errors(capsys, config_file, tmp_path):
-    assert "known are list" in usage_error(capsys, "dpo")
+    assert "Known are list" in usage_error(capsys, "frobnicate")
+    assert "Did you mean robust-dpo?" in usage_error(capsys, "robust_dpo")
     assert "--flip_rat" in usage_error(capsys, "robust-dpo", "--config", config_file(), "--flip_rat", "0.1")
     assert "[0, 0.5), got 0.7" in usage_error(capsys, "robust-dpo", "--config", config_file(flip_rate=0.7))
     assert "[0, 0.5), got 0.8" in usage_error(capsys, "robust-dpo", "--config", config_file(), "--flip_rate", "0.8")
@@ -118,6 +122,42 @@ def test_yaml_trains_and_the_command_line_wins(capsys, caplog, config_file, tmp_
     logging.getLogger("bitsandbytes.backends.cpu.ops").warning("something else")
     assert "gemm_4bit_forward" not in caplog.text and "something else" in caplog.text
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("true", True),
+        ("True", True),
+        ("false", False),
+        (True, True),
+        (False, False),
+        ("run/checkpoint-2", "run/checkpoint-2"),
+    ],
+)
+def test_resume_is_a_word_or_a_folder(tmp_path, given, meant):
+    """By an option, always a text, or by YAML; for all commands, since all of them parse like this."""
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"output_dir": "run", "resume_from_checkpoint": given}))
+    ways = [["--config", str(tmp_path / "run.yaml")], ["--output_dir", "run", "--resume_from_checkpoint", str(given)]]
+    for arguments in ways:
+        (training,) = parse("hfnoise dp-sft", [TrainingArguments], [*arguments, "--use_cpu"])
+        assert training.resume_from_checkpoint == meant and type(training.resume_from_checkpoint) is type(meant)
+
+
+def test_a_run_is_resumed_or_refused_in_a_line(capsys, config_file, tmp_path):
+    train = ["robust-dpo", "--config", config_file(flip_rate=0.2, save_steps=1), "--resume_from_checkpoint"]
+    assert "no complete checkpoint in" in usage_error(capsys, *train, "true")
+    assert "'elsewhere' is not a folder" in usage_error(capsys, *train, "elsewhere")
+    assert main([*train, "false"]) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    (tmp_path / "run" / "checkpoint-1").rename(tmp_path / "run" / "checkpoint-1-kept")
+    assert "no complete checkpoint in" in usage_error(capsys, *train, "true")
+    (tmp_path / "run" / "checkpoint-1-kept").rename(tmp_path / "run" / "checkpoint-1")
+    written = (tmp_path / "run" / "checkpoint-1" / "optimizer.pt").stat().st_mtime_ns
+    assert main([*train, "true"]) == 0 and (tmp_path / "run" / "checkpoint-2").is_dir()
+    # A run from the start would write the first checkpoint anew.
+    assert (tmp_path / "run" / "checkpoint-1" / "optimizer.pt").stat().st_mtime_ns == written
+    assert "belongs to another run (" in usage_error(capsys, *train, "true", "--beta", "0.7")
 
 
 @pytest.mark.slow

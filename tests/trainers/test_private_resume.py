@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate.utils import gather_object
 
+from hfnoise.errors import CheckpointError
 from hfnoise.privacy.ledger import Ledger
 from hfnoise.trainers.private_run import RunState
 
@@ -116,14 +117,14 @@ def test_what_is_no_resume(make_private_trainer, make_texts, tmp_path):
         ({"clip_norm": 0.5}, None, "clip_norm: 1.0 there, 0.5 here"),
         ({}, make_texts(23), "fingerprint: "),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(CheckpointError, match=words):
             make_private_trainer(dp=dp, data=data, **SAVING).train(resume_from_checkpoint=True)
     state = tmp_path / "run" / "checkpoint-6" / "dp_state.json"
     state.write_text(state.read_text()[:40])
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(CheckpointError, match="is damaged"):
         make_private_trainer(**SAVING).train(resume_from_checkpoint=str(state.parent))
     state.unlink()
-    with pytest.raises(ValueError, match="holds no dp_state.json"):
+    with pytest.raises(CheckpointError, match="holds no dp_state.json"):
         make_private_trainer(**SAVING).train(resume_from_checkpoint=str(state.parent))
 
 
