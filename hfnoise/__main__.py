@@ -56,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         trains = any(method.name == command and not method.guider for method in METHODS)
-        hint = "; --resume_from_checkpoint true goes on from the last checkpoint, where any was saved" if trains else ""
-        print(f"interrupted{hint}", file=sys.stderr)
+        hint = "; --resume_from_checkpoint true goes on from the last checkpoint, where any was saved"
+        print(f"interrupted{hint if trains else ''}", file=sys.stderr)
         return 130
 
 
