@@ -70,6 +70,7 @@ def test_a_card_that_does_not_know_something_is_refused(lead):
 def test_names_of_others_are_left_alone(lead):
     assert lead in facts(lead=lead).render().text
     assert "--x None {{" in facts(command="run --x None {{").render().text
+    assert "# TODO\n" in facts(name="TODO", snippet='load("runs/TODO")').render().text
 
 
 def test_missing_variables_and_unknown_values_are_refused():

@@ -106,7 +106,9 @@ class CardFacts:
             "settings", "metrics", "citation", "command", "versions",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in fields}
-        return render_card(template, data, (self.command,), card_class, **values, **own)
+        # A folder may be called anything: a run must not end because its card looks unfinished.
+        verbatim = (self.command, self.snippet, f"# {self.name}\n")
+        return render_card(template, data, verbatim, card_class, **values, **own)
 
 
 def run_seeds(args: Any) -> list[tuple[str, str]]:
