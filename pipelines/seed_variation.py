@@ -45,7 +45,8 @@ class SeedVariation(InitialNoise):
 
     def __init__(self, strength: float, seed: int | Sequence[int] | None = None) -> None:
         self.strength = strength
-        self.seed = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)) else seed
+        # Of any type until it is checked; text and bytes would be sequences.
+        self.seed: Any = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)) else seed
         self.report: StartReport | None = None
         self._check()
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SHIPPED = ("hfnoise", "trainers", "pipelines", "model_cards", "benchmarks", "examples")
 # The compilers of our own kernels, and `git` for the line that says what a benchmark ran on: lists, no shell.
-STARTS_PROCESSES = {"hfnoise/quantization/kernels/building.py", "benchmarks/reporting.py"}
+STARTS_PROCESSES = {"benchmarks/run_all.py", "hfnoise/quantization/kernels/building.py", "benchmarks/reporting.py"}
 # For the name of the exception that torch raises when it refuses a pickle.
 IMPORTS_PICKLE = {"hfnoise/latents/hf_npnet_checkpoints.py"}
 # Modules of ours by the tables of lazy names, and `module:function` that a user types, as after `python -m`.

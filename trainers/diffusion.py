@@ -22,7 +22,7 @@ from hfnoise.trainers.diffusion_noise import TrainingNoise, draw_levels, draw_tr
 from hfnoise.trainers.diffusion_rows import LATENTS, DenoiserInputs, DiffusionCollator, check_rows, flow_time_scale
 from hfnoise.trainers.diffusion_saving import DiffusionSavingMixin
 from hfnoise.trainers.diffusion_schedule import NoiseSchedule
-from hfnoise.trainers.hub_push import HubPushMixin
+from hfnoise.trainers.evaluated_before import train_in_step
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class NoisedBatch:
     weight: Tensor | None = None
 
 
-class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, HubPushMixin, Trainer):
+class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
     """Trains a denoiser of diffusers (UNet or transformer) with the Trainer of transformers.
 
     Rows have `latents` and the columns that the denoiser's forward takes (`encoder_hidden_states`, ...), as
@@ -177,6 +177,11 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, HubPushMixin, T
             "loss_weighting": str(self.loss_weighting),
             **values,
         }
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does, also on several processes after an evaluation."""
+        train_in_step(self)
+        return super().train(*args, **kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Return the micro-batches of one optimizer step, as the Trainer does; they are counted from here."""

@@ -122,7 +122,7 @@ class DiffusionCardMixin(RunCardMixin):
         return f"{what}{source}, trained with [`DiffusionTrainer`](https://pypi.org/project/hfnoise) of hfnoise."
 
     def _snippet(self, base: Base, adapter: bool) -> str:
-        name = self.hub_model_id or self.args.output_dir  # type: ignore[attr-defined]
+        name = self.hub_model_id or self.args.output_dir
         kind = type(self._denoiser()).__name__  # type: ignore[attr-defined]
         imports, pipeline = self._loading(base)
         start = f"DiffusionPipeline.from_pretrained({pipeline}"

@@ -15,7 +15,6 @@ from hfnoise.methods import find_method
 from hfnoise.preference.pair_loss_table import find_pair_loss
 from hfnoise.trainers.checkpoints import NoiseRunState
 from hfnoise.trainers.forward_tap import ForwardTap
-from hfnoise.trainers.hub_push import HubPushMixin
 from hfnoise.trainers.noise_dpo_config import NoiseDPOConfig
 from hfnoise.trainers.noise_dpo_data import NoiseDPODataMixin
 from hfnoise.trainers.noise_dpo_run import NoiseDPORunMixin
@@ -28,9 +27,7 @@ from hfnoise.trainers.quantized_base import keep_differentiable
 __all__ = ["NoiseDPOConfig", "NoiseDPOTrainer"]
 
 
-class NoiseDPOTrainer(
-    HubPushMixin, NoiseDPODataMixin, NoiseDPOScoringMixin, NoiseDPORunMixin, PrefixSharingMixin, DPOTrainer
-):
+class NoiseDPOTrainer(NoiseDPODataMixin, NoiseDPOScoringMixin, NoiseDPORunMixin, PrefixSharingMixin, DPOTrainer):
     """Trains with DPO on noisy preference labels; takes the arguments of [`~trl.DPOTrainer`] and a [`NoiseDPOConfig`].
 
     The losses are functions of the margin that TRL's own forward pass gives (see `ForwardTap`), so TRL's metrics, its

@@ -61,7 +61,7 @@ class NoisePromptCardMixin(DiffusionCardMixin):
         )
 
     def _snippet(self, base: Base, adapter: bool) -> str:
-        name = self.hub_model_id or self.args.output_dir  # type: ignore[attr-defined]
+        name = self.hub_model_id or self.args.output_dir
         imports, pipeline = self._loading(self._pipeline())
         lines = ["from hfnoise import GoldenNoisePipeline", *imports, ""]
         return "\n".join([*lines, f'pipe = GoldenNoisePipeline.from_pretrained({pipeline}, npnet="{name}")'])

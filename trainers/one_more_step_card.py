@@ -53,7 +53,7 @@ class OneMoreStepCardMixin(DiffusionCardMixin):
         )
 
     def _snippet(self, base: Base, adapter: bool) -> str:
-        name = self.hub_model_id or self.args.output_dir  # type: ignore[attr-defined]
+        name = self.hub_model_id or self.args.output_dir
         imports, pipeline = self._loading(self._pipeline())
         lines = ["from hfnoise import OneMoreStep, OneMoreStepPipeline", *imports, ""]
         lines += [f'step = OneMoreStep.from_pretrained("{name}")']

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from hfnoise.privacy.gradient_recorder import UnitGradientRecorder
 from hfnoise.privacy.hf_fingerprint import dataset_fingerprint
 from hfnoise.privacy.sampling import PoissonSampler
-from hfnoise.trainers.hub_push import HubPushMixin
 from hfnoise.trainers.private_batches import (
     MicroBatch,
     PlannedRows,
@@ -42,7 +41,7 @@ from hfnoise.trainers.quantized_base import keep_differentiable
 logger = logging.getLogger(__name__)
 
 
-class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin, HubPushMixin):
+class DPTrainerMixin(PrivateCardMixin, PrivateCourseMixin):
     """Put in front of a Trainer, it makes its training differentially private; see [`DPConfig`] for the settings.
 
     ```python

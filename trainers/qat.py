@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hfnoise.quantization.weight_cache import cached_weights
 from hfnoise.trainers.checkpoints import last_complete_checkpoint
-from hfnoise.trainers.hub_push import HubPushMixin
+from hfnoise.trainers.evaluated_before import train_in_step
 from hfnoise.trainers.ignored_settings import refuse_ignored_settings
 from hfnoise.trainers.qat_bits import BitScheduleCallback
 from hfnoise.trainers.qat_card import QATCardMixin
@@ -26,7 +26,7 @@ from hfnoise.trainers.qat_model import current_bits, is_quantized, prepare_stude
 _STEP_RATE = 0.1
 
 
-class QATTrainerMixin(HubPushMixin, QATCardMixin, QATExportMixin, DistillationMixin):
+class QATTrainerMixin(QATCardMixin, QATExportMixin, DistillationMixin):
     """Put in front of a Trainer, it trains with quantised weights and activations; see [`QATArguments`].
 
     ```python
@@ -131,6 +131,7 @@ class QATTrainerMixin(HubPushMixin, QATCardMixin, QATExportMixin, DistillationMi
         if self._bits is not None:
             self._bits.model = self.model
             self._bits.resumed_from = resume_from_checkpoint or None
+        train_in_step(self)
         with self._cached(self.args.gradient_accumulation_steps > 1):
             return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 

@@ -40,7 +40,7 @@ class QATCardMixin(RunCardMixin):
             quantization_report(self.model),
             form,
             user.model_name or Path(self.args.output_dir).name,
-            self.hub_model_id or self.args.output_dir,  # type: ignore[attr-defined]
+            self.hub_model_id or self.args.output_dir,
             trained_base(self.model, user.finetuned_from),
             run_seeds(self.args),
             user,

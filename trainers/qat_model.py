@@ -68,9 +68,9 @@ def _refuse_other_quantization(model: Any) -> None:
         return
     method = getattr(stored, "quant_method", type(stored).__name__)
     raise ValueError(
-        f"the model was loaded quantised by {getattr(method, 'value', method)}, and quantisation-aware "
-        "training starts from float weights, or from those of a QuestConfig. Load it without that "
-        "quantization_config; to train adapters on such a base, use the Trainer without QAT."
+        f"the model was loaded quantised by {getattr(method, 'value', method)}, and quantisation-aware training "
+        "starts from float weights, or from those of a QuestConfig. Load it without that quantization_config; to "
+        "train adapters on such a base, use the Trainer without QAT."
     )
 
 

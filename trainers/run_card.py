@@ -13,13 +13,18 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers.trainer_utils import HubStrategy
 
+from hfnoise.trainers.hub_push import HubPushMixin
+
 # How transformers calls what TRL and our cards call dataset_name; the identifiers on the Hub go before other names.
 _DATASET_NAMES = ("dataset", "dataset_tags", "dataset_name")
 _TAKEN = ("model_name", "dataset_name", "tags", "language", "license", "finetuned_from")
 
 
-class RunCardMixin:
-    """The part of our Trainers that writes `README.md`; a family says by `run_card` what is on it."""
+class RunCardMixin(HubPushMixin):
+    """The part of our Trainers that writes `README.md`; a family says by `run_card` what is on it.
+
+    It comes with the pushes that send the card, so that both stand in one order in front of every Trainer.
+    """
 
     args: Any
     _card_values: dict[str, Any] | None = None
@@ -79,4 +84,4 @@ class RunCardMixin:
         """Push as the Trainer does, which copies the weights of a checkpoint to `output_dir` but no card."""
         if self.args.hub_strategy != HubStrategy.END and self.is_world_process_zero():  # type: ignore[attr-defined]
             self._write_card(Path(self.args.output_dir))
-        super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+        super()._push_from_checkpoint(checkpoint_folder)

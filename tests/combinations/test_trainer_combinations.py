@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers.utils import is_liger_kernel_available
 
+from tests.combinations import page
 from tests.combinations.trainer_checks import CHECKS, build
 from tests.combinations.trainers import ABSENT, Cell, Refused, cells
 from tests.conftest import build_tokenizer, run_processes
@@ -19,8 +20,8 @@ QUICK = {
 # The combinations that people ask for first, one of each family.
 SLOW = {
     ("DP + RobustDPO", "lora"), ("QAT + RobustDPO", "full"), ("QAT + RobustDPO", "prefix sharing"), ("FedSVD", "nf4"),
-    ("FedSVD", "int8"), ("BVPO", "nf4"), ("DrDPO", "adam 8-bit"), ("Diffusion", "accumulation"),
-    ("OneMoreStep", "average"), ("NoisePrompt", "streaming"), ("DPSFT", "dora"), ("QATSFT", "checkpointing"),
+    ("FedSVD", "int8"), ("BVPO", "nf4"), ("DrDPO", "adam 8-bit"),
+     ("NoisePrompt", "streaming"), ("DPSFT", "dora"),
 }  # fmt: skip
 
 
@@ -77,6 +78,12 @@ def test_cell(cell, model_path, tmp_path, monkeypatch):
         with pytest.raises((ValueError, RuntimeError, NotImplementedError)) as error:
             build(cell.row, model_path, tmp_path, cell.variant)
         assert cell.expected.words in str(error.value)
+
+
+def test_the_page_has_this_table():
+    text = page.PAGE.read_text(encoding="utf-8")
+    expected = page.with_table(text, page.TRAINERS, page.trainer_table())
+    assert text == expected, "run python -m tests.combinations.page"
 
 
 def test_the_marks_name_cells():

@@ -99,6 +99,10 @@ def quantized_base(base: str) -> dict[str, Any]:
     }
 
 
+def _adam(optimizer: str) -> Options:
+    return Options({"optim": optimizer, "learning_rate": 1e-4}, more=FLOAT_INPUTS)
+
+
 NO_ADAPTER = {
     "OneMoreStep": Refused("an adapter has no config to carry the terminal prior in"),
     "NoisePrompt": Refused("train all of it, without peft_config"),
@@ -106,6 +110,7 @@ NO_ADAPTER = {
 # With quantised inputs a last bit moves an input over a tie, and all that follows: exact is what has float inputs.
 FLOAT_INPUTS = {"args": {"bits": None, "weight_bits": 4}}
 LOOP = {"grad_mode": "loop"}
+SMOOTHED = Options({"label_smoothing_factor": 0.1})
 SHARDED = {
     **_rows((*PREFERENCE, "DP + RobustDPO"), Refused("does not run under {}")),
     **_rows(("DPSFT", "DPDPO", "make_private"), Refused("Use DistributedDataParallel")),
@@ -142,6 +147,7 @@ COLUMNS: dict[str, Column] = {
     "adam 8-bit": Column(
         "`optim=\"adamw_bnb_8bit\"`", "same", with_settings(optim="adamw_bnb_8bit", learning_rate=1e-4),
         with_settings(optim="adamw_torch", learning_rate=1e-4), tolerance=5e-3,
+        own=_own(QUANTIZED, _adam("adamw_bnb_8bit"), _adam("adamw_torch")),
     ),
     "ddp": Column(
         "two processes (DDP)", "processes", with_settings(per_device_train_batch_size=2),
@@ -190,7 +196,7 @@ COLUMNS: dict[str, Column] = {
         "DPDPO": Refused("padding_free=True puts several units into one row"),
         **_rows([row for row in ROWS if row not in (*PAIRS, *OF_SFT)], ABSENT),
     }),
-    "label smoothing": Column("`label_smoothing_factor`", "has effect", Options({"label_smoothing_factor": 0.1}), other={
+    "label smoothing": Column("`label_smoothing_factor`", "has effect", SMOOTHED, other={
         **_rows(PAIRS, Refused("has no effect: it smooths the labels of tokens")),
         **_rows(("DPSFT", "make_private"), "units"),
         **_rows(IMAGES, Refused("a denoiser has no labels")),
