@@ -114,11 +114,8 @@ def _overview() -> str:
 
 
 def _table() -> str:
-    header = ("method", "family", "state", "paper", "class", "instead of")
-    rows = [
-        (method.name, method.family, method.state, f"arXiv {method.paper}", method.main_class, method.stock)
-        for method in METHODS
-    ]
+    header = ("method", "family", "paper", "class", "instead of")
+    rows = [(one.name, one.family, f"arXiv {one.paper}", one.main_class, one.stock) for one in METHODS]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
     return "\n".join(line.rstrip() for line in lines)
