@@ -16,12 +16,12 @@ COMMANDS = {
     "robust-dpo": ("robust_dpo", "trainers.launch"),
     "dr-dpo": ("dr_dpo", "trainers.launch"),
     "bvpo": ("bvpo", "trainers.launch"),
-    "dp-sft": ("dp_sft", "trainers.launch_private"),
-    "dp-dpo": ("dp_dpo", "trainers.launch_private"),
+    "dp-sft": ("dp_sft", "trainers.launch"),
+    "dp-dpo": ("dp_dpo", "trainers.launch"),
     "fedsvd": ("fedsvd", "trainers.launch_federated"),
-    "qat": ("qat", "trainers.launch_qat"),
-    "one-more-step": ("one_more_step", "trainers.launch_one_more_step"),
-    "golden-noise": ("golden_noise", "trainers.launch_golden_noise"),
+    "qat": ("qat", "trainers.launch"),
+    "one-more-step": ("one_more_step", "trainers.launch"),
+    "golden-noise": ("golden_noise", "trainers.launch"),
     "generate": ("generate", "pipelines.generate"),
 }
 # Nine lines that stand for 9^9 words.

@@ -87,6 +87,9 @@ class DiffusionTrainer(DiffusionCardMixin, DiffusionSavingMixin, Trainer):
     # False in a subclass whose denoiser has no timestep.
     _takes_timestep = True
     _time_scale = 1.0
+    # None in a subclass whose `set_schedule` reads none.
+    schedule: Any = None
+    loss_weighting: Any = None
 
     def __init__(
         self,

@@ -65,6 +65,8 @@ class DiffusionCardMixin(RunCardMixin):
         """Return the noise for the block `hfnoise:` of the card; for a subclass with another objective to override."""
         args = self.args
         block = {name: getattr(args, name) for name in _NOISES if getattr(args, name)}
+        if self.schedule is None:  # type: ignore[attr-defined]
+            return block
         return {
             "prediction_type": self.schedule.prediction_type,  # type: ignore[attr-defined]
             "loss_weighting": str(self.loss_weighting),  # type: ignore[attr-defined]
@@ -75,6 +77,8 @@ class DiffusionCardMixin(RunCardMixin):
     def noise_rows(self) -> list[tuple[str, str]]:
         """Return what the card says of the noise; for a subclass with another objective to override."""
         args, schedule = self.args, self.schedule  # type: ignore[attr-defined]
+        if schedule is None:
+            return [("objective", f"that of `{type(self).__name__}`, without noise levels")]
         rows = [
             ("prediction type", f"`{schedule.prediction_type}`"),
             ("noise levels", str(len(schedule.timesteps))),

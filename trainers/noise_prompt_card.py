@@ -87,7 +87,5 @@ class NoisePromptCardMixin(DiffusionCardMixin):
                 shown, value = f"{name.replace('_', ' ')}, {kind}", last[f"{name}_{kind}"]
                 is_share = name.endswith("accuracy")
                 drawn = ONE_RUN if images is None else f"{ONE_RUN}, {images} images"
-                found.append(
-                    rate(shown, value, images, "images") if is_share else Metric(shown, f"{value:.4g}", drawn)
-                )
+                found.append(rate(shown, value, images, "images") if is_share else Metric(shown, number(value), drawn))
         return found

@@ -75,7 +75,8 @@ class QATArguments:
     hadamard_group: int | None = _field("hadamard_group")
     estimator: str | None = _field("estimator")
     modules_to_not_convert: list[str] | None = _field("modules_to_not_convert")
-    bit_schedule: str | None = _field("bit_schedule")
+    # `str` second: the type that a command line is parsed to.
+    bit_schedule: dict | str | list | None = _field("bit_schedule")
     distillation_weight: float = _field("distillation_weight")
     distillation_temperature: float = _field("distillation_temperature")
     step_learning_rate: float | None = _field("step_learning_rate")

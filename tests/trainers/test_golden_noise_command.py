@@ -112,8 +112,10 @@ def test_from_prompts_to_a_network(arguments, tmp_path, capsys):
     for text in ("16 pairs of 4 prompts", "R2 of the change: ", "pairs of images (95 %", "judge_accuracy: "):
         assert text in shown
     card = (tmp_path / "net" / "README.md").read_text()
-    assert "| pipeline | `digits-weak` |" in card and "huggingface.co/digits" not in card
-    assert "images preferred over those of plain noise" in card and "frechet distance, plain and refined" in card
+    assert "| pipeline | `hfnoise:digits-weak` (0.68 M" in card and "huggingface.co/digits" not in card
+    assert "images preferred over those of plain noise" in card and "frechet distance, refined" in card
+    # Of one image a digit there is no diversity: said, not "nan".
+    assert "| diversity, plain | not a number |" in card
     net = hfnoise.load_noise_net(tmp_path / "net")
     assert type(net) is hfnoise.NoisePromptNet and net.map.weight.abs().max() > 0
     # Again, from that network: the pairs are there, and nothing is collected twice.
