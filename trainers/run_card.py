@@ -7,6 +7,7 @@ Who else writes `README.md`, and when: `PeftModel.save_pretrained`, at every sav
 from __future__ import annotations
 
 import inspect
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from huggingface_hub import ModelCard
 from transformers.trainer_utils import HubStrategy
 
 from hfnoise.trainers.hub_push import HubPushMixin
+
+logger = logging.getLogger(__name__)
 
 # How transformers calls what TRL and our cards call dataset_name; the identifiers on the Hub go before other names.
 _DATASET_NAMES = ("dataset", "dataset_tags", "dataset_name")
@@ -103,10 +106,17 @@ class RunCardMixin(HubPushMixin):
         """Save as the Trainer does, with our card last, over the one that PEFT writes."""
         super()._save(output_dir, state_dict)  # type: ignore[misc]
         if self.args.should_save:
-            self._write_card(Path(output_dir or self.args.output_dir))
+            self._try_card(Path(output_dir or self.args.output_dir))
+
+    def _try_card(self, folder: Path) -> None:
+        """Write the card in mid-run: one that cannot be written costs no weights, checkpoint or step of training."""
+        try:
+            self._write_card(folder)
+        except Exception as error:  # of a subclass's own card too, whatever it is
+            logger.warning("README.md of %s is not that of this run, which could not be written: %s", folder, error)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push as the Trainer does, which copies the weights of a checkpoint to `output_dir` but no card."""
         if self.args.hub_strategy != HubStrategy.END and self.is_world_process_zero():  # type: ignore[attr-defined]
-            self._write_card(Path(self.args.output_dir))
+            self._try_card(Path(self.args.output_dir))
         super()._push_from_checkpoint(checkpoint_folder)

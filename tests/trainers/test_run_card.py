@@ -42,6 +42,16 @@ def test_every_way_to_save_a_preference_model(make_trainer, adapter, tmp_path):
         trainer.create_model_card(dataset_nmae="me/pairs")
 
 
+def test_a_card_that_cannot_be_written_costs_no_checkpoint(make_trainer, caplog, monkeypatch):
+    monkeypatch.setattr(RobustDPOTrainer, "run_card", lambda self, **given: 1 / 0)
+    trainer = make_trainer(RobustDPOTrainer, RobustDPOConfig, max_steps=2, save_strategy="steps", save_steps=1)
+    trainer.train()
+    assert (Path(trainer.args.output_dir) / "checkpoint-2" / "model.safetensors").is_file()
+    assert "could not be written: division by zero" in caplog.text
+    with pytest.raises(ZeroDivisionError):  # asked for by name it is an error
+        trainer.create_model_card()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
 def test_every_way_to_save_a_quantised_model(tiny_model_path, tokenizer, make_texts, cpu_arguments, adapter, tmp_path):
