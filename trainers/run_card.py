@@ -32,6 +32,7 @@ class RunCardMixin(HubPushMixin):
     args: Any
     state: Any
     _card_values: dict[str, Any] | None = None
+    _in_checkpoint = False
     # Where, in the history, the entries begin that are of the best weights, once these were loaded.
     _best_from: int | None = None
 
@@ -78,7 +79,9 @@ class RunCardMixin(HubPushMixin):
         if not self.is_world_process_zero():  # type: ignore[attr-defined]
             return
         self._card_values = {**(self._card_values or {}), **self._known_card_values(args, kwargs)}
-        if not self._write_card(Path(self.args.output_dir)):
+        # TRL's Trainers come here before each checkpoint.
+        write = self._try_card if self._in_checkpoint else self._write_card
+        if not write(Path(self.args.output_dir)):
             super().create_model_card(*args, **kwargs)  # type: ignore[misc]
 
     def _known_card_values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -108,12 +111,20 @@ class RunCardMixin(HubPushMixin):
         if self.args.should_save:
             self._try_card(Path(output_dir or self.args.output_dir))
 
-    def _try_card(self, folder: Path) -> None:
-        """Write the card in mid-run: one that cannot be written costs no weights, checkpoint or step of training."""
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._in_checkpoint = True
         try:
-            self._write_card(folder)
+            super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._in_checkpoint = False
+
+    def _try_card(self, folder: Path) -> bool:
+        """Write the card in mid-run, if it is ours: one that cannot be written costs no weights and no step."""
+        try:
+            return self._write_card(folder)
         except Exception as error:  # of a subclass's own card too, whatever it is
             logger.warning("README.md of %s is not that of this run, which could not be written: %s", folder, error)
+            return True
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push as the Trainer does, which copies the weights of a checkpoint to `output_dir` but no card."""
