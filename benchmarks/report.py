@@ -28,7 +28,7 @@ in our favour**, above 1 against us. The brackets hold the spread: plus and minu
 the range over the cases that were timed in turn; no brackets, no spread was taken. "Stock" is what users of Hugging
 Face have today, "peer" the other way that did best; the sections below hold all of them.
 
-**How to run it.** `hfnoise bench` takes about ten minutes of a quiet core: each benchmark with one seed or two, short
+**How to run it.** `hfnoise bench` takes a quarter of an hour: each benchmark with one seed or two, short
 runs and small models, to see that it works and which way it points; it proves nothing. `hfnoise bench --size full` is
 what is quoted here and takes many hours; `hfnoise bench NAME --size full` runs one of them. In a checkout `make bench`
 and `make bench SIZE=full` write this page.

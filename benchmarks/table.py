@@ -199,8 +199,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "guidance_coloured_digits", "guidance_digits", "guidance",
         "The same on prompts that are harder: colour, digit, thickness.",
         full="--checkpoint coloured-digits-sd --steps 20 --scales 4 7.5",
-        small="--checkpoint coloured-digits-sd --seeds 0 --images 30 --fitted_images 20 --steps 20 --scales 4"
-        " --timed_images 10 --repeats 1",
+        small="--checkpoint coloured-digits-sd --seeds 0 --images 20 --fitted_images 10 --steps 20 --scales 4"
+        " --timed_images 4 --repeats 1",
         compare=compare_guidance.digits, pictures=("guidance_pictures_coloured_digits",),
         limits="Skipping costs accuracy where prompts are hard.",
     ),
