@@ -160,8 +160,8 @@ def test_small_runs_are_short():
     assert runs
     assert runs.keys() <= BY_NAME.keys()
     assert not any(run.error for run in runs.values())
-    assert max(run.processor_seconds for run in runs.values()) < 60
-    # Ten to twelve minutes of a quiet core; processors that are shared take longer for the same.
+    # A minute at most, and a quarter of an hour in all, of a quiet core; a shared one takes longer for the same.
+    assert max(run.processor_seconds for run in runs.values()) < 90
     assert sum(run.processor_seconds for run in runs.values()) < 15 * 60
 
 
