@@ -57,6 +57,8 @@ def refused_in_both(cell: Cell, path, folder) -> None:
 # TRL's own, of settings that it will not have for ever.
 @pytest.mark.filterwarnings("ignore:`(use_liger_kernel|label_smoothing_factor).*deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning:torch._dynamo", "ignore::DeprecationWarning:torch._dynamo")
+# torch's, of its own tracing of TRL's loss.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("cell", [marked(cell) for cell in cells()])
 def test_cell(cell, model_path, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
